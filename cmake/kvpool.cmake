@@ -1,0 +1,20 @@
+# kvpool_test(NAME name SOURCES a.cc... LIBS lib... [LABEL unit|integration])
+# One GoogleTest binary, one CTest entry per binary. Labels: `unit` (default) needs no other process,
+# `integration` starts real daemons, built before it by depending on the target `kvpool_programs`.
+function(kvpool_test)
+  cmake_parse_arguments(T "" "NAME;LABEL;TIMEOUT" "SOURCES;LIBS" ${ARGN})
+  if(NOT T_LABEL)
+    set(T_LABEL unit)
+  endif()
+  if(NOT T_TIMEOUT)
+    set(T_TIMEOUT 120)
+  endif()
+  add_executable(${T_NAME} ${T_SOURCES})
+  target_link_libraries(${T_NAME} PRIVATE ${T_LIBS} GTest::gtest GTest::gmock GTest::gtest_main)
+  add_test(NAME ${T_NAME} COMMAND ${T_NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(${T_NAME} PROPERTIES LABELS ${T_LABEL} TIMEOUT ${T_TIMEOUT}
+    ENVIRONMENT "KVPOOL_BIN=${CMAKE_BINARY_DIR}/bin;UBSAN_OPTIONS=print_stacktrace=1;OPENBLAS_NUM_THREADS=1")
+endfunction()
+
+# Programs land in one folder, so that scripts and tests find them: build/<preset>/bin.
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)

@@ -1,0 +1,39 @@
+// Scoring: drains queries of a session's window into its planes, each query exactly once, against
+// the keys present. Probabilities are recomputed (two passes over the keys); they equal the
+// worker's as long as nothing was evicted between the query and its drain, which the agent ensures.
+//
+// Pure function of its arguments but for the planes it updates; any thread.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/layout.h"
+#include "kernels/planes.h"
+#include "kernels/session_view.h"
+
+namespace kvpool {
+
+struct ScoreArgs {
+  const Layout* layout = nullptr;
+  const std::byte* base = nullptr;
+  SessionView session;             // fresh_tokens: rows present, at most the committed ones
+  uint32_t fresh_start = 0;        // logical position of fresh row 0
+  const float* queries = nullptr;  // [query_count][model_layers][query_heads][key_dim], post-RoPE
+  // [query_count] logical position p of each query: it saw the fresh rows at positions <= p.
+  const uint32_t* query_positions = nullptr;
+  uint32_t query_count = 0;  // 1..32
+  float scale = 1.0f;
+};
+
+// Per (layer, head) and row: mass += sum over the group's query heads (and over every model layer
+// that shares the cached layer) of alpha; low count += 1 for each query for which alpha < 1 / t for
+// ALL those heads, t = p + 1 the absolute step (Scissorhands, arXiv 2305.17118, Alg. 2; with
+// grouped queries a key is important if any query head says so). Rows that a query could not see
+// get nothing from it. A NaN probability counts as low and adds no mass.
+// Requires planes->rows() == session.Length() for every (layer, head).
+void Score(const ScoreArgs& args, Planes* planes);
+
+}  // namespace kvpool
