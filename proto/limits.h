@@ -53,6 +53,7 @@ inline constexpr uint32_t kConfigFileBytes = 1 << 20;  // a configuration or ten
 // Operator API.
 inline constexpr uint32_t kHttpBodyBytes = 1 << 20;     // request body
 inline constexpr uint32_t kHttpHeaderBytes = 16 << 10;  // request line and headers
+inline constexpr uint32_t kHttpReplyBytes = 16 << 20;   // response body a client accepts
 inline constexpr uint32_t kHttpConnections = 64;        // open HTTP connections
 inline constexpr uint32_t kHttpSeconds = 10;            // to read a request
 inline constexpr uint32_t kJsonDepth = 16;              // nesting of a JSON body
