@@ -75,8 +75,8 @@ void PoolLedger::ApplyGroup(const Record& record) {
   group.layout = *GroupLayout(record);
   group.listed.resize(kBuckets * slab_words_);
   // The fewest free pages come first: page counts are cut into kBuckets or fewer steps.
-  const int bits = std::bit_width(group.layout.pages_per_slab() - 1);
-  group.bucket_shift = std::max(0, bits - std::bit_width(kBuckets - 1));
+  const int bits = static_cast<int>(std::bit_width(group.layout.pages_per_slab() - 1));
+  group.bucket_shift = std::max(0, bits - 6);
 }
 
 void PoolLedger::ApplyAddWorker(const Record& record) {
