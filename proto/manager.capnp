@@ -124,6 +124,7 @@ struct TenantOrder @0xea63058d4fb7c219 {
   leaseSlabs @3 :UInt32;        # slabs the tenant may hold at this agent
   policy @4 :PolicySpec;        # what to do to its sessions
   tokenHashes @5 :List(Data);   # SHA-256 of each worker token, 32 bytes each
+  limitSlabs @6 :UInt32;        # the tenant's limit in whole slabs: what can never fit is told so
 }
 
 struct PolicySpec @0xcb5f90e3617a2d48 {
