@@ -17,11 +17,11 @@ kj::Promise<absl::Status> Workers::Drain(WorkerId id, DrainArgs args) {
       worker->attachment->BeginDrain(args.slot, args.window, args.first, args.count);
   if (!job.ok()) return job.status();
   return Offload(*deps_.pool,
-                 [job = std::make_unique<DrainJob>(*std::move(job))]() mutable {
+                 [job = kj::heap<DrainJob>(*std::move(job))]() mutable {
                    job->Run();
-                   return std::move(job);
+                   return kj::mv(job);
                  })
-      .then([this, id, slot = args.slot](std::unique_ptr<DrainJob> job) -> absl::Status {
+      .then([this, id, slot = args.slot](kj::Own<DrainJob> job) -> absl::Status {
         // The worker is still there: RemoveIfDone waits for sessions with jobs.
         workers_.at(id).attachment->EndDrain(slot, std::move(*job));
         RemoveIfDone(id);
@@ -36,11 +36,11 @@ kj::Promise<CompactionOutcome> Workers::RunCompaction(WorkerId id, uint32_t slot
   if (!job.ok()) return CompactionOutcome{.status = job.status()};
   if (!job->has_value()) return CompactionOutcome{};
   return Offload(*deps_.pool,
-                 [job = std::make_unique<CompactionJob>(**std::move(job))]() mutable {
+                 [job = kj::heap<CompactionJob>(**std::move(job))]() mutable {
                    job->Run();
-                   return std::move(job);
+                   return kj::mv(job);
                  })
-      .then([this, id, slot, resting](std::unique_ptr<CompactionJob> job) {
+      .then([this, id, slot, resting](kj::Own<CompactionJob> job) {
         CompactionOutcome outcome =
             workers_.at(id).attachment->EndCompaction(slot, std::move(*job), resting);
         RemoveIfDone(id);
