@@ -68,7 +68,7 @@ void PoolLedger::ApplyPages(const Record& record) {
 }
 
 void PoolLedger::ApplyGroup(const Record& record) {
-  if (record.word == groups_.size()) groups_.emplace_back();
+  if (record.word >= groups_.size()) groups_.resize(record.word + 1);
   groups_[record.word] = std::make_unique<Group>();
   Group& group = *groups_[record.word];
   group.tenant = TenantId(record.slab);

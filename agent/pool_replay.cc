@@ -277,8 +277,8 @@ absl::Status PoolLedger::CheckRecord(const Record& record) const {
       good = record.word < limits::kLayers && record.word % kMapEntries == 0;
       break;
     case Type::kGroup:
-      good = record.word <= groups_.size() && !is_group(record.word) &&
-             tenants_.contains(TenantId(record.slab)) && GroupLayout(record).ok();
+      good = !is_group(record.word) && tenants_.contains(TenantId(record.slab)) &&
+             GroupLayout(record).ok();
       break;
     case Type::kAddWorker:
       good = record.slot < limits::kWorkers && !is_worker(record.slot) && is_group(record.word) &&
