@@ -43,6 +43,7 @@ PoolLedger::PoolLedger(const PoolConfig& config, Journal journal)
     : config_(config),
       journal_(std::move(journal)),
       slab_granules_(static_cast<uint32_t>(config.slab_bytes.value() / kGranuleBytes)),
+      slab_stride_(slab_granules_),
       slab_words_(CeilDiv(config.slabs, 64u)),
       slabs_(config.slabs),
       free_slabs_(config.slabs) {}
