@@ -4,7 +4,8 @@
 // a head with k holes below its new length costs exactly k row moves, the fewest possible. Step 2,
 // whole blocks: the pages with the most live blocks stay, live blocks elsewhere move into free
 // places of those pages, so that whole pages come free with the fewest block moves. Step 3
-// (evacuation): pages that must go are replaced by given pages, place by place.
+// (evacuation): blocks of pages that must go, and for which step 2 found no place, move to given
+// pages.
 // Reads and writes of one step never overlap, so a step is parallel and can be run again from its
 // plan. No free page is needed by steps 1 and 2.
 //

@@ -14,11 +14,14 @@
 
 namespace kvpool {
 
+// Most queries in a drain, and in an entry of the ring of low counts.
+inline constexpr uint32_t kDrainQueries = 32;
+
 // Which statistics a session keeps. `positions` and `mass` are always kept: positions because
 // policies ask for "recent", mass because recovery is reported for every compaction.
 struct PlaneSet {
-  // Scissorhands: drains remembered in the ring of low counts; 0: no such plane. A drain holds at
-  // most W queries, so ceil(w / W) entries cover its window of w queries.
+  // Scissorhands: entries in the ring of low counts; 0: no such plane. See BeginDrain for how many
+  // queries an entry holds.
   uint32_t low_count_ring = 0;
   bool operator==(const PlaneSet&) const = default;
 };
@@ -41,8 +44,10 @@ class Planes {
   // zero statistics.
   void Append(uint32_t first_position, uint32_t count);
 
-  // Begins a drain of `queries` (<= 255) queries: the ring's oldest entry is zeroed and becomes the
-  // newest. A no-op without a ring.
+  // Begins a drain of `queries` (1..kDrainQueries) queries. It joins the ring's newest entry while
+  // that holds no more than kDrainQueries together, so that many small drains do not shorten what
+  // the ring remembers: any two neighbours hold more than kDrainQueries. Else the oldest entry is
+  // zeroed and becomes the newest. A no-op without a ring.
   void BeginDrain(uint32_t queries);
 
   std::vector<uint32_t>& positions(uint32_t plane) { return positions_[plane]; }
@@ -50,14 +55,16 @@ class Planes {
   // Attention mass since the last compaction: sum over drained queries and the group's query heads.
   std::vector<float>& mass(uint32_t plane) { return mass_[plane]; }
   const std::vector<float>& mass(uint32_t plane) const { return mass_[plane]; }
-  // Low counts of the drain that is `age` drains old (0 = newest), [rows].
+  // Low counts of the ring's entry that is `age` entries old (0 = newest), [rows].
   uint8_t* low_counts(uint32_t plane, uint32_t age);
   const uint8_t* low_counts(uint32_t plane, uint32_t age) const;
-  // Queries in the drain that is `age` drains old; 0 when there was none.
+  // Queries in the entry that is `age` entries old; 0 when there was none.
   uint32_t drain_queries(uint32_t age) const;
+  // How many of the newest entries make up the last `window` queries: those whose queries together
+  // fit in it, and always the newest one.
+  uint32_t DrainsWithin(uint32_t window) const;
 
-  // How many of the last `window` queries found row `row` low: the sum over the newest drains whose
-  // queries together fit in the window.
+  // How many of the last `window` queries found row `row` low: the sum over DrainsWithin(window).
   uint32_t LowCount(uint32_t plane, uint32_t row, uint32_t window) const;
 
   // Rewrites every array of (layer, head) `plane` so that new row i is old row source[i]; mass is
@@ -69,7 +76,7 @@ class Planes {
 
   PlaneSet set_;
   uint32_t planes_ = 0;
-  uint32_t newest_ = 0;                                 // ring entry of the newest drain
+  uint32_t newest_ = 0;                                 // the ring's newest entry
   std::vector<uint32_t> ring_queries_;                  // [ring]
   std::vector<std::vector<uint32_t>> positions_;        // [planes][rows]
   std::vector<std::vector<float>> mass_;                // [planes][rows]

@@ -19,6 +19,9 @@ namespace kvpool {
 // Which queries a worker must push. Only kExact makes a worker wait for a full window.
 enum class QueryNeed : uint8_t { kNone = 0, kSampled = 1, kExact = 2 };
 
+// Queries sampled by policies that need none for themselves: one in this many, for recovery.
+inline constexpr uint32_t kRecoverySampleEvery = 16;
+
 struct PolicyNeeds {
   PlaneSet planes;
   QueryNeed queries = QueryNeed::kSampled;

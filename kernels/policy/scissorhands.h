@@ -1,0 +1,37 @@
+// scissorhands: Scissorhands (arXiv 2305.17118, Algorithms 1 and 2): a head holds at most B keys;
+// when it is full, the m keys that the last w queries most often found low (alpha < 1 / t, t the
+// absolute step) go, older first among equals; the newest r always stay.
+//
+// Parameters: budget B, window w, recent r, drop m.
+//
+// Algorithm 1 appends, and compresses when n > B. Here a session is handed over at length B, before
+// the next append: B -> B - m, then the append, which leaves the same B - m + 1 keys. A chunk can
+// bring a head over B by its own length; then what is over goes too, so that B - m always stay.
+// Every query is scored exactly once (QueryNeed::kExact), counts are kept per drain, so the window
+// is the last w queries rounded down to whole drains.
+//
+// Immutable, any thread.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/policy/policy.h"
+
+namespace kvpool {
+
+class ScissorhandsPolicy : public Policy {
+ public:
+  // Requires recent + drop <= budget.
+  ScissorhandsPolicy(uint32_t budget, uint32_t window, uint32_t recent, uint32_t drop)
+      : budget_(budget), window_(window), recent_(recent), drop_(drop) {}
+
+  PolicyNeeds Needs() const override;
+  uint32_t PeakTokens(uint32_t max_tokens, uint32_t chunk) const override;
+  std::optional<uint32_t> CompactAt() const override { return budget_; }
+  std::optional<Selection> Compact(uint32_t length) const override;
+
+ private:
+  uint32_t budget_, window_, recent_, drop_;
+};
+
+}  // namespace kvpool
