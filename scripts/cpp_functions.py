@@ -46,10 +46,12 @@ def without_template(head):
 
 
 def kind(head):
-    """What the brace after `head` opens: a container of declarations, data or a function."""
+    """What the brace after `head` opens: a container of declarations, data, a function, a value."""
     head = without_template(head)
     if CONTAINER.match(head):
         return "container"
+    if head.count("(") > head.count(")"):
+        return "value"  # a default argument, say
     if re.search(r"=\s*[\w:<>, ]*$", head) or "(" not in head:
         return "data"
     return "function"
@@ -69,7 +71,7 @@ def functions(text):
         elif char == "}" and stack:
             what, opened, first = stack.pop()
             # `: a_{1}, b_{2} {`: a brace of an initialiser list; the body is still to come.
-            goes_on = CONTINUES.match(code, position + 1) is not None
+            goes_on = what == "value" or CONTINUES.match(code, position + 1) is not None
             if what == "function" and not goes_on:
                 name = FUNCTION_NAME.search(without_template(opened))
                 found.append((name.group(1) if name else "function", first, line))
