@@ -60,7 +60,7 @@ double Median(std::vector<double> values) {
   return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
-absl::StatusOr<Result> Run(const Case& bench_case, std::ostream& progress) {
+absl::StatusOr<Result> RunCase(const Case& bench_case, std::ostream& progress) {
   if (bench_case.rounds < kLeastRounds) {
     return absl::InvalidArgumentError(
         absl::StrCat(bench_case.name, ": ", bench_case.rounds, " rounds, at least ", kLeastRounds));

@@ -55,7 +55,7 @@ struct Result {
 
 // Runs the rounds: in each the value and the yardstick once, which of them first alternating.
 // Writes one line per round to `progress`.
-absl::StatusOr<Result> Run(const Case& bench_case, std::ostream& progress);
+absl::StatusOr<Result> RunCase(const Case& bench_case, std::ostream& progress);
 
 // The middle one, or the mean of the middle two. Needs at least one.
 double Median(std::vector<double> values);

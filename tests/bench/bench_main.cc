@@ -36,7 +36,7 @@ std::vector<const Case*> Chosen(const std::vector<Case>& cases, const Options& o
 int RunAll(const std::vector<const Case*>& chosen, const Options& options) {
   std::vector<Entry> entries;
   for (const Case* one : chosen) {
-    absl::StatusOr<Result> result = Run(*one, std::cerr);
+    absl::StatusOr<Result> result = RunCase(*one, std::cerr);
     if (result.ok()) {
       entries.push_back({one, *std::move(result)});
     } else {
