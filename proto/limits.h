@@ -18,7 +18,7 @@ inline constexpr uint32_t kNestingDepth = 16;         // pointer depth
 inline constexpr uint32_t kFdsPerMessage = 16;        // file descriptors a message
 
 inline constexpr uint64_t kInFlightWords = 4 * kMessageWords;  // unanswered calls a connection
-inline constexpr uint64_t kSendQueueBytes = 4 << 20;  // answers that a peer has not read
+inline constexpr uint64_t kSendQueueBytes = 4 << 20;           // answers that a peer has not read
 
 // Connections.
 inline constexpr uint32_t kConnections = 256;  // open connections an agent or manager serves
