@@ -124,6 +124,7 @@ void Attachment::Free(AgentSession* session) {
 
 absl::Status Attachment::Fail(AgentSession* session, const std::string& why) {
   session->failed = true;
+  ++bad_page_lists_;
   constexpr uint32_t kBadPageList = 9;  // rpc RefusalReason::badPageList
   regions_->table(session->slot).failed.store(kBadPageList, std::memory_order_release);
   regions_->SetState(session->slot, shm::State::kFailed);
@@ -223,6 +224,10 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_
       session->job != AgentSession::Job::kNone) {
     return absl::FailedPreconditionError(
         absl::StrCat("session slot ", slot, " is not open for a hand-over"));
+  }
+  if (regions_->slot(slot).state.load(std::memory_order_acquire) !=
+      static_cast<uint32_t>(shm::State::kBusy)) {
+    return absl::FailedPreconditionError(absl::StrCat("session slot ", slot, " is not BUSY"));
   }
   regions_->table(slot).hand_over.store(0, std::memory_order_relaxed);
   if (absl::Status status = Snapshot(session); !status.ok()) return status;

@@ -66,6 +66,7 @@ class Attachment {
   void SetTarget(uint32_t pages);
   uint32_t target() const { return target_; }
   uint64_t bad_returns() const { return bad_returns_; }
+  uint64_t bad_page_lists() const { return bad_page_lists_; }
 
   // ResourceExhausted when no slot is free.
   absl::StatusOr<AgentSession*> Open(const TenantState& tenant, uint32_t max_tokens,
@@ -119,6 +120,7 @@ class Attachment {
   uint64_t consumed_ = 0;   // last believable consumed index of the worker
   uint64_t collected_ = 0;  // our copy of the return ring's consumed index
   uint64_t bad_returns_ = 0;
+  uint64_t bad_page_lists_ = 0;
   uint64_t unscored_ = 0;
 };
 

@@ -108,9 +108,10 @@ void TenantBook::Record(const ReclaimRecord& record) {
     if (record.recovery >= 0) {
       counters.recovery_sum += record.recovery;
       ++counters.recovery_count;
-      counters.recovery_min = std::min<double>(counters.recovery_min, record.recovery);
+      counters.recovery_min = std::min<double>(counters.recovery_min, record.recovery_min);
     }
   }
+  if (observer_ && found != tenants_.end()) observer_(found->second, record);
   const auto same = std::find_if(unreported_.rbegin(), unreported_.rend(), [&](const auto& last) {
     return last.tenant == record.tenant && last.step == record.step &&
            last.reason == record.reason && last.policy == record.policy;

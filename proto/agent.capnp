@@ -156,6 +156,10 @@ interface Attachment @0xe8b3f16704a29dc5 {
 
   statistics @5 () -> (leaseSlabs :UInt32, heldSlabs :UInt32, usedBytes :UInt64);
   # The tenant's numbers at this agent, for tools and tests.
+
+  detach @6 () -> ();
+  # Lets go of everything: the worker has unmapped its slabs and will not touch them again. Only
+  # after hanging up without it must the agent wait for the end of the worker's process.
 }
 
 struct Outcome @0x95f2a80b3dc7e641 {

@@ -33,6 +33,7 @@ inline constexpr uint32_t kRunningPerWorker = 256;    // query windows an attach
 inline constexpr uint32_t kSessionTokens = 1 << 20;   // tokens a session
 inline constexpr uint32_t kWindowQueries = 32;        // W: depth of a query window
 inline constexpr uint32_t kMagazinePages = 8192;      // ring slots, a power of two
+inline constexpr uint32_t kMagazineShare = 64;        // a magazine holds 1/64 of the lease
 inline constexpr uint32_t kBatchItems = 256;          // sessions in a drain or hand-over
 inline constexpr uint32_t kSlabsPerCall = 16;         // slabs granted or revoked in one call
 inline constexpr uint32_t kLayers = 256;              // cached or model layers of a geometry
