@@ -48,9 +48,13 @@ inline constexpr uint32_t kReclaimsPerReport = 64;  // reclaim records in one re
 inline constexpr uint32_t kReclaimsKept = 20;       // reclaim records kept for each tenant
 inline constexpr uint32_t kReportMillis = 250;      // how often an agent reports
 
+// Files that an operator writes.
+inline constexpr uint32_t kConfigFileBytes = 1 << 20;  // a configuration or tenants file
+
 // Operator API.
 inline constexpr uint32_t kHttpBodyBytes = 1 << 20;     // request body
 inline constexpr uint32_t kHttpHeaderBytes = 16 << 10;  // request line and headers
+inline constexpr uint32_t kHttpReplyBytes = 16 << 20;   // response body a client accepts
 inline constexpr uint32_t kHttpConnections = 64;        // open HTTP connections
 inline constexpr uint32_t kHttpSeconds = 10;            // to read a request
 inline constexpr uint32_t kJsonDepth = 16;              // nesting of a JSON body
