@@ -1,6 +1,8 @@
 # Agent <-> manager. The agent dials the manager, registers once per connection and then exchanges
 # reports for orders. Every number is absolute and carries (epoch, seq): a message that is lost,
 # late, doubled or reordered can leave memory unused, never over-committed. No wall-clock times.
+#
+# SPDX-License-Identifier: Apache-2.0
 @0x9f2b1c64a7d3e815;
 
 using Cxx = import "/capnp/c++.capnp";
