@@ -137,8 +137,9 @@ class RpcTest : public ::testing::Test {
           pidfd_ = kj::mv(peer.pidfd);
           return kj::heap<AgentServer>(kj::mv(connection), &tenants_, &hanging_, &events_);
         });
-    if (listener.ok()) listener_ = *std::move(listener);
-    return listener.status();
+    if (!listener.ok()) return listener.status();
+    listener_ = *std::move(listener);
+    return absl::OkStatus();
   }
 
   kj::Own<RpcClient> Connect() { return RpcConnect(io_, listener_->address()).wait(io_.waitScope); }
@@ -256,6 +257,7 @@ TEST_F(RpcTest, DisconnectReleasesWhatThePeerHeldBeforeTheCallback) {
   ASSERT_TRUE(Listen({.address = Path()}).ok());
   auto client = Connect();
   std::vector<rpc::Tenant::Client> held;
+  held.reserve(10);
   for (int i = 0; i < 10; ++i) {
     held.push_back(Tenant(*client));
   }
