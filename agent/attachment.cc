@@ -196,6 +196,19 @@ void Attachment::EndDrain(uint32_t slot, DrainJob job) {
 
 // ---- Compaction and moves -----------------------------------------------------------------------
 
+bool Attachment::IsIdle(uint32_t slot) const {
+  return regions_->slot(slot).state.load(std::memory_order_acquire) ==
+         static_cast<uint32_t>(shm::State::kIdle);
+}
+
+uint32_t Attachment::PagesFreedByCompaction(const AgentSession& session) const {
+  const std::optional<Selection> selection = session.policy->Compact(session.cache_tokens());
+  if (!selection.has_value()) return 0;
+  const uint32_t now = CeilDiv(session.cache_tokens(), kPageTokens);
+  const uint32_t then = CeilDiv(selection->total, kPageTokens);
+  return now > then ? now - then : 0;
+}
+
 void Attachment::AskHandOver(uint32_t slot) {
   regions_->table(slot).hand_over.store(1, std::memory_order_release);
 }

@@ -93,6 +93,10 @@ class Attachment {
   absl::StatusOr<std::optional<CompactionJob>> BeginCompaction(uint32_t slot, shm::State resting);
   CompactionOutcome EndCompaction(uint32_t slot, CompactionJob job, shm::State resting);
 
+  bool IsIdle(uint32_t slot) const;
+  // Pages that a compaction would free now, by what was last checked; 0 when its policy has nothing
+  // to drop.
+  uint32_t PagesFreedByCompaction(const AgentSession& session) const;
   // Asks the worker, in its table, to hand the session over at its next safe point.
   void AskHandOver(uint32_t slot);
 

@@ -40,7 +40,7 @@ rpc::ReclaimReason ToCapnp(ReclaimReason reason) {
 }
 
 absl::StatusOr<TenantOrder> FromCapnp(rpc::TenantOrder::Reader reader) {
-  absl::StatusOr<PolicySpec> policy = FromCapnp(reader.getPolicy());
+  absl::StatusOr<PolicySpec> policy = FromProto(reader.getPolicy());
   if (!policy.ok()) return policy.status();
   TenantOrder order{.tenant = TenantId(reader.getTenant()),
                     .name = reader.getName().cStr(),

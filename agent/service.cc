@@ -3,6 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/service.h"
 
+#include <kj/debug.h>
+
 #include <utility>
 
 #include "agent/memory_server.h"
@@ -168,7 +170,8 @@ class AttachmentServer final : public rpc::Attachment::Server {
   kj::Promise<void> handOver(HandOverContext context) override {
     const auto list = context.getParams().getSlots();
     if (list.size() > limits::kBatchItems) return TooMany();
-    std::vector<uint32_t> slots(list.begin(), list.end());
+    std::vector<uint32_t> slots;
+    for (uint32_t slot : list) slots.push_back(slot);
     return workers()
         .HandOver(worker_, std::move(slots))
         .then([context](std::vector<CompactionOutcome> outcomes) mutable {

@@ -26,7 +26,7 @@ void Workers::WatchDoorbell(WorkerId id) {
   Worker* worker = Find(id);
   if (worker == nullptr) return;
   SharedRegions& regions = worker->attachment->regions();
-  if (worker->doorbell == nullptr) {
+  if (worker->doorbell.get() == nullptr) {
     worker->doorbell = kj::heap<kj::UnixEventPort::FdObserver>(
         *deps_.port, regions.doorbell_fd(), kj::UnixEventPort::FdObserver::OBSERVE_READ);
   }
@@ -106,8 +106,7 @@ kj::Promise<absl::Status> Workers::Refuse(WorkerId id, uint32_t pages) {
 
 std::vector<SlabIndex> Workers::MakeSlabs(WorkerId id, const TenantState& tenant, size_t count) {
   std::vector<SlabIndex> made;
-  while (made.size() < count &&
-         deps_.ledger->Usage(tenant.id).held_slabs < UsableSlabs(tenant)) {
+  while (made.size() < count && deps_.ledger->Usage(tenant.id).held_slabs < UsableSlabs(tenant)) {
     const absl::StatusOr<SlabIndex> slab = deps_.ledger->AssignSlab(id);
     if (!slab.ok()) break;
     if (absl::Status created = deps_.device->CreateSlab(*slab); !created.ok()) {
@@ -128,8 +127,8 @@ kj::Promise<bool> Workers::Grow(WorkerId id, uint32_t pages) {
   const TenantState* tenant = deps_.book->Find(setup.tenant);
   if (worker->growing || tenant == nullptr) return false;
   std::vector<SlabIndex> slabs = deps_.ledger->SlabsToOffer(id, limits::kSlabsPerCall);
-  const size_t wanted = std::min<size_t>(CeilDiv(pages, setup.layout.pages_per_slab()),
-                                         limits::kSlabsPerCall);
+  const size_t wanted =
+      std::min<size_t>(CeilDiv(pages, setup.layout.pages_per_slab()), limits::kSlabsPerCall);
   if (slabs.size() < wanted) {
     const std::vector<SlabIndex> made = MakeSlabs(id, *tenant, wanted - slabs.size());
     slabs.insert(slabs.end(), made.begin(), made.end());
@@ -174,7 +173,7 @@ kj::Promise<bool> Workers::Offer(WorkerId id, std::vector<SlabIndex> slabs) {
             RemoveIfDone(id);
             return true;
           },
-          [this, id](kj::Exception&& error) {
+          [this, id](kj::Exception&&) {
             const auto found = workers_.find(id);
             if (found != workers_.end()) found->second.growing = false;
             log_.Warn("a worker did not map its slabs", {{"worker", id.value()}});
