@@ -131,8 +131,9 @@ class RpcTest : public ::testing::Test {
           pidfd_ = kj::mv(peer.pidfd);
           return kj::heap<AgentServer>(kj::mv(connection), &tenants_, &events_);
         });
-    if (listener.ok()) listener_ = *std::move(listener);
-    return listener.status();
+    if (!listener.ok()) return listener.status();
+    listener_ = *std::move(listener);
+    return absl::OkStatus();
   }
 
   kj::Own<RpcClient> Connect() { return RpcConnect(io_, listener_->address()).wait(io_.waitScope); }
