@@ -2,6 +2,8 @@
 # shared memory (proto/shared_memory.h) without a call. Everything is batched; nothing here is called
 # per page. Expected outcomes are values; an exception means that the connection is unusable.
 # No wall-clock times: durations only.
+#
+# SPDX-License-Identifier: Apache-2.0
 @0xb7a4c1902e5fd683;
 
 using Cxx = import "/capnp/c++.capnp";
@@ -141,12 +143,12 @@ interface Attachment @0xe8b3f16704a29dc5 {
   openSession @1 (params :OpenParams) -> (result :OpenResult);
 
   drain @2 (items :List(DrainItem)) -> (results :List(Outcome));
-  # Scores the queries in each window against the keys present; on return the window is empty.
+  # Scores queries of each window against the keys present; on return their entries may be reused.
   # At most kBatchItems.
 
   handOver @3 (slots :List(UInt32)) -> (results :List(HandOverResult));
-  # The worker is at a safe point of these RUNNING sessions and has stored BUSY in their state words.
-  # The agent drains nothing here: push and drain windows first. On return each is RUNNING again.
+  # The worker is at a safe point of these RUNNING sessions, has no drain of them under way and has
+  # stored BUSY in their state words. On return each is RUNNING again, or FAILED.
   # At most kBatchItems.
 
   ping @4 () -> ();
@@ -154,6 +156,10 @@ interface Attachment @0xe8b3f16704a29dc5 {
 
   statistics @5 () -> (leaseSlabs :UInt32, heldSlabs :UInt32, usedBytes :UInt64);
   # The tenant's numbers at this agent, for tools and tests.
+
+  detach @6 () -> ();
+  # Lets go of everything: the worker has unmapped its slabs and will not touch them again. Only
+  # after hanging up without it must the agent wait for the end of the worker's process.
 }
 
 struct Outcome @0x95f2a80b3dc7e641 {
@@ -196,11 +202,11 @@ interface Session @0xf06d8be4a9127c53 {
 }
 
 struct DrainItem @0x9d40a7f5c6e2b318 {
-  slot @0 :UInt32;              # session slot
+  slot @0 :UInt32;              # session slot; RUNNING, and it stays so meanwhile
   window @1 :UInt32;            # query window that holds its queries
-  first @2 :UInt64;             # sequence number of the first: the agent takes each number once
-  count @3 :UInt32;             # queries in the window, entries 0 .. count - 1, at most W
-  # Each query's position is in the window itself. The session is RUNNING and stays so meanwhile.
+  first @2 :UInt64;             # sequence number of the first query, which lies in entry first % W.
+                                # The agent takes each number once, in order
+  count @3 :UInt32;             # queries, at most W. The worker may push others meanwhile
 }
 
 struct HandOverResult @0xa7160bc9f4d5e832 {

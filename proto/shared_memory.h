@@ -52,6 +52,8 @@ struct alignas(64) ControlHeader {
   uint32_t unused;
   // Non-zero while the agent sleeps; whoever exchanges it for 0 writes the doorbell eventfd.
   alignas(64) std::atomic<uint32_t> agent_sleeping;
+  // Grants left, or returns waiting, at which the worker looks at agent_sleeping.
+  std::atomic<uint32_t> low_watermark;
 };
 
 // One session's words in Control. Followed by its page list: std::atomic<uint32_t>[pages].
@@ -62,7 +64,8 @@ struct alignas(64) SessionSlot {
       committed;  // logical tokens finished and accepted; release; never decreases
 };
 
-// One query window in Control: W entries. positions, then vectors [W][query_floats] in f32.
+// One query window in Control: a ring of W entries: u32 positions [W], then f32 vectors
+// [W][query_floats]. Query number n of a session lies in entry n % W.
 inline constexpr uint32_t kWindowQueries = 32;  // limits::kWindowQueries
 
 // One session's header in Tables, then two buffers (see TableBufferBytes).

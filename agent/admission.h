@@ -1,0 +1,35 @@
+// What a session is charged at most, and how many slabs that makes: a session is admitted only when
+// its policy's peak fits beside the peaks of all that are open, so the oldest can always finish.
+//
+// Charged are pages (the cache) and overhead: planes, tables and a query window, by a formula in
+// the geometry. Pure, any thread.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "common/units.h"
+#include "kernels/layout.h"
+#include "kernels/policy/policy.h"
+
+namespace kvpool {
+
+struct Charge {
+  uint64_t pages = 0;
+  Bytes overhead;
+
+  Charge& operator+=(const Charge& other);
+  Charge& operator-=(const Charge& other);
+  bool operator==(const Charge&) const = default;
+};
+
+// The most that a session of up to `max_tokens` tokens, fed in chunks of at most `chunk`, can take.
+Charge PeakCharge(const Layout& layout, const Policy& policy, uint32_t max_tokens, uint32_t chunk);
+
+// Slabs that a charge needs: whole slabs of pages, and whole slabs' worth of overhead.
+uint32_t SlabsFor(const Layout& layout, const Charge& charge);
+// The overhead part of SlabsFor: slabs of the lease that must stay unused for it.
+uint32_t OverheadSlabs(const Layout& layout, const Charge& charge);
+
+}  // namespace kvpool

@@ -1,0 +1,309 @@
+// Checks on what a worker wrote, and the sessions' bookkeeping. See attachment.h.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "agent/attachment.h"
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace kvpool {
+
+absl::StatusOr<std::unique_ptr<Attachment>> Attachment::Make(AttachmentSetup setup,
+                                                             PoolLedger* ledger) {
+  absl::StatusOr<std::unique_ptr<SharedRegions>> regions = SharedRegions::Make(setup.sizes);
+  if (!regions.ok()) return regions.status();
+  return std::unique_ptr<Attachment>(new Attachment(std::move(setup), ledger, *std::move(regions)));
+}
+
+Attachment::Attachment(AttachmentSetup setup, PoolLedger* ledger,
+                       std::unique_ptr<SharedRegions> regions)
+    : setup_(std::move(setup)), ledger_(ledger), regions_(std::move(regions)) {
+  for (uint32_t slot = setup_.sizes.sessions; slot > 0; --slot) free_slots_.push_back(slot - 1);
+  SetTarget(target_);
+}
+
+// ---- Magazine ---------------------------------------------------------------------------------
+
+void Attachment::SetTarget(uint32_t pages) {
+  target_ = std::clamp(pages, 2u, shm::kRingSlots);
+  regions_->header().low_watermark.store(target_ / 2, std::memory_order_relaxed);
+}
+
+void Attachment::Collect() {
+  shm::PageRing& ring = regions_->returns();
+  const uint64_t produced = ring.produced.load(std::memory_order_acquire);
+  // More than the ring holds, or fewer than were there: a torn index. What it says is not taken.
+  if (produced < collected_ || produced - collected_ > shm::kRingSlots) {
+    ++bad_returns_;
+    return;
+  }
+  scratch_.clear();
+  while (collected_ != produced) {
+    scratch_.push_back(
+        PageId(ring.slots[collected_ % shm::kRingSlots].load(std::memory_order_relaxed)));
+    ++collected_;
+  }
+  ring.consumed.store(collected_, std::memory_order_release);
+  const absl::StatusOr<size_t> returned = ledger_->Return(setup_.id, scratch_);
+  if (returned.ok()) bad_returns_ += scratch_.size() - *returned;
+}
+
+uint32_t Attachment::Fill(uint32_t pages) {
+  shm::PageRing& ring = regions_->grants();
+  const uint64_t consumed = ring.consumed.load(std::memory_order_acquire);
+  if (consumed >= consumed_ && consumed <= granted_) {
+    consumed_ = consumed;
+  } else {
+    ++bad_returns_;
+  }
+  const auto waiting = static_cast<uint32_t>(granted_ - consumed_);
+  const uint32_t wanted = std::min(pages, shm::kRingSlots);
+  if (waiting >= wanted) return waiting;
+  scratch_.resize(wanted - waiting);
+  const size_t fresh = ledger_->Grant(setup_.id, scratch_).value_or(0);
+  for (size_t i = 0; i < fresh; ++i) {
+    ring.slots[granted_ % shm::kRingSlots].store(scratch_[i].value(), std::memory_order_relaxed);
+    ++granted_;
+  }
+  ring.produced.store(granted_, std::memory_order_release);
+  return waiting + static_cast<uint32_t>(fresh);
+}
+
+// ---- Sessions ---------------------------------------------------------------------------------
+
+absl::StatusOr<AgentSession*> Attachment::Open(const TenantState& tenant, uint32_t max_tokens,
+                                               const Charge& charge) {
+  if (free_slots_.empty()) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "all ", setup_.sizes.sessions, " session slots of this attachment are in use"));
+  }
+  absl::StatusOr<SessionId> id = ledger_->OpenSession(setup_.id);
+  if (!id.ok()) return id.status();
+  const uint32_t slot = free_slots_.back();
+  free_slots_.pop_back();
+  AgentSession session;
+  session.id = *id;
+  session.slot = slot;
+  session.max_tokens = max_tokens;
+  session.policy = tenant.policy;
+  session.policy_text = ToString(tenant.spec);
+  session.needs = tenant.policy->Needs();
+  session.charge = charge;
+  session.planes = Planes(setup_.layout.geometry(), session.needs.planes);
+  charge_ += charge;
+  regions_->ResetSlot(slot, tenant.policy->CompactAt().value_or(0));
+  return &sessions_.emplace(slot, std::move(session)).first->second;
+}
+
+AgentSession* Attachment::Find(uint32_t slot) {
+  const auto found = sessions_.find(slot);
+  return found == sessions_.end() ? nullptr : &found->second;
+}
+
+void Attachment::Close(uint32_t slot) {
+  AgentSession* session = Find(slot);
+  if (session == nullptr || session->closed) return;
+  session->closed = true;
+  if (session->job == AgentSession::Job::kNone) Free(session);
+}
+
+void Attachment::Free(AgentSession* session) {
+  // Pages the worker took for it since the last snapshot become the session's, then free with it.
+  // When the list does not check out they stay granted to the worker until it detaches.
+  if (!session->failed) (void)Snapshot(session);
+  (void)ledger_->CloseSession(session->id);  // the ledger has every session that we have
+  charge_ -= session->charge;
+  const uint32_t slot = session->slot;
+  regions_->SetState(slot, shm::State::kFree);
+  free_slots_.push_back(slot);
+  sessions_.erase(slot);
+}
+
+absl::Status Attachment::Fail(AgentSession* session, const std::string& why) {
+  session->failed = true;
+  ++bad_page_lists_;
+  constexpr uint32_t kBadPageList = 9;  // rpc RefusalReason::badPageList
+  regions_->table(session->slot).failed.store(kBadPageList, std::memory_order_release);
+  regions_->SetState(session->slot, shm::State::kFailed);
+  return absl::DataLossError(why);
+}
+
+absl::Status Attachment::Snapshot(AgentSession* session) {
+  SlotWords words = regions_->ReadSlot(session->slot);
+  const uint64_t room = session->fresh_start + uint64_t{kPageTokens} * words.fresh_pages.size();
+  if (words.committed < session->committed || words.committed > room ||
+      words.committed > session->max_tokens) {
+    return Fail(session, absl::StrCat("committed went from ", session->committed, " to ",
+                                      words.committed, " with room for ", room, " of at most ",
+                                      session->max_tokens, " tokens"));
+  }
+  if (absl::Status adopted = ledger_->Adopt(session->id, words.fresh_pages); !adopted.ok()) {
+    return Fail(session, std::string(adopted.message()));
+  }
+  const auto committed = static_cast<uint32_t>(words.committed);
+  session->planes.Append(session->committed, committed - session->committed);
+  session->committed = committed;
+  session->fresh_pages = std::move(words.fresh_pages);
+  return absl::OkStatus();
+}
+
+SessionRows Attachment::Rows(const AgentSession& session) {
+  return {.compacted = regions_->View(session.slot, session.epoch),
+          .fresh_pages = session.fresh_pages,
+          .fresh_start = session.fresh_start,
+          .fresh_tokens = session.committed - session.fresh_start};
+}
+
+// ---- Drain ------------------------------------------------------------------------------------
+
+absl::StatusOr<DrainJob> Attachment::BeginDrain(uint32_t slot, uint32_t window, uint64_t first,
+                                                uint32_t count) {
+  AgentSession* session = Find(slot);
+  if (session == nullptr || session->failed || session->closed ||
+      session->job != AgentSession::Job::kNone) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("session slot ", slot, " is not open for a drain"));
+  }
+  if (window >= setup_.sizes.windows || count == 0 || count > shm::kWindowQueries ||
+      first < session->drained) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "queries ", first, " + ", count, " of window ", window, ": number ", session->drained,
+        " is next, a window holds ", shm::kWindowQueries, ", there are ", setup_.sizes.windows));
+  }
+  if (absl::Status status = Snapshot(session); !status.ok()) return status;
+  unscored_ += first - session->drained;
+  session->drained = first + count;
+  session->job = AgentSession::Job::kDrain;
+  (void)ledger_->Pin(session->id);
+  DrainJob job{.layout = &setup_.layout,
+               .base = setup_.base,
+               .rows = Rows(*session),
+               .planes = std::move(session->planes)};
+  regions_->CopyQueries(window, first, count, &job.positions, &job.queries);
+  return job;
+}
+
+void Attachment::EndDrain(uint32_t slot, DrainJob job) {
+  AgentSession* session = Find(slot);
+  session->planes = std::move(job.planes);
+  session->job = AgentSession::Job::kNone;
+  (void)ledger_->Unpin(session->id);
+  if (session->closed) Free(session);
+}
+
+// ---- Compaction and moves -----------------------------------------------------------------------
+
+bool Attachment::IsIdle(uint32_t slot) const {
+  return regions_->slot(slot).state.load(std::memory_order_acquire) ==
+         static_cast<uint32_t>(shm::State::kIdle);
+}
+
+uint32_t Attachment::PagesFreedByCompaction(const AgentSession& session) const {
+  const std::optional<Selection> selection = session.policy->Compact(session.cache_tokens());
+  if (!selection.has_value()) return 0;
+  const uint32_t now = CeilDiv(session.cache_tokens(), kPageTokens);
+  const uint32_t then = CeilDiv(selection->total, kPageTokens);
+  return now > then ? now - then : 0;
+}
+
+void Attachment::AskHandOver(uint32_t slot) {
+  regions_->table(slot).hand_over.store(1, std::memory_order_release);
+}
+
+std::vector<PageId> Attachment::GrantReplacements(AgentSession* session, size_t count) {
+  std::vector<PageId> pages(count);
+  pages.resize(ledger_->Grant(setup_.id, pages).value_or(0));
+  if (pages.size() < count) {
+    (void)ledger_->Return(setup_.id, pages);
+    return {};
+  }
+  // Just granted to this worker, so the session may have them.
+  (void)ledger_->Adopt(session->id, pages);
+  return pages;
+}
+
+bool Attachment::InEvacuatedSlab(PageId page) const {
+  const std::optional<SlabUsage> slab = ledger_->Slab(setup_.layout.SlabOf(page));
+  return slab.has_value() && slab->state == SlabState::kEvacuating;
+}
+
+absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_t slot,
+                                                                         shm::State resting) {
+  AgentSession* session = Find(slot);
+  if (session == nullptr || session->failed || session->closed ||
+      session->job != AgentSession::Job::kNone) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("session slot ", slot, " is not open for a hand-over"));
+  }
+  if (regions_->slot(slot).state.load(std::memory_order_acquire) !=
+      static_cast<uint32_t>(shm::State::kBusy)) {
+    return absl::FailedPreconditionError(absl::StrCat("session slot ", slot, " is not BUSY"));
+  }
+  regions_->table(slot).hand_over.store(0, std::memory_order_relaxed);
+  if (absl::Status status = Snapshot(session); !status.ok()) return status;
+
+  const std::span<const PageId> owned =
+      ledger_->PagesOf(session->id).value_or(std::span<const PageId>());
+  std::vector<PageId> pages(owned.begin(), owned.end());
+  std::vector<PageId> evacuate, replacements;
+  std::copy_if(pages.begin(), pages.end(), std::back_inserter(evacuate),
+               [this](PageId page) { return InEvacuatedSlab(page); });
+  if (!evacuate.empty()) {
+    replacements = GrantReplacements(session, evacuate.size());
+    if (replacements.empty()) evacuate.clear();
+  }
+  std::optional<Selection> selection = session->policy->Compact(session->cache_tokens());
+  if (!selection.has_value() && evacuate.empty()) {
+    regions_->SetState(slot, resting);
+    return std::nullopt;
+  }
+  session->job = AgentSession::Job::kCompaction;
+  (void)ledger_->Pin(session->id);
+  return CompactionJob{.layout = &setup_.layout,
+                       .base = setup_.base,
+                       .rows = Rows(*session),
+                       .planes = std::move(session->planes),
+                       .session_pages = std::move(pages),
+                       .selection = selection,
+                       .evacuate = std::move(evacuate),
+                       .replacements = std::move(replacements)};
+}
+
+CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, shm::State resting) {
+  AgentSession* session = Find(slot);
+  session->job = AgentSession::Job::kNone;
+  session->planes = std::move(job.planes);
+  (void)ledger_->Unpin(session->id);
+  CompactionOutcome outcome{
+      .status = job.status, .recovery_mean = job.recovery_mean, .recovery_min = job.recovery_min};
+  std::vector<PageId> unused = job.replacements;
+  if (job.status.ok()) {
+    outcome.effect = job.selection.has_value() ? CompactionOutcome::Effect::kCompacted
+                                               : CompactionOutcome::Effect::kMoved;
+    if (job.recovery_mean >= 0) {
+      session->recovery_mean *= job.recovery_mean;
+      session->recovery_min *= job.recovery_min;
+    }
+    std::erase_if(unused, [&](PageId page) {
+      return std::find(job.plan.result.pages.begin(), job.plan.result.pages.end(), page) !=
+             job.plan.result.pages.end();
+    });
+    outcome.freed_pages = static_cast<uint32_t>(job.plan.freed.size());
+    (void)ledger_->Release(session->id, job.plan.freed);
+    session->fresh_pages.clear();
+    session->fresh_start = session->committed;
+    session->compacted_tokens =
+        *std::max_element(job.plan.result.lengths.begin(), job.plan.result.lengths.end());
+    ++session->epoch;
+    regions_->Publish(slot, session->epoch, session->fresh_start, job.plan.result, session->planes);
+  }
+  (void)ledger_->Release(session->id, unused);
+  regions_->SetState(slot, resting);
+  if (session->closed) Free(session);
+  return outcome;
+}
+
+}  // namespace kvpool

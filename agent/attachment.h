@@ -1,0 +1,131 @@
+// One worker's hold on one tenant's memory: its shared regions, its magazine and its sessions.
+// Turns what the worker wrote into checked values, makes jobs of them, and takes their results
+// back.
+//
+// A session's life here: Open (admitted, slot, RUNNING) -> any number of BeginDrain / EndDrain and
+// BeginCompaction / EndCompaction, one job at a time -> Close (pages freed, at once or when its job
+// ends). A session whose page list does not check out fails: state FAILED, no job ever again.
+//
+// Knows no RPC and no threads: lives on the RPC thread; jobs run where the caller runs them.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "agent/pool.h"
+#include "agent/session.h"
+#include "agent/session_jobs.h"
+#include "agent/shared_regions.h"
+#include "agent/tenant_book.h"
+
+namespace kvpool {
+
+struct AttachmentSetup {
+  WorkerId id;
+  TenantId tenant;
+  std::string worker;  // its name for people
+  Layout layout;
+  shm::ShmSizes sizes;
+  uint32_t chunk_tokens = 1;
+  std::byte* base = nullptr;  // the device's range, for host kernels
+};
+
+// What a compaction did, for records and replies.
+struct CompactionOutcome {
+  absl::Status status;
+  uint32_t freed_pages = 0;
+  float recovery_mean = -1;
+  float recovery_min = -1;
+  enum class Effect : uint8_t { kNothing, kMoved, kCompacted } effect = Effect::kNothing;
+};
+
+class Attachment {
+ public:
+  // The ledger must know the worker (AddWorker) and outlive the attachment.
+  static absl::StatusOr<std::unique_ptr<Attachment>> Make(AttachmentSetup setup,
+                                                          PoolLedger* ledger);
+
+  const AttachmentSetup& setup() const { return setup_; }
+  const Layout& layout() const { return setup_.layout; }
+  SharedRegions& regions() { return *regions_; }
+
+  // The magazine. Collect takes back what the worker returned; Fill grants pages until `pages` lie
+  // in the ring or the ledger has no more for this worker, and returns how many do.
+  void Collect();
+  uint32_t Fill(uint32_t pages);
+  // Pages the magazine is kept at: 1/64 of the lease, at least two.
+  void SetTarget(uint32_t pages);
+  uint32_t target() const { return target_; }
+  uint64_t bad_returns() const { return bad_returns_; }
+  uint64_t bad_page_lists() const { return bad_page_lists_; }
+
+  // ResourceExhausted when no slot is free.
+  absl::StatusOr<AgentSession*> Open(const TenantState& tenant, uint32_t max_tokens,
+                                     const Charge& charge);
+  // Frees the session's pages now, or when its job ends.
+  void Close(uint32_t slot);
+  // nullptr for a slot without an open session; takes any value.
+  AgentSession* Find(uint32_t slot);
+  const std::map<uint32_t, AgentSession>& sessions() const { return sessions_; }
+  // Sum over open sessions.
+  const Charge& charge() const { return charge_; }
+
+  // InvalidArgument or FailedPrecondition when the request makes no sense, DataLoss when the page
+  // list does not check out. On success the session's job is kDrain until EndDrain.
+  absl::StatusOr<DrainJob> BeginDrain(uint32_t slot, uint32_t window, uint64_t first,
+                                      uint32_t count);
+  void EndDrain(uint32_t slot, DrainJob job);
+  uint64_t unscored() const { return unscored_; }
+
+  // The session is BUSY: by its worker's word (hand-over) or because TakeIdle succeeded. Compacts
+  // as far as the policy's parameters allow now, and moves out of slabs that are being evacuated.
+  // No job (nullopt) when there is nothing to do: the session is given back in `resting`. Errors as
+  // BeginDrain.
+  absl::StatusOr<std::optional<CompactionJob>> BeginCompaction(uint32_t slot, shm::State resting);
+  CompactionOutcome EndCompaction(uint32_t slot, CompactionJob job, shm::State resting);
+
+  bool IsIdle(uint32_t slot) const;
+  // Pages that a compaction would free now, by what was last checked; 0 when its policy has nothing
+  // to drop.
+  uint32_t PagesFreedByCompaction(const AgentSession& session) const;
+  // Asks the worker, in its table, to hand the session over at its next safe point.
+  void AskHandOver(uint32_t slot);
+
+ private:
+  Attachment(AttachmentSetup setup, PoolLedger* ledger, std::unique_ptr<SharedRegions> regions);
+
+  // Reads the slot's words and checks them: adopts its pages and extends the planes to `committed`.
+  absl::Status Snapshot(AgentSession* session);
+  absl::Status Fail(AgentSession* session, const std::string& why);
+  SessionRows Rows(const AgentSession& session);
+  void Free(AgentSession* session);
+  bool InEvacuatedSlab(PageId page) const;
+  std::vector<PageId> GrantReplacements(AgentSession* session, size_t count);
+
+  AttachmentSetup setup_;
+  PoolLedger* ledger_;
+  std::unique_ptr<SharedRegions> regions_;
+  std::map<uint32_t, AgentSession> sessions_;  // by slot
+  std::vector<uint32_t> free_slots_;
+  Charge charge_;
+
+  std::vector<PageId> scratch_;
+  uint32_t target_ = 2;
+  uint64_t granted_ = 0;    // our copy of the grant ring's produced index
+  uint64_t consumed_ = 0;   // last believable consumed index of the worker
+  uint64_t collected_ = 0;  // our copy of the return ring's consumed index
+  uint64_t bad_returns_ = 0;
+  uint64_t bad_page_lists_ = 0;
+  uint64_t unscored_ = 0;
+};
+
+}  // namespace kvpool

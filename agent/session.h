@@ -1,0 +1,48 @@
+// One session as the agent knows it: its place in shared memory, its segments as last checked, its
+// planes, and what has been done to it. Plain state; the rules are in attachment.h.
+//
+// Lives on the RPC thread. While `running` is set, a job has the planes and the rows are pinned.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "agent/admission.h"
+#include "agent/tenant_book.h"
+#include "common/ids.h"
+#include "kernels/planes.h"
+#include "kernels/policy/policy.h"
+
+namespace kvpool {
+
+struct AgentSession {
+  SessionId id;
+  uint32_t slot = 0;
+  uint32_t max_tokens = 0;
+  std::shared_ptr<const Policy> policy;
+  std::string policy_text;
+  PolicyNeeds needs;
+  Charge charge;
+
+  Planes planes;
+  uint64_t epoch = 0;
+  uint32_t compacted_tokens = 0;    // rows of the longest head in the compacted segment
+  uint32_t fresh_start = 0;         // logical position of the first fresh token
+  uint32_t committed = 0;           // as last checked; planes have a row for each below it
+  std::vector<PageId> fresh_pages;  // as last checked
+  uint64_t drained = 0;             // number of the next query to drain
+
+  double recovery_mean = 1;  // running product over compactions: estimates, never guarantees
+  double recovery_min = 1;
+
+  enum class Job : uint8_t { kNone, kDrain, kCompaction } job = Job::kNone;
+  bool closed = false;  // its capability is gone; freed when the job ends
+  bool failed = false;
+
+  uint32_t cache_tokens() const { return compacted_tokens + committed - fresh_start; }
+};
+
+}  // namespace kvpool

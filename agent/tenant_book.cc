@@ -1,0 +1,130 @@
+// Leases in, records out. See tenant_book.h.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "agent/tenant_book.h"
+
+#include <algorithm>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "proto/limits.h"
+
+namespace kvpool {
+namespace {
+
+constexpr std::chrono::seconds kMergeWithin(1);
+// Unreported records kept while the manager is away; older ones go first.
+constexpr size_t kUnreportedRecords = 1024;
+
+void ApplyOrder(uint64_t epoch, const TenantOrder& order, TenantState* state) {
+  state->name = order.name;
+  state->limit_slabs = order.limit_slabs;
+  state->token_hashes = order.token_hashes;
+  if (state->policy == nullptr || !(state->spec == order.policy)) {
+    state->spec = order.policy;
+    state->policy = MakePolicy(order.policy);
+  }
+  if (std::pair(epoch, order.seq) > std::pair(state->lease_epoch, state->lease_seq)) {
+    state->lease_epoch = epoch;
+    state->lease_seq = order.seq;
+    state->lease_slabs = order.lease_slabs;
+  }
+}
+
+}  // namespace
+
+std::string ToString(ReclaimStep step) {
+  return step == ReclaimStep::kCompaction ? "compaction" : "refusal";
+}
+
+std::string ToString(ReclaimReason reason) {
+  switch (reason) {
+    case ReclaimReason::kScheduled:
+      return "scheduled";
+    case ReclaimReason::kLeaseShrink:
+      return "lease_shrink";
+    case ReclaimReason::kNoPages:
+      return "no_pages";
+    case ReclaimReason::kAdmission:
+      return "admission";
+  }
+  return "unknown";
+}
+
+absl::Status TenantBook::Apply(uint64_t epoch, Coverage coverage,
+                               const std::vector<TenantOrder>& orders) {
+  if (epoch < highest_epoch_) {
+    return absl::FailedPreconditionError(absl::StrCat("the manager's epoch ", epoch,
+                                                      " is lower than ", highest_epoch_,
+                                                      ": it is not the leader any more"));
+  }
+  highest_epoch_ = epoch;
+  std::set<TenantId> named;
+  for (const TenantOrder& order : orders) {
+    named.insert(order.tenant);
+    TenantState& state = tenants_[order.tenant];
+    state.id = order.tenant;
+    ApplyOrder(epoch, order, &state);
+  }
+  if (coverage == Coverage::kPartial) return absl::OkStatus();
+  for (auto& [id, state] : tenants_) {
+    if (named.contains(id)) continue;
+    state.lease_slabs = 0;
+    state.token_hashes.clear();
+  }
+  return absl::OkStatus();
+}
+
+const TenantState* TenantBook::Find(TenantId tenant) const {
+  const auto found = tenants_.find(tenant);
+  return found == tenants_.end() ? nullptr : &found->second;
+}
+
+const TenantState* TenantBook::FindByToken(const TokenHash& hash) const {
+  const TenantState* match = nullptr;
+  for (const auto& [id, state] : tenants_) {
+    for (const TokenHash& known : state.token_hashes) {
+      if (EqualInConstantTime(known, hash)) match = &state;
+    }
+  }
+  return match;
+}
+
+void TenantBook::Record(const ReclaimRecord& record) {
+  const auto found = tenants_.find(record.tenant);
+  if (found != tenants_.end()) {
+    TenantCounters& counters = found->second.counters;
+    if (record.step == ReclaimStep::kRefusal) {
+      ++counters.refusals;
+    } else {
+      counters.compactions += record.sessions;
+    }
+    if (record.recovery >= 0) {
+      counters.recovery_sum += record.recovery;
+      ++counters.recovery_count;
+      counters.recovery_min = std::min<double>(counters.recovery_min, record.recovery_min);
+    }
+  }
+  if (observer_ && found != tenants_.end()) observer_(found->second, record);
+  const auto same = std::find_if(unreported_.rbegin(), unreported_.rend(), [&](const auto& last) {
+    return last.tenant == record.tenant && last.step == record.step &&
+           last.reason == record.reason && last.policy == record.policy;
+  });
+  if (record.step == ReclaimStep::kRefusal && same != unreported_.rend() &&
+      record.time - same->time < kMergeWithin) {
+    same->sessions += record.sessions;
+    same->bytes += record.bytes;
+    return;
+  }
+  if (unreported_.size() == kUnreportedRecords) unreported_.pop_front();
+  unreported_.push_back(record);
+}
+
+std::vector<ReclaimRecord> TenantBook::TakeRecords() {
+  const size_t count = std::min<size_t>(unreported_.size(), limits::kReclaimsPerReport);
+  std::vector<ReclaimRecord> taken(unreported_.begin(), unreported_.begin() + count);
+  unreported_.erase(unreported_.begin(), unreported_.begin() + count);
+  return taken;
+}
+
+}  // namespace kvpool

@@ -1,0 +1,121 @@
+// What the agent knows of each tenant: lease, policy, tokens, demand, counters and the last
+// reclaims. Pure: takes values and time, no I/O; pages and slabs are the PoolLedger's.
+//
+// A lease is (epoch, seq, slabs), absolute; an older one is ignored. A shrink is applied to grants
+// at once, but promised to the manager only as far as slabs have really come back: Promise().
+//
+// Lives on the RPC thread.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/clock.h"
+#include "common/ids.h"
+#include "common/policy_spec.h"
+#include "common/secret.h"
+#include "kernels/policy/policy.h"
+
+namespace kvpool {
+
+using TokenHash = Sha256Hash;  // of a worker token
+
+// Steps of the reclaim order that exist so far, by their numbers in it.
+enum class ReclaimStep : uint8_t { kCompaction = 2, kRefusal = 5 };
+enum class ReclaimReason : uint8_t { kScheduled, kLeaseShrink, kNoPages, kAdmission };
+
+std::string ToString(ReclaimStep step);      // "compaction"
+std::string ToString(ReclaimReason reason);  // "lease_shrink"
+
+// One thing done to a tenant, kept to be asked for later.
+struct ReclaimRecord {
+  TenantId tenant;
+  TimePoint time;
+  ReclaimStep step = ReclaimStep::kCompaction;
+  ReclaimReason reason = ReclaimReason::kScheduled;
+  std::string policy;
+  uint32_t sessions = 0;
+  uint64_t bytes = 0;       // freed; for a refusal, refused
+  float recovery = -1;      // mean over sessions and heads; negative: not measured
+  float recovery_min = -1;  // least of a head
+};
+
+// One tenant as the manager ordered it.
+struct TenantOrder {
+  TenantId tenant;
+  std::string name;
+  uint64_t seq = 0;
+  uint32_t lease_slabs = 0;
+  uint32_t limit_slabs = 0;
+  PolicySpec policy;
+  std::vector<TokenHash> token_hashes;
+};
+
+struct TenantCounters {
+  uint64_t refusals = 0;
+  uint64_t compactions = 0;
+  double recovery_sum = 0;
+  uint64_t recovery_count = 0;
+  double recovery_min = 1;
+};
+
+struct TenantState {
+  TenantId id;
+  std::string name;
+  uint64_t lease_epoch = 0;
+  uint64_t lease_seq = 0;
+  uint32_t lease_slabs = 0;  // grants stay below this
+  uint32_t limit_slabs = 0;
+  PolicySpec spec;
+  std::shared_ptr<const Policy> policy;
+  std::vector<TokenHash> token_hashes;
+  TenantCounters counters;
+};
+
+class TenantBook {
+ public:
+  // Applies one message of the manager. FailedPrecondition when `epoch` is lower than one seen
+  // before: nothing changes. With `complete`, tenants that are not named lose their lease and
+  // tokens; without it they keep what they have.
+  enum class Coverage : uint8_t { kPartial, kComplete };
+  absl::Status Apply(uint64_t epoch, Coverage coverage, const std::vector<TenantOrder>& orders);
+
+  uint64_t highest_epoch() const { return highest_epoch_; }
+  const std::map<TenantId, TenantState>& tenants() const { return tenants_; }
+  // nullptr when unknown.
+  const TenantState* Find(TenantId tenant) const;
+  // The tenant that has this token, compared in constant time; nullptr when there is none.
+  const TenantState* FindByToken(const TokenHash& hash) const;
+
+  // What the manager may count on: the lease, or what is still held where that is more.
+  static uint32_t Promise(const TenantState& tenant, uint32_t held_slabs) {
+    return std::max(tenant.lease_slabs, held_slabs);
+  }
+
+  // Called with each record, before merging.
+  using Observer = std::function<void(const TenantState&, const ReclaimRecord&)>;
+  void OnRecord(Observer observer) { observer_ = std::move(observer); }
+  // Keeps the record for the next report and counts it. Refusals of one tenant, step and reason
+  // within a second of the last one are merged into it, so that a worker that asks in a loop does
+  // not push everything else out of the log.
+  void Record(const ReclaimRecord& record);
+  // Records since the last call, oldest first, at most limits::kReclaimsPerReport.
+  std::vector<ReclaimRecord> TakeRecords();
+
+ private:
+  std::map<TenantId, TenantState> tenants_;
+  Observer observer_;
+  std::deque<ReclaimRecord> unreported_;
+  uint64_t highest_epoch_ = 0;
+};
+
+}  // namespace kvpool

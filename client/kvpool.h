@@ -1,0 +1,141 @@
+// The C++ client: what an inference worker includes to keep its KV cache in memory that an agent
+// owns. Plain C++ and absl::Status; no RPC type appears here.
+//
+//   auto agent = *kvpool::Connection::Open({.socket = "/run/kvpool/agent.sock"});
+//   auto tenant = *agent->Attach(token, {.geometry = geometry, .max_sessions = 64, ...});
+//   auto session = *tenant->Open({.prompt_tokens = 20, .max_tokens = 500});
+//   for each step:
+//     tenant->SafePoint(steps)       hand over what is due, drain windows, take pages
+//     ... write K and V through session->WriteBlock(), attend over session->View() ...
+//     session->Commit(n, queries)    publish, push queries
+//
+// Threads: a Connection runs one background thread for RPC. A Tenant and its Sessions belong to one
+// caller thread (the decode loop); View() and WriteBlock() may be read by many threads between two
+// safe points. Destroying a Session frees its cache, destroying a Tenant all of its own.
+//
+// Errors of every call, as absl::StatusCode:
+//   ResourceExhausted   no room within the tenant's lease now: wait for a session to end
+//   OutOfRange          it can never fit: larger than the tenant's limit or a fixed maximum
+//   InvalidArgument     a value is wrong; the text says which and what is allowed
+//   Unauthenticated     no tenant has this token
+//   FailedPrecondition  wrong state or version
+//   DataLoss            the session's page list was damaged; the session is lost
+//   Unavailable         the agent is gone or shutting down
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/ids.h"
+#include "kernels/geometry.h"
+#include "kernels/layout.h"
+#include "kernels/session_view.h"
+
+namespace kvpool {
+
+class Tenant;
+class Session;
+
+struct ConnectOptions {
+  std::string socket;                         // path of the agent's unix socket
+  std::string worker = "worker";              // name for people and logs
+  std::chrono::milliseconds timeout{10'000};  // for connecting and for each call
+};
+
+struct AttachOptions {
+  Geometry geometry;
+  uint32_t max_sessions = 64;          // sessions open at once
+  uint32_t max_running = 64;           // sessions that step at once
+  uint32_t max_session_tokens = 2048;  // longest session
+  uint32_t chunk_tokens = 64;          // most tokens appended between two safe points
+};
+
+// A connection to one agent.
+class Connection {
+ public:
+  static absl::StatusOr<std::unique_ptr<Connection>> Open(const ConnectOptions& options);
+  virtual ~Connection() = default;
+  // Trades a tenant's token for its memory. Once per tenant that this worker serves. The tenant
+  // must not outlive the connection.
+  virtual absl::StatusOr<std::unique_ptr<Tenant>> Attach(const std::string& token,
+                                                         const AttachOptions& options) = 0;
+};
+
+// What a session does in the next step.
+struct Step {
+  Session* session = nullptr;
+  uint32_t tokens = 1;   // tokens it appends, at most chunk_tokens
+  absl::Status outcome;  // set by SafePoint: Ok, or why this session must not step
+};
+
+struct OpenOptions {
+  uint32_t prompt_tokens = 1;
+  uint32_t max_tokens = 1;  // longest the session can get, prompt included
+};
+
+struct TenantStatistics {
+  uint32_t lease_slabs = 0;
+  uint32_t held_slabs = 0;
+  uint64_t used_bytes = 0;  // bytes of pages in sessions, of this tenant at this agent
+};
+
+// One tenant's memory at one agent, as seen by this worker.
+class Tenant {
+ public:
+  virtual ~Tenant() = default;
+  virtual const Layout& layout() const = 0;
+  // Where this process has the pool's range; block ids count from here.
+  virtual std::byte* base() const = 0;
+  virtual const std::string& policy() const = 0;  // the tenant's policy at attach, for people
+
+  // ResourceExhausted: admission refused it for now. OutOfRange: never.
+  virtual absl::StatusOr<std::unique_ptr<Session>> Open(const OpenOptions& options) = 0;
+
+  // The safe point before a step of these sessions: hands over those that are due or asked for,
+  // starts drains of windows that fill up, and takes every page that each step needs, in the order
+  // given: a step gets all its pages or none (outcome ResourceExhausted) and later ones still try.
+  // The returned status is about the connection. Sessions of the tenant that are not named must not
+  // be in the middle of a step.
+  virtual absl::Status SafePoint(std::span<Step> steps) = 0;
+
+  // A round trip; for health checks and as a yardstick.
+  virtual absl::Status Ping() = 0;
+  virtual absl::StatusOr<TenantStatistics> Statistics() = 0;
+};
+
+// The cache of one sequence.
+class Session {
+ public:
+  virtual ~Session() = default;
+
+  // Tokens committed so far: the logical position of the next token. Not the cache's length.
+  virtual uint32_t position() const = 0;
+  // The segments to attend, including `appended` tokens of the step under way (0 .. its tokens).
+  // Valid until the next safe point.
+  virtual SessionView View(uint32_t appended) const = 0;
+  // Block and row for the i-th token of the step under way: written with StoreRow().
+  virtual BlockId WriteBlock(uint32_t layer, uint32_t head, uint32_t i) const = 0;
+  virtual uint32_t WriteRow(uint32_t i) const = 0;
+
+  // Ends the step: `tokens` of it are accepted (the rest was scratch). The device must have
+  // finished the step. `queries`: the step's post-RoPE queries, [tokens][model_layers][query_heads]
+  // [key_dim], or nullptr when WantsQueries() is false. Waits only for a full window of a policy
+  // that needs every query.
+  virtual absl::Status Commit(uint32_t tokens, const float* queries) = 0;
+  // Whether the next step's queries are wanted at all.
+  virtual bool WantsQueries(uint32_t tokens) const = 0;
+
+  // Nothing will touch the session for a while: the agent may compact or move it. SafePoint takes
+  // it back.
+  virtual void Park() = 0;
+};
+
+}  // namespace kvpool

@@ -1,0 +1,178 @@
+// One session's words in shared memory: page list, committed, query window, table. See tenant.h.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include <string.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "client/tenant.h"
+
+namespace kvpool {
+namespace {
+
+// How long a caller naps between two looks at a session that the agent has in hands.
+constexpr std::chrono::microseconds kBusyNap(50);
+
+std::byte* SlotBytes(const TenantSetup& setup, uint32_t slot) {
+  return setup.control + shm::SlotOffset(setup.sizes, slot);
+}
+
+}  // namespace
+
+SessionImpl::SessionImpl(TenantImpl& tenant, const OpenedSession& opened)
+    : tenant_(tenant),
+      opened_(opened),
+      words_(reinterpret_cast<shm::SessionSlot*>(SlotBytes(tenant.setup_, opened.slot))),
+      page_list_(reinterpret_cast<std::atomic<uint32_t>*>(SlotBytes(tenant.setup_, opened.slot) +
+                                                          sizeof(shm::SessionSlot))),
+      table_bytes_(tenant.setup_.tables.data()),
+      table_(reinterpret_cast<const shm::TableHeader*>(
+          table_bytes_ + shm::TableOffset(tenant.setup_.sizes, opened.slot))) {
+  RefreshTable();
+}
+
+SessionImpl::~SessionImpl() {
+  if (window_ != kNoWindow) tenant_.free_windows_.push_back(window_);
+  tenant_.setup_.calls->Close(opened_.handle);
+}
+
+SessionView SessionImpl::View(uint32_t appended) const {
+  return {.compacted_lengths = lengths_,
+          .compacted_blocks = blocks_,
+          .compacted_stride = tenant_.setup_.sizes.pages(),
+          .fresh_pages = fresh_pages_.data(),
+          .fresh_tokens = fresh_tokens() + appended};
+}
+
+BlockId SessionImpl::WriteBlock(uint32_t layer, uint32_t head, uint32_t i) const {
+  return tenant_.setup_.layout.Block(fresh_pages_[(fresh_tokens() + i) / kPageTokens], layer, head);
+}
+
+uint32_t SessionImpl::PagesMissing(uint32_t tokens) const {
+  const uint32_t needed = CeilDiv(fresh_tokens() + tokens, kPageTokens);
+  const auto have = static_cast<uint32_t>(fresh_pages_.size());
+  return needed > have ? needed - have : 0;
+}
+
+void SessionImpl::AddPages(std::span<const PageId> pages) {
+  for (PageId page : pages) {
+    page_list_[fresh_pages_.size()].store(page.value(), std::memory_order_relaxed);
+    fresh_pages_.push_back(page);
+  }
+  words_->page_count.store(static_cast<uint32_t>(fresh_pages_.size()), std::memory_order_release);
+}
+
+bool SessionImpl::Due(uint32_t tokens) const {
+  if (table_->hand_over.load(std::memory_order_acquire) != 0) return true;
+  const uint32_t compact_at = table_->compact_at.load(std::memory_order_relaxed);
+  // Without fresh tokens since the last compaction there is nothing that it left to drop.
+  return compact_at != 0 && fresh_tokens() > 0 &&
+         compacted_tokens_ + fresh_tokens() + tokens > compact_at;
+}
+
+absl::Status SessionImpl::Failure() const {
+  return absl::DataLossError(absl::StrCat("the agent refused this session's page list (reason ",
+                                          table_->failed.load(std::memory_order_acquire),
+                                          "); the session is lost"));
+}
+
+absl::Status SessionImpl::Resume() {
+  const auto deadline = std::chrono::steady_clock::now() + tenant_.setup_.timeout;
+  for (;;) {
+    auto state = static_cast<uint32_t>(shm::State::kIdle);
+    if (words_->state.compare_exchange_strong(state, static_cast<uint32_t>(shm::State::kRunning),
+                                              std::memory_order_acq_rel)) {
+      RefreshTable();
+      return absl::OkStatus();
+    }
+    if (state == static_cast<uint32_t>(shm::State::kRunning)) return absl::OkStatus();
+    if (state != static_cast<uint32_t>(shm::State::kBusy)) return Failure();
+    if (std::chrono::steady_clock::now() > deadline) {
+      return absl::UnavailableError("the agent has not given the session back in time");
+    }
+    std::this_thread::sleep_for(kBusyNap);
+  }
+}
+
+void SessionImpl::RefreshTable() {
+  const uint64_t epoch = table_->epoch.load(std::memory_order_acquire);
+  if (epoch == epoch_) return;
+  epoch_ = epoch;
+  fresh_start_ = static_cast<uint32_t>(table_->fresh_start.load(std::memory_order_relaxed));
+  compacted_tokens_ = table_->cache_tokens.load(std::memory_order_relaxed);
+  fresh_pages_.clear();  // the agent has emptied the list: those pages are compacted or gone
+  const shm::ShmSizes& sizes = tenant_.setup_.sizes;
+  const std::byte* buffer = table_bytes_ + shm::TableBufferOffset(sizes, opened_.slot, epoch);
+  lengths_ = reinterpret_cast<const uint32_t*>(buffer);
+  blocks_ = reinterpret_cast<const BlockId*>(buffer + shm::LengthsBytes(sizes));
+}
+
+bool SessionImpl::WantsQueries(uint32_t tokens) const {
+  for (uint32_t i = 0; i < tokens; ++i) {
+    if (PushWanted(committed_ + i, i, tokens)) return true;
+  }
+  return false;
+}
+
+bool SessionImpl::PushWanted(uint32_t position, uint32_t index, uint32_t tokens) const {
+  switch (opened_.queries) {
+    case QueryWish::kNone:
+      return false;
+    case QueryWish::kSampled:
+      return position % opened_.sample_every == 0;
+    case QueryWish::kExact:
+      return tokens == 1 || tokens - index <= opened_.prompt_rows;
+  }
+  return false;
+}
+
+absl::Status SessionImpl::Commit(uint32_t tokens, const float* queries) {
+  const uint32_t first = committed_;
+  committed_ += tokens;
+  words_->committed.store(committed_, std::memory_order_release);
+  if (queries == nullptr) return absl::OkStatus();
+  const size_t floats = tenant_.setup_.sizes.query_floats;
+  for (uint32_t i = 0; i < tokens; ++i) {
+    if (!PushWanted(first + i, i, tokens)) continue;
+    if (absl::Status status = PushQuery(first + i, queries + i * floats); !status.ok()) {
+      return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SessionImpl::PushQuery(uint32_t position, const float* query) {
+  const auto full = [this] { return pushed_ - progress_->drained.load() >= shm::kWindowQueries; };
+  if (window_ == kNoWindow) {
+    if (tenant_.free_windows_.empty()) {
+      return absl::FailedPreconditionError("more sessions step at once than max_running at attach");
+    }
+    window_ = tenant_.free_windows_.back();
+    tenant_.free_windows_.pop_back();
+  }
+  while (full()) {
+    tenant_.StartDrains({this});
+    if (opened_.queries != QueryWish::kExact) return absl::OkStatus();
+    absl::Status status =
+        tenant_.WaitForDrains([this, &full] { return !full() || !progress_->in_flight.load(); });
+    if (!status.ok()) return status;
+  }
+  const shm::ShmSizes& sizes = tenant_.setup_.sizes;
+  std::byte* window = tenant_.setup_.control + shm::WindowOffset(sizes, window_);
+  const uint64_t entry = pushed_ % shm::kWindowQueries;
+  memcpy(window + entry * sizeof(uint32_t), &position, sizeof(position));
+  const size_t bytes = size_t{sizes.query_floats} * sizeof(float);
+  memcpy(window + shm::WindowVectorsOffset() + entry * bytes, query, bytes);
+  ++pushed_;
+  return absl::OkStatus();
+}
+
+void SessionImpl::Park() {
+  // An exact policy's agent must not compact a session with unscored queries: drain them first.
+  tenant_.StartDrains({this});
+  words_->state.store(static_cast<uint32_t>(shm::State::kIdle), std::memory_order_release);
+}
+
+}  // namespace kvpool

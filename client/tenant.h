@@ -1,0 +1,144 @@
+// Tenant and Session over shared memory: the decode thread's half of the client. Takes pages from
+// the magazine, writes page lists and `committed`, fills query windows, reads tables. Whatever
+// needs the agent goes through AgentCalls.
+//
+// One caller thread, but for drain completions, which arrive on the RPC thread through
+// DrainProgress.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "client/agent_calls.h"
+#include "client/kvpool.h"
+#include "client/magazine.h"
+#include "client/mapping.h"
+#include "proto/shared_memory.h"
+
+namespace kvpool {
+
+// Everything fixed at attach.
+struct TenantSetup {
+  Layout layout;
+  std::byte* base = nullptr;  // the pool's range
+  shm::ShmSizes sizes;
+  std::byte* control = nullptr;  // lives as long as keep_alive
+  Mapping tables;
+  Magazine* magazine = nullptr;  // lives as long as keep_alive
+  std::shared_ptr<void> keep_alive;
+  std::unique_ptr<AgentCalls> calls;
+  std::string policy;
+  std::chrono::milliseconds timeout{10'000};
+};
+
+// How far the drains of one session have come. Written by the RPC thread, read by the caller's.
+struct DrainProgress {
+  std::atomic<uint64_t> drained{0};  // queries below this number have been scored
+  std::atomic<bool> in_flight{false};
+};
+
+// Where waiting for drains happens; shared with completions that may outlive the tenant.
+struct DrainSignal {
+  std::mutex mutex;
+  std::condition_variable changed;
+};
+
+class SessionImpl;
+
+class TenantImpl final : public Tenant {
+ public:
+  explicit TenantImpl(TenantSetup setup);
+  ~TenantImpl() override;
+
+  const Layout& layout() const override { return setup_.layout; }
+  std::byte* base() const override { return setup_.base; }
+  const std::string& policy() const override { return setup_.policy; }
+  absl::StatusOr<std::unique_ptr<Session>> Open(const OpenOptions& options) override;
+  absl::Status SafePoint(std::span<Step> steps) override;
+  absl::Status Ping() override { return setup_.calls->Ping(); }
+  absl::StatusOr<TenantStatistics> Statistics() override { return setup_.calls->Statistics(); }
+
+ private:
+  friend class SessionImpl;
+
+  absl::Status HandOverDue(std::span<Step> steps);
+  void TakePages(std::span<Step> steps);
+  // Starts drains for those sessions that have none in flight.
+  void StartDrains(const std::vector<SessionImpl*>& sessions);
+  // Waits until `done` or the timeout: DeadlineExceeded.
+  template <typename Done>
+  absl::Status WaitForDrains(Done done) {
+    std::unique_lock<std::mutex> lock(signal_->mutex);
+    if (signal_->changed.wait_for(lock, setup_.timeout, done)) return absl::OkStatus();
+    return absl::DeadlineExceededError("the agent did not drain a query window in time");
+  }
+
+  TenantSetup setup_;
+  std::shared_ptr<DrainSignal> signal_ = std::make_shared<DrainSignal>();
+  std::vector<uint32_t> free_windows_;
+  std::vector<PageId> scratch_pages_;
+};
+
+class SessionImpl final : public Session {
+ public:
+  SessionImpl(TenantImpl& tenant, const OpenedSession& opened);
+  ~SessionImpl() override;
+
+  uint32_t position() const override { return committed_; }
+  SessionView View(uint32_t appended) const override;
+  BlockId WriteBlock(uint32_t layer, uint32_t head, uint32_t i) const override;
+  uint32_t WriteRow(uint32_t i) const override {
+    return (committed_ - fresh_start_ + i) % kPageTokens;
+  }
+  absl::Status Commit(uint32_t tokens, const float* queries) override;
+  bool WantsQueries(uint32_t tokens) const override;
+  void Park() override;
+
+ private:
+  friend class TenantImpl;
+
+  uint32_t fresh_tokens() const { return committed_ - fresh_start_; }
+  uint32_t PagesMissing(uint32_t tokens) const;
+  void AddPages(std::span<const PageId> pages);
+  // Whether the policy or the agent wants the session before `tokens` more are appended.
+  bool Due(uint32_t tokens) const;
+  // IDLE -> RUNNING, waiting for an operation of the agent to end.
+  absl::Status Resume();
+  // Reads the table after the agent may have changed it.
+  void RefreshTable();
+  absl::Status Failure() const;
+
+  bool PushWanted(uint32_t position, uint32_t index, uint32_t tokens) const;
+  absl::Status PushQuery(uint32_t position, const float* query);
+  uint64_t pending() const { return pushed_ - submitted_; }
+
+  TenantImpl& tenant_;
+  const OpenedSession opened_;
+  shm::SessionSlot* const words_;
+  std::atomic<uint32_t>* const page_list_;
+  const std::byte* const table_bytes_;
+  const shm::TableHeader* const table_;
+
+  uint32_t committed_ = 0;
+  uint64_t epoch_ = 0;
+  uint32_t fresh_start_ = 0;
+  uint32_t compacted_tokens_ = 0;  // longest head
+  std::vector<PageId> fresh_pages_;
+  const uint32_t* lengths_ = nullptr;
+  const BlockId* blocks_ = nullptr;
+
+  static constexpr uint32_t kNoWindow = ~0u;
+  uint32_t window_ = kNoWindow;
+  uint64_t pushed_ = 0;     // queries written to the window
+  uint64_t submitted_ = 0;  // queries in drains started so far
+  std::shared_ptr<DrainProgress> progress_ = std::make_shared<DrainProgress>();
+};
+
+}  // namespace kvpool

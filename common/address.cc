@@ -1,0 +1,59 @@
+// Parsing and printing of socket addresses.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "common/address.h"
+
+#include <sys/un.h>
+
+#include <charconv>
+
+#include "absl/strings/str_cat.h"
+
+namespace kvpool {
+namespace {
+
+absl::Status BadHostPort(const std::string& text) {
+  return absl::InvalidArgumentError(absl::StrCat(
+      "\"", text, "\" is not host:port, such as 127.0.0.1:7600 or [::1]:7600 (port 0..65535)"));
+}
+
+}  // namespace
+
+absl::StatusOr<HostPort> ParseHostPort(const std::string& text) {
+  const size_t colon = text.rfind(':');
+  if (colon == std::string::npos || colon == 0) return BadHostPort(text);
+  HostPort address{.host = text.substr(0, colon)};
+  const char* const end = text.data() + text.size();
+  const auto [parsed, error] = std::from_chars(text.data() + colon + 1, end, address.port);
+  if (error != std::errc() || parsed != end) return BadHostPort(text);
+  if (address.host.front() == '[') {
+    if (address.host.size() < 4 || address.host.back() != ']') return BadHostPort(text);
+    address.host = address.host.substr(1, address.host.size() - 2);
+  } else if (address.host.find(':') != std::string::npos) {
+    return BadHostPort(text);
+  }
+  return address;
+}
+
+absl::StatusOr<Address> ParseAddress(const std::string& text) {
+  if (text.empty() || text.front() != '/') return ParseHostPort(text);
+  constexpr size_t kLongest = sizeof(sockaddr_un::sun_path) - 1;
+  if (text.size() > kLongest) {
+    return absl::InvalidArgumentError(absl::StrCat("socket path \"", text, "\" is ", text.size(),
+                                                   " bytes long; at most ", kLongest,
+                                                   " are allowed"));
+  }
+  return UnixPath{text};
+}
+
+std::string ToString(const HostPort& address) {
+  const bool v6 = address.host.find(':') != std::string::npos;
+  return absl::StrCat(v6 ? "[" : "", address.host, v6 ? "]:" : ":", address.port);
+}
+
+std::string ToString(const Address& address) {
+  if (const auto* path = std::get_if<UnixPath>(&address)) return path->path;
+  return ToString(std::get<HostPort>(address));
+}
+
+}  // namespace kvpool

@@ -1,0 +1,44 @@
+// Dialling, and the translation of KJ exceptions into statuses.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "common/rpc_connect.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace kvpool {
+
+RpcClient::RpcClient(kj::Own<kj::AsyncIoStream> stream, kj::Timer& timer)
+    : link_(RpcLink::Connect(kj::mv(stream), timer)),
+      bootstrap_(link_->Bootstrap()),
+      done_(link_->Done().fork()) {}
+
+kj::Promise<kj::Own<RpcClient>> RpcConnect(kj::AsyncIoContext& io, const Address& address) {
+  const bool local = std::holds_alternative<UnixPath>(address);
+  const std::string text = absl::StrCat(local ? "unix:" : "", ToString(address));
+  kj::Timer& timer = io.provider->getTimer();
+  return io.provider->getNetwork()
+      .parseAddress(text.c_str())
+      .then([](kj::Own<kj::NetworkAddress>&& resolved) {
+        auto connecting = resolved->connect();
+        return connecting.attach(kj::mv(resolved));
+      })
+      .then([&timer](kj::Own<kj::AsyncIoStream>&& stream) {
+        return kj::heap<RpcClient>(kj::mv(stream), timer);
+      });
+}
+
+absl::Status ToStatus(const kj::Exception& error) {
+  const std::string text = error.getDescription().cStr();
+  switch (error.getType()) {
+    case kj::Exception::Type::OVERLOADED:
+      return absl::DeadlineExceededError(text);
+    case kj::Exception::Type::UNIMPLEMENTED:
+      return absl::UnimplementedError(text);
+    case kj::Exception::Type::DISCONNECTED:
+    case kj::Exception::Type::FAILED:
+      break;
+  }
+  return absl::UnavailableError(text);
+}
+
+}  // namespace kvpool
