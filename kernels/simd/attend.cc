@@ -272,8 +272,8 @@ class ChunkPass {
       const Ints sees = static_cast<int32_t>(first + row) < seen_[v];
       reference = Max(sees ? logits[row] : Fill(-kInfinity), reference);
     }
-    // Before its first row a lane's reference is -infinity, and so may the new one be.
-    const Floats rescale = highest_[v] == -kInfinity ? Floats{} : Exp2(highest_[v] - reference);
+    // A lane that sees no row gets NaN here, which Finish does not look at.
+    const Floats rescale = Exp2(highest_[v] - reference);
     highest_[v] = reference;
     total_[v] *= rescale;
     for (uint32_t row = 0; row < kTileRows; ++row) {
