@@ -40,6 +40,7 @@ bool Reclaimer::Abandoned(TenantId tenant) const {
 }
 
 kj::Promise<void> Reclaimer::Pass(TenantId tenant) {
+  deps_.workers->Snapshot(tenant);
   const ReclaimPlan plan = PlanReclaim(Input(tenant));
   for (SlabIndex slab : plan.cancel) (void)deps_.ledger->CancelEvacuate(slab);
   for (SlabIndex slab : plan.evacuate) (void)deps_.ledger->BeginEvacuate(slab);
