@@ -1,0 +1,64 @@
+// A KvCache whose memory an agent owns: an adaptor of the client library. The policy, budgets and
+// compaction are the agent's; this file only translates.
+//
+// Engine's thread, as KvCache.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "client/kvpool.h"
+#include "worker/kv_cache.h"
+
+namespace kvpool {
+
+class PoolKvSession;
+
+class PoolKv final : public KvCache {
+ public:
+  explicit PoolKv(std::unique_ptr<Tenant> tenant) : tenant_(std::move(tenant)) {}
+
+  OpenResult Open(const OpenRequest& request) override;
+  // Also parks the sessions that rested since the last call, so that the agent may compact or move
+  // them by itself.
+  void Prepare(std::span<KvStep> steps) override;
+
+ private:
+  friend class PoolKvSession;
+
+  std::unique_ptr<Tenant> tenant_;
+  std::vector<Step> steps_;
+  std::set<PoolKvSession*> sessions_;
+};
+
+class PoolKvSession final : public KvSession {
+ public:
+  PoolKvSession(PoolKv* cache, std::unique_ptr<Session> session);
+  ~PoolKvSession() override;
+
+  const Layout& layout() const override { return cache_->tenant_->layout(); }
+  std::byte* base() const override { return cache_->tenant_->base(); }
+  SessionView View() const override { return session_->View(prepared_); }
+  float* QuerySlot(uint32_t index) override;
+  void Commit() override;
+
+ private:
+  friend class PoolKv;
+  enum class Rest : uint8_t { kStepping, kResting, kParked };
+
+  size_t query_floats() const;
+
+  PoolKv* const cache_;
+  const std::unique_ptr<Session> session_;
+  uint32_t prepared_ = 0;
+  std::vector<float> queries_;  // [prepared][model_layers][query_heads][key_dim], when wanted
+  bool wants_queries_ = false;
+  Rest rest_ = Rest::kResting;
+  absl::Status error_;  // of the last Commit: told at the next Prepare
+};
+
+}  // namespace kvpool
