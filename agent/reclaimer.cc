@@ -80,6 +80,7 @@ ReclaimInput Reclaimer::Input(TenantId tenant) const {
                            .frees_pages = attachment.PagesFreedByCompaction(session)};
       std::set<SlabIndex> slabs;
       for (PageId page : deps_.ledger->PagesOf(session.id).value_or(std::span<const PageId>())) {
+        ++known.pages;
         slabs.insert(attachment.layout().SlabOf(page));
       }
       known.slabs.assign(slabs.begin(), slabs.end());
