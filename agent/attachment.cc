@@ -124,6 +124,7 @@ void Attachment::Free(AgentSession* session) {
 
 absl::Status Attachment::Fail(AgentSession* session, const std::string& why) {
   session->failed = true;
+  ++bad_page_lists_;
   constexpr uint32_t kBadPageList = 9;  // rpc RefusalReason::badPageList
   regions_->table(session->slot).failed.store(kBadPageList, std::memory_order_release);
   regions_->SetState(session->slot, shm::State::kFailed);
@@ -195,6 +196,19 @@ void Attachment::EndDrain(uint32_t slot, DrainJob job) {
 
 // ---- Compaction and moves -----------------------------------------------------------------------
 
+bool Attachment::IsIdle(uint32_t slot) const {
+  return regions_->slot(slot).state.load(std::memory_order_acquire) ==
+         static_cast<uint32_t>(shm::State::kIdle);
+}
+
+uint32_t Attachment::PagesFreedByCompaction(const AgentSession& session) const {
+  const std::optional<Selection> selection = session.policy->Compact(session.cache_tokens());
+  if (!selection.has_value()) return 0;
+  const uint32_t now = CeilDiv(session.cache_tokens(), kPageTokens);
+  const uint32_t then = CeilDiv(selection->total, kPageTokens);
+  return now > then ? now - then : 0;
+}
+
 void Attachment::AskHandOver(uint32_t slot) {
   regions_->table(slot).hand_over.store(1, std::memory_order_release);
 }
@@ -223,6 +237,10 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_
       session->job != AgentSession::Job::kNone) {
     return absl::FailedPreconditionError(
         absl::StrCat("session slot ", slot, " is not open for a hand-over"));
+  }
+  if (regions_->slot(slot).state.load(std::memory_order_acquire) !=
+      static_cast<uint32_t>(shm::State::kBusy)) {
+    return absl::FailedPreconditionError(absl::StrCat("session slot ", slot, " is not BUSY"));
   }
   regions_->table(slot).hand_over.store(0, std::memory_order_relaxed);
   if (absl::Status status = Snapshot(session); !status.ok()) return status;

@@ -66,6 +66,7 @@ class Attachment {
   void SetTarget(uint32_t pages);
   uint32_t target() const { return target_; }
   uint64_t bad_returns() const { return bad_returns_; }
+  uint64_t bad_page_lists() const { return bad_page_lists_; }
 
   // ResourceExhausted when no slot is free.
   absl::StatusOr<AgentSession*> Open(const TenantState& tenant, uint32_t max_tokens,
@@ -92,6 +93,10 @@ class Attachment {
   absl::StatusOr<std::optional<CompactionJob>> BeginCompaction(uint32_t slot, shm::State resting);
   CompactionOutcome EndCompaction(uint32_t slot, CompactionJob job, shm::State resting);
 
+  bool IsIdle(uint32_t slot) const;
+  // Pages that a compaction would free now, by what was last checked; 0 when its policy has nothing
+  // to drop.
+  uint32_t PagesFreedByCompaction(const AgentSession& session) const;
   // Asks the worker, in its table, to hand the session over at its next safe point.
   void AskHandOver(uint32_t slot);
 
@@ -119,6 +124,7 @@ class Attachment {
   uint64_t consumed_ = 0;   // last believable consumed index of the worker
   uint64_t collected_ = 0;  // our copy of the return ring's consumed index
   uint64_t bad_returns_ = 0;
+  uint64_t bad_page_lists_ = 0;
   uint64_t unscored_ = 0;
 };
 

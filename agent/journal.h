@@ -64,8 +64,8 @@ class Journal {
   // Memory for two halves of `records` records each.
   static size_t BytesFor(uint64_t records);
 
-  // Makes an empty journal that begins with `checkpoint`, whatever was in the memory before.
-  // The memory is aligned to 8 bytes. InvalidArgument when it is too small.
+  // Starts a journal with `checkpoint` in new memory: all zero, aligned to 8 bytes.
+  // InvalidArgument: too small. FailedPrecondition: not new; it may hold a journal.
   static absl::StatusOr<Journal> Format(std::span<std::byte> memory,
                                         std::span<const Record> checkpoint);
 
@@ -73,15 +73,15 @@ class Journal {
   // DataLoss: corrupt or cut short. FailedPrecondition: of another version.
   static absl::StatusOr<Journal> Open(std::span<std::byte> memory);
 
-  // The checkpoint and everything appended since, oldest first. Valid until the next change.
+  // A checkpoint and everything appended since, oldest first. Valid until the next change.
   std::span<const Record> records() const;
 
-  // Records that a half can hold, checkpoints included.
+  // Records that the journal can hold, and how many more it can take before a Restart.
   uint64_t capacity() const { return half_records_ - 1; }
-  bool full() const { return size_ == half_records_; }
+  uint64_t room() const { return half_records_ - size_; }
 
-  // Requires !full().
-  void Append(Record record);
+  // Requires room().
+  void Append(const Record& record);
   // Makes `checkpoint` the journal's whole content. Requires checkpoint.size() <= capacity().
   void Restart(std::span<const Record> checkpoint);
 
@@ -93,7 +93,7 @@ class Journal {
   std::span<std::byte> memory_;
   uint64_t half_records_ = 0;
   uint64_t generation_ = 0;  // of the current half, number generation_ % 2
-  uint64_t size_ = 0;        // records in it
+  uint64_t size_ = 0;        // records in it, kCheckpoint included
 };
 
 }  // namespace kvpool

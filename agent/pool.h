@@ -17,9 +17,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <map>
+#include <memory>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <string>
@@ -200,6 +204,22 @@ class PoolLedger {
   static constexpr uint32_t kBuckets = 64;
   static constexpr uint32_t kUnlisted = kBuckets;
 
+  static constexpr uint32_t kGroups = 1 << 16;  // what Record::word can name
+  static constexpr uint32_t kMapEntries = 8;    // of kv_of_layer in one kLayerMap
+  static constexpr uint32_t kGroupRecords = 1 + limits::kLayers / kMapEntries;
+
+  // Division by a number that is known early, as a multiplication. Exact for divisors below 2^31.
+  class Divisor {
+   public:
+    explicit Divisor(uint32_t divisor = 1) : factor_((uint64_t{1} << 63) / divisor + 1) {}
+    uint32_t Divide(uint32_t n) const {
+      return static_cast<uint32_t>(static_cast<unsigned __int128>(factor_) * n >> 63);
+    }
+
+   private:
+    uint64_t factor_;
+  };
+
   struct Page {
     Owner owner = kNobody;
     uint32_t place = 0;  // OWNED: index in its session's pages
@@ -213,22 +233,34 @@ class PoolLedger {
     std::array<uint32_t, 3> pages_in{};  // by PageState
     std::vector<uint64_t> free;          // bit i: page i is FREE
     std::vector<Page> pages;
+
+    uint32_t used() const { return pages_in[1] + pages_in[2]; }
+    // Bits of a word of `free` that stand for pages.
+    uint64_t PageMask(uint32_t word) const {
+      const size_t first = size_t{word} * 64;
+      if (first >= pages.size()) return 0;
+      const size_t bits = pages.size() - first;
+      return bits >= 64 ? ~uint64_t{0} : (uint64_t{1} << bits) - 1;
+    }
   };
+  // The slabs of one tenant and one layout.
   struct Group {
     TenantId tenant;
     Layout layout;
+    Divisor page_stride;  // ids from a page to the next
     uint32_t slabs = 0;
     uint32_t workers = 0;
+    uint32_t bucket_shift = 0;
     std::array<uint64_t, 3> pages_in{};         // by PageState; kFree: of LEASED slabs only
     std::array<uint32_t, kBuckets> slabs_in{};  // by bucket
-    std::vector<uint64_t> listed;               // [kBuckets][slab words]: bit per slab
+    std::vector<uint64_t> listed;               // [kBuckets][slab_words_]: bit per slab
   };
   struct Worker {
     WorkerId id;
     uint32_t group = 0;
     uint32_t sessions = 0;
     uint64_t granted_pages = 0;
-    std::vector<uint64_t> mapped;  // [slab words]: bit per slab
+    std::vector<uint64_t> mapped;  // [slab_words_]: bit per slab
   };
   struct Session {
     SessionId id;                      // 0: the slot is unused
@@ -238,58 +270,83 @@ class PoolLedger {
   };
   struct Tenant {
     uint32_t lease = 0;
-    uint32_t workers = 0;
-    std::array<uint32_t, 5> slabs_in{};  // by SlabState
-    uint32_t held() const;
+    std::array<uint32_t, 5> slabs_in{};  // by SlabState; kFree: always 0
+
+    uint32_t in(SlabState state) const { return slabs_in[static_cast<int>(state)]; }
+    uint32_t held() const { return std::accumulate(slabs_in.begin(), slabs_in.end(), 0u); }
+  };
+  struct Place {
+    uint32_t slab = ~0u;  // nowhere
+    uint32_t index = 0;
+
+    bool found() const { return slab != ~0u; }
   };
 
   PoolLedger(const PoolConfig& config, Journal journal);
 
-  // Look-up: nullptr, or kNoSlot, when there is none.
+  static Owner GrantedTo(uint8_t worker_slot) { return 1 + worker_slot; }
+  Owner OwnedBy(SessionId session) const { return kFirstSession + session_slots_.at(session); }
+  static PageState StateOf(Owner owner) {
+    return owner == kNobody        ? PageState::kFree
+           : owner < kFirstSession ? PageState::kGranted
+                                   : PageState::kOwned;
+  }
+
+  // Look-up. kNoSlot, nullptr, nullopt, !found(): there is none.
   uint8_t WorkerSlot(WorkerId worker) const;
-  Session* FindSession(SessionId session);
   const Session* FindSession(SessionId session) const;
-  // The page and its owner when `page` is a page of a slab in use.
-  struct Place {
-    uint32_t slab, index;
-  };
-  std::optional<Place> Locate(PageId page) const;
+  uint32_t FindGroup(TenantId tenant, const Layout& layout) const;  // or the slot for a new one
+  Place Locate(PageId page) const;                                  // in slabs in use only
   std::optional<SlabIndex> FullestSlab(const Group& group, const Worker& worker) const;
+
+  // Checks and moves shared by commands.
   absl::Status ExpectState(SlabIndex slab, std::initializer_list<SlabState> states) const;
-
-  // Journal. A checkpoint never comes between a Reserve(n) and the n records after it.
-  void Reserve(uint64_t records);
-  void Commit(const Record& record);
-  absl::Status ExpectRoom(uint64_t more_records) const;
-  uint64_t CheckpointBound() const;
-  std::vector<Record> Checkpoint() const;
-  void CheckpointPages(uint32_t slab, std::vector<Record>* out) const;
-
-  // Replay.
-  absl::Status CheckRecord(const Record& record) const;
-  absl::Status Replay(std::span<const Record> records);
-
-  // Changes. Apply is the only way in which a record changes the state, live or in replay.
-  void Apply(const Record& record);
-  void ApplyPages(uint32_t slab, uint32_t word, uint64_t mask, PageState state, Owner owner);
-  void ApplySlab(uint32_t slab, SlabState state, uint32_t group);
-  void ApplyMappings(uint32_t slab, uint64_t offered, uint64_t mapped);
-  void ApplyRemoveWorker(uint8_t slot);
-  void ApplyOpenSession(SessionId id, uint8_t worker);
-  void ApplyCloseSession(Session* session);
-  void FreePagesOf(Session* session);
-  void MakeGroup(uint32_t slot, TenantId tenant, const Layout& layout);
-  void Relist(uint32_t slab);
-  void DropIfUnused(uint32_t group);
-  void DropIfUnused(TenantId tenant);
-
+  absl::Status ChangeState(SlabIndex slab, std::initializer_list<SlabState> from, SlabState to);
+  // Ok when each page's owner is one of the two, and no page is listed twice.
+  absl::Status CheckList(std::span<const PageId> pages, Owner owner, Owner other);
   // Moves those of `pages` whose owner is `from`; returns how many.
   size_t Move(std::span<const PageId> pages, Owner from, PageState to, uint64_t id);
-  absl::Status CheckList(std::span<const PageId> pages, Owner owner, Owner other);
+
+  // Journal (pool_replay.cc). No checkpoint comes between Reserve(n) and the n records after it.
+  static Record PoolRecord(const PoolConfig& config);
+  static std::vector<Record> GroupRecords(uint32_t slot, TenantId tenant, const Layout& layout);
+  static uint16_t MapEntry(const Record& record, uint32_t index);
+  void Reserve(uint64_t records);
+  void Commit(const Record& record);
+  void CommitSlab(SlabIndex slab, SlabState state, uint32_t group);
+  void CommitMappings(SlabIndex slab, uint64_t offered, uint64_t mapped);
+  void CommitPages(uint32_t slab, uint32_t word, uint64_t mask, PageState to, uint64_t id);
+  uint64_t CheckpointBound() const;
+  absl::Status ExpectRoom(uint64_t more_records) const;
+  std::vector<Record> Checkpoint() const;
+  void CheckpointSlab(uint32_t index, std::vector<Record>* out) const;
+  absl::Status Replay(std::span<const Record> records);
+  absl::Status CheckRecord(const Record& record) const;
+  absl::StatusOr<Layout> GroupLayout(const Record& record) const;
+
+  // Changes (pool_apply.cc): the only way in which the state changes, live and in replay.
+  void Apply(const Record& record);
+  void ApplyGroup(const Record& record);
+  void ApplyAddWorker(const Record& record);
+  void ApplyRemoveWorker(uint8_t slot);
+  void ApplyOpenSession(const Record& record);
+  void ApplySlab(const Record& record);
+  void ApplyPages(const Record& record);
+  void Close(Session* session);
+  void SetMappings(uint32_t slab, uint64_t offered, uint64_t mapped);
+  void SetOwner(uint32_t slab, uint32_t word, uint64_t mask, Owner owner);
+  void RemoveFromSession(const Page& page);
+  void Relist(uint32_t slab);
+  void DropGroupIfUnused(uint32_t group);
+  void DropTenantIfUnused(TenantId tenant);
+  absl::Status CheckSlab(uint32_t index) const;
+  absl::Status CheckWorker(uint8_t slot) const;
+  absl::Status CheckSessions() const;
 
   PoolConfig config_;
   Journal journal_;
   uint32_t slab_granules_;
+  Divisor slab_stride_;  // ids from a slab to the next
   uint32_t slab_words_;
   std::vector<SlabEntry> slabs_;
   std::map<TenantId, Tenant> tenants_;
@@ -302,7 +359,8 @@ class PoolLedger {
   uint32_t next_worker_ = 1;
   uint32_t free_slabs_ = 0;
   uint32_t stuck_slabs_ = 0;
-  uint64_t paged_ = 0;  // pages of all slabs in use
+  uint64_t paged_ = 0;               // pages of all slabs in use
+  std::vector<uint16_t> layer_map_;  // of the group that is being made
 };
 
 }  // namespace kvpool

@@ -9,9 +9,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -22,11 +22,12 @@
 #include "common/clock.h"
 #include "common/ids.h"
 #include "common/policy_spec.h"
+#include "common/secret.h"
 #include "kernels/policy/policy.h"
 
 namespace kvpool {
 
-using TokenHash = std::array<uint8_t, 32>;  // SHA-256 of a worker token
+using TokenHash = Sha256Hash;  // of a worker token
 
 // Steps of the reclaim order that exist so far, by their numbers in it.
 enum class ReclaimStep : uint8_t { kCompaction = 2, kRefusal = 5 };
@@ -43,8 +44,9 @@ struct ReclaimRecord {
   ReclaimReason reason = ReclaimReason::kScheduled;
   std::string policy;
   uint32_t sessions = 0;
-  uint64_t bytes = 0;   // freed; for a refusal, refused
-  float recovery = -1;  // mean over heads; negative: not measured
+  uint64_t bytes = 0;       // freed; for a refusal, refused
+  float recovery = -1;      // mean over sessions and heads; negative: not measured
+  float recovery_min = -1;  // least of a head
 };
 
 // One tenant as the manager ordered it.
@@ -99,6 +101,9 @@ class TenantBook {
     return std::max(tenant.lease_slabs, held_slabs);
   }
 
+  // Called with each record, before merging.
+  using Observer = std::function<void(const TenantState&, const ReclaimRecord&)>;
+  void OnRecord(Observer observer) { observer_ = std::move(observer); }
   // Keeps the record for the next report and counts it. Refusals of one tenant, step and reason
   // within a second of the last one are merged into it, so that a worker that asks in a loop does
   // not push everything else out of the log.
@@ -108,6 +113,7 @@ class TenantBook {
 
  private:
   std::map<TenantId, TenantState> tenants_;
+  Observer observer_;
   std::deque<ReclaimRecord> unreported_;
   uint64_t highest_epoch_ = 0;
 };

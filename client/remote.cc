@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <set>
 #include <unordered_map>
 #include <utility>
 
@@ -107,6 +108,7 @@ struct TenantShared {
   Mapping control;
   std::unique_ptr<Magazine> magazine;
   std::shared_ptr<PoolRange> range;
+  std::set<SlabIndex> slabs;  // mapped now; RPC thread
 };
 
 class EventsImpl final : public rpc::WorkerEvents::Server {
@@ -120,6 +122,7 @@ class EventsImpl final : public rpc::WorkerEvents::Server {
       promises.add(TakeFd(slab.getMemory()).then([this, index](kj::AutoCloseFd fd) {
         const absl::Status status = shared_->range->Map(index, fd.get());
         KJ_REQUIRE(status.ok(), "cannot map a slab");
+        shared_->slabs.insert(index);
       }));
     }
     return kj::joinPromises(promises.finish());
@@ -127,6 +130,7 @@ class EventsImpl final : public rpc::WorkerEvents::Server {
 
   kj::Promise<void> slabsRevoked(SlabsRevokedContext context) override {
     for (uint32_t index : context.getParams().getSlabs()) {
+      if (shared_->slabs.erase(SlabIndex(index)) == 0) continue;
       const absl::Status status = shared_->range->Unmap(SlabIndex(index));
       KJ_REQUIRE(status.ok(), "cannot unmap a slab");
     }
@@ -147,13 +151,21 @@ class EventsImpl final : public rpc::WorkerEvents::Server {
 
 class RemoteCalls final : public AgentCalls {
  public:
-  RemoteCalls(RpcThread& thread, std::chrono::milliseconds timeout, rpc::Tenant::Client tenant,
+  RemoteCalls(RpcThread& thread, std::chrono::milliseconds timeout,
+              std::shared_ptr<TenantShared> shared, rpc::Tenant::Client tenant,
               rpc::Attachment::Client attachment)
-      : thread_(thread), timeout_(timeout) {
+      : thread_(thread), timeout_(timeout), shared_(std::move(shared)) {
     caps_ = std::make_shared<Caps>(
         Caps{.tenant = kj::mv(tenant), .attachment = kj::mv(attachment), .sessions = {}});
   }
   ~RemoteCalls() override {
+    // When the agent is gone already there is nothing to let go of.
+    (void)Call([shared = shared_](Caps& caps) {
+      for (SlabIndex slab : shared->slabs) (void)shared->range->Unmap(slab);
+      shared->slabs.clear();
+      caps.sessions.clear();
+      return caps.attachment.detachRequest().send().ignoreResult();
+    });
     thread_.Post([caps = std::move(caps_)](kj::AsyncIoContext&) mutable { caps.reset(); });
   }
 
@@ -290,6 +302,7 @@ class RemoteCalls final : public AgentCalls {
 
   RpcThread& thread_;
   const std::chrono::milliseconds timeout_;
+  const std::shared_ptr<TenantShared> shared_;
   std::shared_ptr<Caps> caps_;
 };
 
@@ -402,7 +415,7 @@ class RemoteConnection final : public Connection {
   absl::StatusOr<std::unique_ptr<Tenant>> Finish(const AttachOptions& options,
                                                  std::shared_ptr<TenantShared> shared,
                                                  AttachedParts& parts) {
-    auto calls = std::make_unique<RemoteCalls>(thread_, options_.timeout,
+    auto calls = std::make_unique<RemoteCalls>(thread_, options_.timeout, shared,
                                                kj::mv(KJ_ASSERT_NONNULL(parts.tenant)),
                                                kj::mv(KJ_ASSERT_NONNULL(parts.attachment)));
     const Bytes slab_bytes(static_cast<int64_t>(parts.slab_bytes));

@@ -18,6 +18,8 @@
 namespace kvpool {
 namespace {
 
+constexpr char kRegistered[] = "kvpool";  // in spdlog's registry
+
 constexpr char kSeparator = '\x1f';
 constexpr char kQuotedTag = 's', kNumberTag = 'n';
 
@@ -108,6 +110,15 @@ spdlog::level::level_enum ToSpdlog(LogLevel level) {
   return spdlog::level::info;
 }
 
+std::shared_ptr<spdlog::logger> MakeLogger(LogOptions options) {
+  auto sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
+  sink->set_formatter(std::make_unique<Formatter>(options.format));
+  auto logger = std::make_shared<spdlog::logger>(kRegistered, std::move(sink));
+  logger->set_level(ToSpdlog(options.level));
+  logger->flush_on(spdlog::level::debug);
+  return logger;
+}
+
 void Emit(spdlog::logger& logger, spdlog::level::level_enum level, std::string_view message,
           Logger::Fields fields) {
   if (!logger.should_log(level)) return;
@@ -158,17 +169,24 @@ std::string RenderLogLine(LogFormat format, std::string_view timestamp, std::str
   return line.append(json ? "}\n" : "\n");
 }
 
-void InitLogging(LogOptions options) {
-  auto sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
-  sink->set_formatter(std::make_unique<Formatter>(options.format));
-  auto logger = std::make_shared<spdlog::logger>("kvpool", std::move(sink));
-  logger->set_level(ToSpdlog(options.level));
-  logger->flush_on(spdlog::level::debug);
-  spdlog::set_default_logger(std::move(logger));
+LogOptions LogOptionsFrom(const std::string& level, const std::string& format) {
+  LogOptions options;
+  if (level == "debug") options.level = LogLevel::kDebug;
+  if (level == "warn") options.level = LogLevel::kWarn;
+  if (level == "error") options.level = LogLevel::kError;
+  if (format == "json") options.format = LogFormat::kJson;
+  return options;
 }
 
-Logger::Logger(const std::string& component)
-    : logger_(spdlog::default_logger()->clone(component)) {}
+void InitLogging(LogOptions options) {
+  spdlog::drop(kRegistered);
+  spdlog::register_logger(MakeLogger(options));
+}
+
+Logger::Logger(const std::string& component) {
+  const std::shared_ptr<spdlog::logger> base = spdlog::get(kRegistered);
+  logger_ = (base != nullptr ? base : MakeLogger({}))->clone(component);
+}
 
 void Logger::Debug(std::string_view message, Fields fields) const {
   Emit(*logger_, spdlog::level::debug, message, fields);

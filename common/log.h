@@ -1,7 +1,8 @@
 // Structured logs on stderr: a message and key-value fields, as text for people or as JSON lines.
 //
-// A thin layer on spdlog; the only global is spdlog's default logger, which InitLogging replaces.
-// Text from outside (names, peers' errors) goes into fields, where it is escaped. Any thread.
+// A thin layer on spdlog; the only global is the logger "kvpool" in spdlog's registry. Without
+// InitLogging, as in a library, lines go to stderr as text; the host's own loggers stay as they
+// are. Text from outside (names, peers' errors) goes into fields, where it is escaped. Any thread.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -26,7 +27,11 @@ struct LogOptions {
   LogFormat format = LogFormat::kText;
 };
 
-// Sends everything to stderr from now on. Call once, before the first Logger is made.
+// From the words of a configuration: debug, info, warn or error; text or json. Anything else is the
+// default.
+LogOptions LogOptionsFrom(const std::string& level, const std::string& format);
+
+// Sets level and format of every Logger made from now on. Call once, early in main.
 void InitLogging(LogOptions options);
 
 // Renders one line as InitLogging's sink would, newline included; for tests. `payload` is a message

@@ -2,6 +2,8 @@
 # shared memory (proto/shared_memory.h) without a call. Everything is batched; nothing here is called
 # per page. Expected outcomes are values; an exception means that the connection is unusable.
 # No wall-clock times: durations only.
+#
+# SPDX-License-Identifier: Apache-2.0
 @0xb7a4c1902e5fd683;
 
 using Cxx = import "/capnp/c++.capnp";
@@ -154,6 +156,10 @@ interface Attachment @0xe8b3f16704a29dc5 {
 
   statistics @5 () -> (leaseSlabs :UInt32, heldSlabs :UInt32, usedBytes :UInt64);
   # The tenant's numbers at this agent, for tools and tests.
+
+  detach @6 () -> ();
+  # Lets go of everything: the worker has unmapped its slabs and will not touch them again. Only
+  # after hanging up without it must the agent wait for the end of the worker's process.
 }
 
 struct Outcome @0x95f2a80b3dc7e641 {

@@ -18,7 +18,7 @@ inline constexpr uint32_t kNestingDepth = 16;         // pointer depth
 inline constexpr uint32_t kFdsPerMessage = 16;        // file descriptors a message
 
 inline constexpr uint64_t kInFlightWords = 4 * kMessageWords;  // unanswered calls a connection
-inline constexpr uint64_t kSendQueueBytes = 4 << 20;  // answers that a peer has not read
+inline constexpr uint64_t kSendQueueBytes = 4 << 20;           // answers that a peer has not read
 
 // Connections.
 inline constexpr uint32_t kConnections = 256;  // open connections an agent or manager serves
@@ -33,6 +33,7 @@ inline constexpr uint32_t kRunningPerWorker = 256;    // query windows an attach
 inline constexpr uint32_t kSessionTokens = 1 << 20;   // tokens a session
 inline constexpr uint32_t kWindowQueries = 32;        // W: depth of a query window
 inline constexpr uint32_t kMagazinePages = 8192;      // ring slots, a power of two
+inline constexpr uint32_t kMagazineShare = 64;        // a magazine holds 1/64 of the lease
 inline constexpr uint32_t kBatchItems = 256;          // sessions in a drain or hand-over
 inline constexpr uint32_t kSlabsPerCall = 16;         // slabs granted or revoked in one call
 inline constexpr uint32_t kLayers = 256;              // cached or model layers of a geometry
@@ -47,9 +48,13 @@ inline constexpr uint32_t kReclaimsPerReport = 64;  // reclaim records in one re
 inline constexpr uint32_t kReclaimsKept = 20;       // reclaim records kept for each tenant
 inline constexpr uint32_t kReportMillis = 250;      // how often an agent reports
 
+// Files that an operator writes.
+inline constexpr uint32_t kConfigFileBytes = 1 << 20;  // a configuration or tenants file
+
 // Operator API.
 inline constexpr uint32_t kHttpBodyBytes = 1 << 20;     // request body
 inline constexpr uint32_t kHttpHeaderBytes = 16 << 10;  // request line and headers
+inline constexpr uint32_t kHttpReplyBytes = 16 << 20;   // response body a client accepts
 inline constexpr uint32_t kHttpConnections = 64;        // open HTTP connections
 inline constexpr uint32_t kHttpSeconds = 10;            // to read a request
 inline constexpr uint32_t kJsonDepth = 16;              // nesting of a JSON body

@@ -1,0 +1,223 @@
+// See agent.h.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "agent/agent.h"
+
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <boost/asio/thread_pool.hpp>
+#include <memory>
+#include <span>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "agent/agent_metrics.h"
+#include "agent/host_device.h"
+#include "agent/manager_link.h"
+#include "agent/pool.h"
+#include "agent/reclaimer.h"
+#include "agent/service.h"
+#include "agent/tenant_book.h"
+#include "agent/workers.h"
+#include "common/http_server.h"
+#include "common/kj_asio.h"
+#include "common/log.h"
+#include "common/rpc_listener.h"
+#include "common/secret.h"
+
+namespace kvpool {
+namespace {
+
+// The ledger's journal in a memfd of its own: with the slabs' descriptors it is all that a
+// restarted agent would need.
+class JournalMemory {
+ public:
+  static absl::StatusOr<JournalMemory> Make(size_t bytes) {
+    const int fd = memfd_create("kvpool-journal", MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, static_cast<off_t>(bytes)) != 0) {
+      return absl::ErrnoToStatus(errno, "cannot make the journal's memory");
+    }
+    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (data == MAP_FAILED) return absl::ErrnoToStatus(errno, "cannot map the journal");
+    return JournalMemory(fd, {static_cast<std::byte*>(data), bytes});
+  }
+  JournalMemory(JournalMemory&& other) noexcept
+      : fd_(std::exchange(other.fd_, -1)), memory_(std::exchange(other.memory_, {})) {}
+  ~JournalMemory() {
+    if (!memory_.empty()) munmap(memory_.data(), memory_.size());
+    if (fd_ >= 0) close(fd_);
+  }
+
+  std::span<std::byte> memory() const { return memory_; }
+
+ private:
+  JournalMemory(int fd, std::span<std::byte> memory) : fd_(fd), memory_(memory) {}
+  int fd_;
+  std::span<std::byte> memory_;
+};
+
+// Everything that lives on the RPC loop, in the order in which it is made and, reversed, destroyed.
+class Agent {
+ public:
+  static absl::Status Run(const AgentConfig& config, kj::AsyncIoContext& io);
+
+ private:
+  Agent(const AgentConfig& config, kj::AsyncIoContext& io, JournalMemory journal, PoolLedger ledger,
+        std::unique_ptr<Device> device);
+
+  absl::Status Listen();
+  void HandleHttp(HttpRequest request, HttpServer::Done done);
+
+  const AgentConfig& config_;
+  kj::AsyncIoContext& io_;
+  const Logger log_{"agent"};
+  JournalMemory journal_;
+  PoolLedger ledger_;
+  std::unique_ptr<Device> device_;
+  AgentMetrics metrics_;
+  TenantBook book_;
+  boost::asio::thread_pool pool_;
+  Workers workers_;
+  Reclaimer reclaimer_;
+  Inbox inbox_;
+  std::unique_ptr<RpcListener> listener_;
+  std::unique_ptr<ManagerLink> link_;
+  std::unique_ptr<HttpServer> http_;
+};
+
+Agent::Agent(const AgentConfig& config, kj::AsyncIoContext& io, JournalMemory journal,
+             PoolLedger ledger, std::unique_ptr<Device> device)
+    : config_(config),
+      io_(io),
+      journal_(std::move(journal)),
+      ledger_(std::move(ledger)),
+      device_(std::move(device)),
+      metrics_("host", device_->info().name),
+      pool_(static_cast<size_t>(config.threads)),
+      workers_({.device = device_.get(),
+                .ledger = &ledger_,
+                .book = &book_,
+                .pool = &pool_,
+                .timer = &io.provider->getTimer(),
+                .port = &io.unixEventPort,
+                .metrics = &metrics_}),
+      reclaimer_({.device = device_.get(),
+                  .ledger = &ledger_,
+                  .book = &book_,
+                  .workers = &workers_,
+                  .pool = &pool_,
+                  .timer = &io.provider->getTimer()}),
+      inbox_(io.unixEventPort) {
+  book_.OnRecord([this](const TenantState& tenant, const ReclaimRecord& record) {
+    metrics_.ObserveReclaim(tenant, record);
+  });
+  workers_.OnChange([this](TenantId tenant) {
+    reclaimer_.Look(tenant);
+    if (link_ != nullptr) link_->Hurry();
+  });
+  reclaimer_.OnProgress([this] {
+    if (link_ != nullptr) link_->Hurry();
+  });
+}
+
+absl::Status Agent::Listen() {
+  const ServiceDeps service{
+      .workers = &workers_, .book = &book_, .ledger = &ledger_, .port = &io_.unixEventPort};
+  auto listener =
+      RpcListener::Listen(*io_.lowLevelProvider, {.address = UnixPath{config_.socket}},
+                          [service](RpcPeer peer, kj::Own<RpcConnection> connection) {
+                            return MakeAgentService(service, kj::mv(peer), kj::mv(connection));
+                          });
+  if (!listener.ok()) return listener.status();
+  listener_ = *std::move(listener);
+
+  absl::StatusOr<HostPort> http = ParseHostPort(config_.http);
+  if (!http.ok()) return http.status();
+  auto server =
+      HttpServer::Start({.address = *http}, [this](HttpRequest request, HttpServer::Done done) {
+        inbox_.Post([this, request = std::move(request), done = std::move(done)]() mutable {
+          HandleHttp(std::move(request), std::move(done));
+        });
+      });
+  if (!server.ok()) return server.status();
+  http_ = *std::move(server);
+
+  absl::StatusOr<uint64_t> incarnation = RandomId();
+  if (!incarnation.ok()) return incarnation.status();
+  absl::StatusOr<Address> manager = ParseAddress(config_.manager);
+  if (!manager.ok()) return manager.status();
+  link_ = std::make_unique<ManagerLink>(
+      ManagerLink::Deps{.io = &io_, .book = &book_, .ledger = &ledger_, .workers = &workers_},
+      ManagerLinkOptions{.manager = *manager,
+                         .token = config_.manager_token,
+                         .agent = config_.name,
+                         .incarnation = *incarnation,
+                         .device = device_->info().name},
+      [this] {
+        for (const auto& [id, tenant] : book_.tenants()) reclaimer_.Look(id);
+        for (const auto& [id, worker] : workers_.all()) workers_.TopUp(id);
+      });
+  return absl::OkStatus();
+}
+
+void Agent::HandleHttp(HttpRequest request, HttpServer::Done done) {
+  if (request.method != "GET") {
+    done({.status = 405, .body = "{\"error\":\"only GET here\"}\n"});
+  } else if (request.path == "/metrics") {
+    done({.content_type = kMetricsContentType,
+          .body = metrics_.Page({.ledger = &ledger_,
+                                 .book = &book_,
+                                 .workers = &workers_,
+                                 .listener = listener_.get()})});
+  } else if (request.path == "/healthz") {
+    const bool registered = link_->state() == ManagerLink::State::kRegistered;
+    done({.body = absl::StrCat("{\"status\":\"ok\",\"manager\":\"",
+                               registered ? "registered" : "connecting", "\"}\n")});
+  } else {
+    done({.status = 404, .body = "{\"error\":\"try /metrics or /healthz\"}\n"});
+  }
+}
+
+absl::Status Agent::Run(const AgentConfig& config, kj::AsyncIoContext& io) {
+  const PoolConfig pool{.slabs = static_cast<uint32_t>(config.pool / config.slab_bytes),
+                        .reserve_slabs = static_cast<uint32_t>(config.reserve_slabs),
+                        .slab_bytes = config.slab_bytes};
+  absl::StatusOr<JournalMemory> journal = JournalMemory::Make(PoolLedger::JournalBytes(pool));
+  if (!journal.ok()) return journal.status();
+  absl::StatusOr<PoolLedger> ledger = PoolLedger::Make(pool, journal->memory());
+  if (!ledger.ok()) return ledger.status();
+  absl::StatusOr<std::unique_ptr<HostDevice>> device =
+      HostDevice::Make(pool.slab_bytes, pool.slabs);
+  if (!device.ok()) return device.status();
+
+  Agent agent(config, io, *std::move(journal), *std::move(ledger), *std::move(device));
+  if (absl::Status status = agent.Listen(); !status.ok()) return status;
+  agent.log_.Info("agent started", {{"name", config.name},
+                                    {"device", agent.device_->info().name},
+                                    {"slabs", pool.slabs},
+                                    {"slab_bytes", pool.slab_bytes.value()},
+                                    {"socket", config.socket},
+                                    {"http", ToString(agent.http_->address())}});
+  auto stop = io.unixEventPort.onSignal(SIGTERM).exclusiveJoin(io.unixEventPort.onSignal(SIGINT));
+  stop.wait(io.waitScope);
+  agent.log_.Info("agent stops");
+  agent.http_.reset();
+  agent.link_.reset();
+  agent.listener_.reset();
+  agent.pool_.join();
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunAgent(const AgentConfig& config) {
+  kj::UnixEventPort::captureSignal(SIGTERM);
+  kj::UnixEventPort::captureSignal(SIGINT);
+  KjLogScope kj_logs;
+  kj::AsyncIoContext io = kj::setupAsyncIo();
+  return Agent::Run(config, io);
+}
+
+}  // namespace kvpool

@@ -1,0 +1,37 @@
+// The settings of kvpool-agent, each with its default and bounds. Read once at start-up.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "common/config.h"
+#include "common/units.h"
+
+namespace kvpool {
+
+struct AgentConfig {
+  std::string name = "agent";
+  std::string socket = "/run/kvpool/agent.sock";
+  std::string manager = "127.0.0.1:7600";
+  std::string manager_token;
+  std::string manager_token_file;
+  std::string http = "127.0.0.1:7611";
+  std::string device = "auto";
+  Bytes pool = 1_GiB;
+  Bytes slab_bytes = 2_MiB;
+  int64_t reserve_slabs = 2;
+  int64_t threads = 1;
+  std::string log_level = "info";
+  std::string log_format = "text";
+};
+
+// Declares every field of `config`, which must outlive `settings`.
+void Declare(AgentConfig* config, Settings* settings);
+
+// Checks what no single setting can tell, and reads the token file. InvalidArgument says which
+// settings do not fit together.
+absl::Status Complete(AgentConfig* config);
+
+}  // namespace kvpool

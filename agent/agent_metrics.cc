@@ -1,0 +1,128 @@
+// See agent_metrics.h.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "agent/agent_metrics.h"
+
+#include <array>
+#include <utility>
+
+namespace kvpool {
+namespace {
+
+const std::vector<double> kTurnBuckets = {1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4,
+                                          1e-3, 2.5e-3, 5e-3, 1e-2, 1e-1};
+const std::vector<double> kRecoveryBuckets = {0.5,  0.6,  0.7,  0.8,  0.85, 0.9,
+                                              0.93, 0.95, 0.97, 0.98, 0.99, 1.0};
+
+double ToDouble(Bytes bytes) { return static_cast<double>(bytes.value()); }
+
+}  // namespace
+
+AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& device_name)
+    : metrics_("kvpool-agent"),
+      slabs_(metrics_.GaugeFamily("kvpool_agent_slabs", "Slabs of the pool by state.")),
+      lease_bytes_(metrics_.GaugeFamily("kvpool_agent_tenant_lease_bytes",
+                                        "Bytes that a tenant may hold at this agent.")),
+      held_bytes_(metrics_.GaugeFamily("kvpool_agent_tenant_held_bytes",
+                                       "Bytes of the slabs that a tenant holds.")),
+      used_bytes_(metrics_.GaugeFamily("kvpool_agent_tenant_used_bytes",
+                                       "Bytes of a tenant's pages in sessions.")),
+      magazine_bytes_(metrics_.GaugeFamily("kvpool_agent_tenant_magazine_bytes",
+                                           "Bytes of a tenant's pages in magazines.")),
+      sessions_(metrics_.GaugeFamily("kvpool_agent_sessions", "Open sessions of a tenant.")),
+      workers_(metrics_.GaugeFamily("kvpool_agent_workers", "Attached workers of a tenant.")),
+      compactions_(metrics_.CounterFamily("kvpool_agent_compactions_total",
+                                          "Sessions compacted for a tenant.")),
+      refusals_(metrics_.CounterFamily("kvpool_agent_refusals_total",
+                                       "Typed refusals of pages or sessions.")),
+      reclaims_(metrics_.CounterFamily("kvpool_agent_reclaims_total",
+                                       "Reclaims by step of the reclaim order and reason.")),
+      reclaimed_bytes_(metrics_.CounterFamily("kvpool_agent_reclaimed_bytes_total",
+                                              "Bytes freed, or refused, by step.")),
+      recovery_(metrics_.HistogramFamily("kvpool_agent_recovery_ratio",
+                                         "Mean recovery over heads of each compaction.",
+                                         kRecoveryBuckets)),
+      epoch_(metrics_
+                 .GaugeFamily("kvpool_agent_manager_epoch_info",
+                              "Highest manager epoch this agent has accepted.")
+                 .With()),
+      bad_page_lists_(metrics_
+                          .CounterFamily("kvpool_agent_bad_page_lists_total",
+                                         "Sessions failed because their page list did not check "
+                                         "out.")
+                          .With()),
+      bad_returns_(
+          metrics_.CounterFamily("kvpool_agent_bad_returns_total", "Rubbish found in return rings.")
+              .With()),
+      unscored_(metrics_
+                    .CounterFamily("kvpool_agent_unscored_queries_total",
+                                   "Queries that a worker dropped before they were scored.")
+                    .With()),
+      connections_refused_(metrics_
+                               .CounterFamily("kvpool_agent_connections_refused_total",
+                                              "Connections above the maximum, or without a token "
+                                              "in time.")
+                               .With()),
+      turn_(metrics_
+                .HistogramFamily("kvpool_agent_rpc_turn_seconds",
+                                 "Time the RPC thread spent in one piece of work.", kTurnBuckets)
+                .With()) {
+  metrics_.GaugeFamily("kvpool_agent_device_info", "The device this agent uses; always 1.")
+      .With({{"kind", device_kind}, {"name", device_name}})
+      .Set(1);
+}
+
+void AgentMetrics::ObserveTurn(Duration turn) {
+  turn_.Observe(std::chrono::duration<double>(turn).count());
+}
+
+void AgentMetrics::ObserveReclaim(const TenantState& tenant, const ReclaimRecord& record) {
+  const std::string step = ToString(record.step), reason = ToString(record.reason);
+  reclaims_.With({{"tenant", tenant.name}, {"step", step}, {"reason", reason}}).Add();
+  reclaimed_bytes_.With({{"tenant", tenant.name}, {"step", step}})
+      .Add(static_cast<double>(record.bytes));
+  if (record.step == ReclaimStep::kRefusal) {
+    refusals_.With({{"tenant", tenant.name}, {"reason", reason}}).Add();
+  }
+  if (record.recovery >= 0) {
+    recovery_.With({{"tenant", tenant.name}}).Observe(record.recovery);
+  }
+}
+
+void AgentMetrics::UpdateTenant(const Sources& sources, const TenantState& tenant) {
+  const Labels labels = {{"tenant", tenant.name}};
+  const TenantUsage usage = sources.ledger->Usage(tenant.id);
+  const Bytes slab = sources.ledger->config().slab_bytes;
+  lease_bytes_.With(labels).Set(ToDouble(slab * tenant.lease_slabs));
+  held_bytes_.With(labels).Set(ToDouble(slab * usage.held_slabs));
+  used_bytes_.With(labels).Set(ToDouble(usage.owned_bytes));
+  magazine_bytes_.With(labels).Set(ToDouble(usage.granted_bytes));
+  const WorkerCounts counts = sources.workers->Count(tenant.id);
+  sessions_.With(labels).Set(counts.sessions);
+  workers_.With(labels).Set(counts.workers);
+  compactions_.With(labels).RaiseTo(static_cast<double>(tenant.counters.compactions));
+}
+
+std::string AgentMetrics::Page(const Sources& sources) {
+  for (const auto& [id, tenant] : sources.book->tenants()) UpdateTenant(sources, tenant);
+  std::array<uint32_t, 5> by_state{};
+  for (uint32_t i = 0; i < sources.ledger->config().slabs; ++i) {
+    const std::optional<SlabUsage> slab = sources.ledger->Slab(SlabIndex(i));
+    if (slab.has_value()) ++by_state[static_cast<size_t>(slab->state)];
+  }
+  constexpr std::array<const char*, 5> kNames = {"free", "leased", "evacuating", "draining",
+                                                 "stuck"};
+  for (size_t i = 0; i < kNames.size(); ++i) {
+    slabs_.With({{"state", kNames[i]}}).Set(by_state[i]);
+  }
+  epoch_.Set(static_cast<double>(sources.book->highest_epoch()));
+  const Hostilities hostilities = sources.workers->hostilities();
+  bad_page_lists_.RaiseTo(static_cast<double>(hostilities.bad_page_lists));
+  bad_returns_.RaiseTo(static_cast<double>(hostilities.bad_returns));
+  unscored_.RaiseTo(static_cast<double>(hostilities.unscored));
+  const RpcListener::Counters& rpc = sources.listener->counters();
+  connections_refused_.RaiseTo(static_cast<double>(rpc.above_maximum + rpc.unauthenticated));
+  return metrics_.Serialize();
+}
+
+}  // namespace kvpool

@@ -1,0 +1,61 @@
+// The agent's /metrics: everything is read from the ledger, the tenant book and the workers when
+// the page is asked for, except what only a moment can tell (turn times, recovery).
+//
+// RPC thread. dashboards/overview.json uses these names; a test compares them.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+
+#include "agent/pool.h"
+#include "agent/tenant_book.h"
+#include "agent/workers.h"
+#include "common/metrics.h"
+#include "common/rpc_listener.h"
+
+namespace kvpool {
+
+class AgentMetrics {
+ public:
+  struct Sources {
+    const PoolLedger* ledger = nullptr;
+    const TenantBook* book = nullptr;
+    const Workers* workers = nullptr;
+    const RpcListener* listener = nullptr;
+  };
+  AgentMetrics(const std::string& device_kind, const std::string& device_name);
+
+  // How long one turn of the RPC thread's work took.
+  void ObserveTurn(Duration turn);
+  // One reclaim record, as it happens.
+  void ObserveReclaim(const TenantState& tenant, const ReclaimRecord& record);
+
+  // The page, with the state as it is now.
+  std::string Page(const Sources& sources);
+
+ private:
+  void UpdateTenant(const Sources& sources, const TenantState& tenant);
+
+  Metrics metrics_;
+  MetricFamily<Gauge> slabs_;
+  MetricFamily<Gauge> lease_bytes_;
+  MetricFamily<Gauge> held_bytes_;
+  MetricFamily<Gauge> used_bytes_;
+  MetricFamily<Gauge> magazine_bytes_;
+  MetricFamily<Gauge> sessions_;
+  MetricFamily<Gauge> workers_;
+  MetricFamily<Counter> compactions_;
+  MetricFamily<Counter> refusals_;
+  MetricFamily<Counter> reclaims_;
+  MetricFamily<Counter> reclaimed_bytes_;
+  MetricFamily<Histogram> recovery_;
+  Gauge epoch_;
+  Counter bad_page_lists_;
+  Counter bad_returns_;
+  Counter unscored_;
+  Counter connections_refused_;
+  Histogram turn_;
+};
+
+}  // namespace kvpool

@@ -1,0 +1,74 @@
+// The agent's end of the link to the manager: registers, reports, applies orders, and dials again
+// when the link breaks. While it is away the agent keeps its last leases.
+//
+// RPC thread.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kj/async-io.h>
+
+#include <functional>
+#include <random>
+#include <string>
+
+#include "agent/pool.h"
+#include "agent/tenant_book.h"
+#include "agent/workers.h"
+#include "common/log.h"
+#include "common/rpc_connect.h"
+#include "proto/manager.capnp.h"
+
+namespace kvpool {
+
+struct ManagerLinkOptions {
+  Address manager;
+  std::string token;         // the shared agent token
+  std::string agent;         // this agent's name
+  uint64_t incarnation = 0;  // random, of this pool
+  std::string device;        // for people
+};
+
+class ManagerLink final : private kj::TaskSet::ErrorHandler {
+ public:
+  struct Deps {
+    kj::AsyncIoContext* io = nullptr;
+    TenantBook* book = nullptr;
+    PoolLedger* ledger = nullptr;
+    Workers* workers = nullptr;
+  };
+  // `on_orders` runs after each applied message.
+  ManagerLink(const Deps& deps, ManagerLinkOptions options, std::function<void()> on_orders);
+
+  // Reports at once instead of at the next interval: demand or an acknowledgement changed.
+  void Hurry();
+  enum class State : uint8_t { kConnecting, kRegistered };
+  State state() const { return state_; }
+
+ private:
+  kj::Promise<void> Run();
+  kj::Promise<void> Session();
+  kj::Promise<void> Register(rpc::Manager::Client manager);
+  kj::Promise<void> ExchangeLoop();
+  kj::Promise<void> Exchange();
+  kj::Promise<void> Pause();
+  void FillReport(rpc::Report::Builder report);
+  void Apply(rpc::Orders::Reader orders);
+  void taskFailed(kj::Exception&& error) override;
+
+  const Deps deps_;
+  const ManagerLinkOptions options_;
+  const std::function<void()> on_orders_;
+  const Logger log_;
+  State state_ = State::kConnecting;
+  kj::Own<RpcClient> client_;
+  kj::Maybe<rpc::Link::Client> link_;
+  uint64_t seq_ = 0;
+  uint32_t report_millis_;
+  kj::Maybe<kj::Own<kj::PromiseFulfiller<void>>> hurry_;
+  uint32_t failures_ = 0;
+  std::minstd_rand jitter_;
+  kj::TaskSet tasks_;
+};
+
+}  // namespace kvpool

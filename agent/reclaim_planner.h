@@ -1,0 +1,54 @@
+// Decides what to do for a tenant that holds more slabs than its lease: pure, no ledger, no clock.
+//
+// In the reclaim order of docs/architecture.md the steps that exist are 2 (compaction) and 5
+// (refusal, which needs no plan: no page is granted above the lease). Before both come the free
+// ways: pages in magazines go back, the emptiest slabs are evacuated into free places of the
+// others. A plan holds only what is worth doing now; it is made anew whenever something has
+// changed.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "agent/pool.h"
+#include "common/ids.h"
+
+namespace kvpool {
+
+// A session that could be moved or compacted now.
+struct ReclaimSession {
+  SessionId id;
+  uint32_t group = 0;  // as SlabUsage::group
+  enum class Where : uint8_t { kIdle, kRunning } where = Where::kIdle;
+  uint64_t frees_pages = 0;      // that compaction by its policy would free now; 0: it cannot
+  std::vector<SlabIndex> slabs;  // where it has pages
+};
+
+struct ReclaimInput {
+  uint32_t lease_slabs = 0;
+  uint32_t held_slabs = 0;       // in any state but FREE
+  uint32_t draining_slabs = 0;   // of those, on their way out
+  std::vector<SlabUsage> slabs;  // the LEASED and EVACUATING ones, fewest pages in use first
+  std::vector<ReclaimSession> sessions;
+};
+
+struct ReclaimPlan {
+  enum class Magazines : uint8_t { kKeep, kReturn } magazines = Magazines::kKeep;
+  std::vector<SlabIndex> cancel;    // EVACUATING slabs that need not go any more
+  std::vector<SlabIndex> evacuate;  // LEASED slabs that shall go
+  std::vector<SessionId> take;      // IDLE sessions to compact or move now
+  std::vector<SessionId> ask;       // RUNNING sessions to be handed over
+
+  bool empty() const {
+    return magazines == Magazines::kKeep && cancel.empty() && evacuate.empty() && take.empty() &&
+           ask.empty();
+  }
+};
+
+// Deterministic. Never evacuates more slabs than the lease demands, nor a slab whose pages have no
+// room in the LEASED slabs of its group that stay.
+ReclaimPlan PlanReclaim(const ReclaimInput& input);
+
+}  // namespace kvpool

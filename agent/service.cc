@@ -1,0 +1,317 @@
+// Translates between the wire and Workers. See service.h.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "agent/service.h"
+
+#include <kj/debug.h>
+
+#include <utility>
+
+#include "agent/memory_server.h"
+#include "common/secret.h"
+#include "proto/agent.capnp.h"
+#include "proto/limits.h"
+
+namespace kvpool {
+namespace {
+
+rpc::RefusalReason ReasonOf(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kResourceExhausted:
+      return rpc::RefusalReason::NO_SPACE;
+    case absl::StatusCode::kOutOfRange:
+      return rpc::RefusalReason::TOO_LARGE;
+    case absl::StatusCode::kInvalidArgument:
+      return rpc::RefusalReason::BAD_ARGUMENT;
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kNotFound:
+      return rpc::RefusalReason::BAD_STATE;
+    case absl::StatusCode::kDataLoss:
+      return rpc::RefusalReason::BAD_PAGE_LIST;
+    case absl::StatusCode::kUnauthenticated:
+      return rpc::RefusalReason::BAD_TOKEN;
+    default:
+      return rpc::RefusalReason::UNKNOWN;
+  }
+}
+
+void Refuse(rpc::Refusal::Builder builder, rpc::RefusalReason reason, const std::string& text) {
+  builder.setReason(reason);
+  builder.setText(text);
+}
+
+void Refuse(rpc::Refusal::Builder builder, const absl::Status& status) {
+  Refuse(builder, ReasonOf(status), std::string(status.message()));
+}
+
+void SetOutcome(rpc::Outcome::Builder builder, const absl::Status& status) {
+  if (status.ok()) {
+    builder.setOk();
+  } else {
+    Refuse(builder.initRefused(), status);
+  }
+}
+
+absl::StatusOr<Geometry> FromCapnp(rpc::Geometry::Reader reader) {
+  if (reader.getGroups().size() != 1) {
+    return absl::InvalidArgumentError("a geometry has exactly one layer group for now");
+  }
+  const rpc::LayerGroup::Reader group = reader.getGroups()[0];
+  if (group.getWindow() != 0) {
+    return absl::InvalidArgumentError("sliding-window layer groups are not supported yet");
+  }
+  Geometry geometry{.layers = group.getLayers(),
+                    .query_heads = group.getQueryHeads(),
+                    .kv_heads = group.getKvHeads(),
+                    .key_dim = group.getKeyDim(),
+                    .value_dim = group.getValueDim()};
+  switch (group.getDtype()) {
+    case rpc::Dtype::F32:
+      geometry.dtype = Dtype::kF32;
+      break;
+    case rpc::Dtype::BF16:
+      geometry.dtype = Dtype::kBf16;
+      break;
+    default:
+      return absl::InvalidArgumentError("the geometry's dtype is not known here");
+  }
+  for (uint16_t layer : group.getKvOfLayer()) geometry.kv_of_layer.push_back(layer);
+  return geometry;
+}
+
+class SessionServer final : public rpc::Session::Server {
+ public:
+  SessionServer(Workers& workers, WorkerId worker, uint32_t slot, SessionId id)
+      : workers_(workers), worker_(worker), slot_(slot), id_(id) {}
+  ~SessionServer() noexcept(false) { workers_.Close(worker_, slot_, id_); }
+
+ private:
+  Workers& workers_;
+  const WorkerId worker_;
+  const uint32_t slot_;
+  const SessionId id_;
+};
+
+// What the servers of one connection share: who the peer is, and whether it is still connected.
+struct Peer final : public kj::Refcounted {
+  Peer(const ServiceDeps& deps, RpcPeer peer, kj::Own<RpcConnection> connection)
+      : deps(deps), info(kj::mv(peer)), connection(kj::mv(connection)) {
+    this->connection->OnDisconnect([over = hung_up] { *over = true; });
+  }
+
+  // Resolves when the peer cannot touch memory that it lets go of now. A peer that dropped a
+  // capability and stays connected has finished with it; of one that hung up, only the end of its
+  // process is proof. When a connection ends, its capabilities go first: so look a moment later.
+  kj::Promise<void> Gone() {
+    return kj::evalLater([self = kj::addRef(*this)]() mutable -> kj::Promise<void> {
+      if (!*self->hung_up) return kj::READY_NOW;
+      auto observer = kj::heap<kj::UnixEventPort::FdObserver>(
+          *self->deps.port, self->info.pidfd.get(), kj::UnixEventPort::FdObserver::OBSERVE_READ);
+      auto promise = observer->whenBecomesReadable();
+      return promise.attach(kj::mv(observer), kj::mv(self));
+    });
+  }
+
+  const ServiceDeps deps;
+  RpcPeer info;
+  kj::Own<RpcConnection> connection;
+  std::shared_ptr<bool> hung_up = std::make_shared<bool>(false);
+};
+
+class AttachmentServer final : public rpc::Attachment::Server {
+ public:
+  AttachmentServer(kj::Own<Peer> peer, WorkerId worker) : peer_(kj::mv(peer)), worker_(worker) {}
+  ~AttachmentServer() noexcept(false) { workers().Detach(worker_, peer_->Gone()); }
+
+  kj::Promise<void> reserve(ReserveContext context) override {
+    return workers()
+        .Reserve(worker_, context.getParams().getPages())
+        .then([context](absl::Status status) mutable {
+          SetOutcome(context.getResults().initResult(), status);
+        });
+  }
+
+  kj::Promise<void> openSession(OpenSessionContext context) override {
+    const auto params = context.getParams().getParams();
+    absl::StatusOr<AgentSession*> session =
+        workers().Open(worker_, params.getPromptTokens(), params.getMaxTokens());
+    auto result = context.getResults().initResult();
+    if (!session.ok()) {
+      Refuse(result.initRefused(), session.status());
+      return kj::READY_NOW;
+    }
+    const AgentSession& opened = **session;
+    auto builder = result.initOpened();
+    builder.setSession(kj::heap<SessionServer>(workers(), worker_, opened.slot, opened.id));
+    builder.setSlot(opened.slot);
+    builder.setQueryNeed(static_cast<rpc::QueryNeed>(opened.needs.queries));
+    builder.setSampleEvery(opened.needs.sample_every);
+    builder.setPromptRows(opened.needs.prompt_rows);
+    return kj::READY_NOW;
+  }
+
+  kj::Promise<void> drain(DrainContext context) override {
+    const auto items = context.getParams().getItems();
+    if (items.size() > limits::kBatchItems) return TooMany();
+    kj::Vector<kj::Promise<absl::Status>> drains;
+    for (auto item : items) {
+      drains.add(workers().Drain(worker_, {.slot = item.getSlot(),
+                                           .window = item.getWindow(),
+                                           .first = item.getFirst(),
+                                           .count = item.getCount()}));
+    }
+    return kj::joinPromises(drains.releaseAsArray())
+        .then([context](kj::Array<absl::Status> statuses) mutable {
+          auto results = context.getResults().initResults(statuses.size());
+          for (size_t i = 0; i < statuses.size(); ++i) SetOutcome(results[i], statuses[i]);
+        });
+  }
+
+  kj::Promise<void> handOver(HandOverContext context) override {
+    const auto list = context.getParams().getSlots();
+    if (list.size() > limits::kBatchItems) return TooMany();
+    std::vector<uint32_t> slots;
+    for (uint32_t slot : list) slots.push_back(slot);
+    return workers()
+        .HandOver(worker_, std::move(slots))
+        .then([context](std::vector<CompactionOutcome> outcomes) mutable {
+          auto results = context.getResults().initResults(outcomes.size());
+          for (size_t i = 0; i < outcomes.size(); ++i) {
+            const CompactionOutcome& outcome = outcomes[i];
+            SetOutcome(results[i].initOutcome(), outcome.status);
+            results[i].setCompacted(outcome.effect == CompactionOutcome::Effect::kCompacted);
+            results[i].setMoved(outcome.effect != CompactionOutcome::Effect::kNothing);
+            results[i].setRecovery(outcome.recovery_mean);
+          }
+        });
+  }
+
+  kj::Promise<void> detach(DetachContext) override {
+    workers().Detach(worker_, kj::READY_NOW);
+    return kj::READY_NOW;
+  }
+
+  kj::Promise<void> ping(PingContext) override { return kj::READY_NOW; }
+
+  kj::Promise<void> statistics(StatisticsContext context) override {
+    if (const Worker* worker = workers().Find(worker_)) {
+      const TenantUsage usage = peer_->deps.ledger->Usage(worker->attachment->setup().tenant);
+      context.getResults().setLeaseSlabs(usage.lease_slabs);
+      context.getResults().setHeldSlabs(usage.held_slabs);
+      context.getResults().setUsedBytes(usage.owned_bytes.value());
+    }
+    return kj::READY_NOW;
+  }
+
+ private:
+  Workers& workers() { return *peer_->deps.workers; }
+
+  // A message that breaks the table of limits: its sender is broken, its connection ends.
+  kj::Promise<void> TooMany() {
+    peer_->connection->Close();
+    return KJ_EXCEPTION(FAILED, "too many items in a batch");
+  }
+
+  kj::Own<Peer> peer_;
+  const WorkerId worker_;
+};
+
+class TenantServer final : public rpc::Tenant::Server {
+ public:
+  TenantServer(kj::Own<Peer> peer, TenantId tenant, std::string worker)
+      : peer_(kj::mv(peer)), tenant_(tenant), worker_(std::move(worker)) {}
+
+  kj::Promise<void> attach(AttachContext context) override {
+    const auto params = context.getParams().getParams();
+    auto result = context.getResults().initResult();
+    if (attached_) {
+      Refuse(result.initRefused(), rpc::RefusalReason::BAD_STATE, "a Tenant attaches once");
+      return kj::READY_NOW;
+    }
+    const absl::StatusOr<Geometry> geometry = FromCapnp(params.getGeometry());
+    if (!geometry.ok()) {
+      Refuse(result.initRefused(), rpc::RefusalReason::BAD_GEOMETRY,
+             std::string(geometry.status().message()));
+      return kj::READY_NOW;
+    }
+    const absl::StatusOr<WorkerId> id =
+        peer_->deps.workers->Attach({.tenant = tenant_,
+                                     .worker = worker_,
+                                     .geometry = *geometry,
+                                     .max_sessions = params.getMaxSessions(),
+                                     .max_running = params.getMaxRunning(),
+                                     .max_session_tokens = params.getMaxSessionTokens(),
+                                     .chunk_tokens = params.getChunkTokens()},
+                                    params.getEvents());
+    if (!id.ok()) {
+      Refuse(result.initRefused(), id.status());
+      return kj::READY_NOW;
+    }
+    attached_ = true;
+    Fill(result.initAttached(), *id);
+    return kj::READY_NOW;
+  }
+
+ private:
+  void Fill(rpc::Attached::Builder attached, WorkerId id) {
+    SharedRegions& regions = peer_->deps.workers->Find(id)->attachment->regions();
+    attached.setAttachment(kj::heap<AttachmentServer>(kj::addRef(*peer_), id));
+    attached.setControl(kj::heap<MemoryServer>(regions.control_fd()));
+    attached.setTables(kj::heap<MemoryServer>(regions.tables_fd()));
+    attached.setDoorbell(kj::heap<MemoryServer>(regions.doorbell_fd()));
+    attached.setSlabBytes(peer_->deps.ledger->config().slab_bytes.value());
+    attached.setSlabSlots(peer_->deps.ledger->config().slabs);
+    const TenantState* tenant = peer_->deps.book->Find(tenant_);
+    attached.setPolicy(tenant == nullptr ? "" : ToString(tenant->spec));
+    attached.setWorkerId(id.value());
+  }
+
+  kj::Own<Peer> peer_;
+  const TenantId tenant_;
+  const std::string worker_;
+  bool attached_ = false;
+};
+
+class AgentServer final : public rpc::Agent::Server {
+ public:
+  explicit AgentServer(kj::Own<Peer> peer) : peer_(kj::mv(peer)) {}
+
+  kj::Promise<void> authenticate(AuthenticateContext context) override {
+    const auto params = context.getParams().getParams();
+    auto result = context.getResults().initResult();
+    if (params.getProtocolVersion() != limits::kProtocolVersion) {
+      Refuse(result.initRefused(), rpc::RefusalReason::BAD_VERSION,
+             "this agent speaks protocol version " + std::to_string(limits::kProtocolVersion));
+      return kj::READY_NOW;
+    }
+    if (params.getToken().size() > limits::kTokenBytes ||
+        params.getWorker().size() > limits::kNameBytes) {
+      Refuse(result.initRefused(), rpc::RefusalReason::BAD_ARGUMENT,
+             "the token or the worker's name is too long");
+      return kj::READY_NOW;
+    }
+    const TenantState* tenant =
+        peer_->deps.book->FindByToken(Sha256(std::string(params.getToken().cStr())));
+    if (tenant == nullptr) {
+      Refuse(result.initRefused(), rpc::RefusalReason::BAD_TOKEN,
+             "no tenant of this agent has this token (make one: kvpoolctl token create TENANT)");
+      return kj::READY_NOW;
+    }
+    peer_->connection->Authenticated();
+    result.setTenant(kj::heap<TenantServer>(kj::addRef(*peer_), tenant->id,
+                                            std::string(params.getWorker().cStr())));
+    return kj::READY_NOW;
+  }
+
+ private:
+  kj::Own<Peer> peer_;
+};
+
+}  // namespace
+
+capnp::Capability::Client MakeAgentService(const ServiceDeps& deps, RpcPeer peer,
+                                           kj::Own<RpcConnection> connection) {
+  return kj::heap<AgentServer>(kj::refcounted<Peer>(deps, kj::mv(peer), kj::mv(connection)));
+}
+
+}  // namespace kvpool

@@ -1,0 +1,29 @@
+// The Cap'n Proto face of the agent towards workers: Agent, Tenant, Attachment, Session. Each
+// handler reads parameters, calls Workers, and writes the outcome; no rule lives here. A
+// capability's lifetime is the lifetime of what it stands for.
+//
+// RPC thread. KJ exceptions stay in this file's .cc; refusals are values.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <capnp/capability.h>
+
+#include "agent/tenant_book.h"
+#include "agent/workers.h"
+#include "common/rpc_listener.h"
+
+namespace kvpool {
+
+struct ServiceDeps {
+  Workers* workers = nullptr;
+  TenantBook* book = nullptr;
+  PoolLedger* ledger = nullptr;
+  kj::UnixEventPort* port = nullptr;
+};
+
+// The bootstrap capability of one worker's connection.
+capnp::Capability::Client MakeAgentService(const ServiceDeps& deps, RpcPeer peer,
+                                           kj::Own<RpcConnection> connection);
+
+}  // namespace kvpool

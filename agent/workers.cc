@@ -1,0 +1,227 @@
+// Attaching, opening, closing, detaching. See workers.h.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "agent/workers.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/limits.h"
+
+namespace kvpool {
+namespace {
+
+// Demand that nobody has asked for again is forgotten.
+constexpr std::chrono::seconds kWaitingCounts(3);
+
+absl::Status CheckRange(const char* what, uint64_t value, uint64_t max) {
+  if (value >= 1 && value <= max) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(what, " is ", value, ", allowed is 1..", max));
+}
+
+absl::Status CheckRequest(const AttachRequest& request) {
+  for (const absl::Status& status :
+       {CheckGeometry(
+            request.geometry,
+            {.layers = limits::kLayers, .heads = limits::kHeads, .head_dim = limits::kHeadDim}),
+        CheckRange("maxSessions", request.max_sessions, limits::kSessionsPerWorker),
+        CheckRange("maxRunning", request.max_running, limits::kRunningPerWorker),
+        CheckRange("maxSessionTokens", request.max_session_tokens, limits::kSessionTokens),
+        CheckRange("chunkTokens", request.chunk_tokens, request.max_session_tokens)}) {
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Workers::Workers(const Deps& deps) : deps_(deps), log_("workers"), tasks_(*this) {}
+
+void Workers::taskFailed(kj::Exception&& error) {
+  log_.Warn("a worker did not answer", {{"error", error.getDescription().cStr()}});
+}
+
+absl::StatusOr<WorkerId> Workers::Attach(const AttachRequest& request,
+                                         rpc::WorkerEvents::Client events) {
+  if (absl::Status status = CheckRequest(request); !status.ok()) return status;
+  absl::StatusOr<Layout> layout = Layout::Make(request.geometry, deps_.ledger->config().slab_bytes);
+  if (!layout.ok()) return layout.status();
+  absl::StatusOr<WorkerId> id = deps_.ledger->AddWorker(request.tenant, *layout);
+  if (!id.ok()) return id.status();
+  const Geometry& geometry = request.geometry;
+  absl::StatusOr<std::unique_ptr<Attachment>> attachment = Attachment::Make(
+      {.id = *id,
+       .tenant = request.tenant,
+       .worker = request.worker,
+       .layout = *layout,
+       .sizes = {.sessions = request.max_sessions,
+                 .windows = request.max_running,
+                 .session_tokens = request.max_session_tokens,
+                 .planes = geometry.planes(),
+                 .query_floats = geometry.model_layers() * geometry.query_heads * geometry.key_dim},
+       .chunk_tokens = request.chunk_tokens,
+       .base = deps_.device->base()},
+      deps_.ledger);
+  if (!attachment.ok()) {
+    (void)deps_.ledger->RemoveWorker(*id);
+    return attachment.status();
+  }
+  workers_.emplace(*id, Worker{.attachment = *std::move(attachment), .events = kj::mv(events)});
+  WatchDoorbell(*id);
+  log_.Info("worker attached", {{"worker", id->value()},
+                                {"name", request.worker},
+                                {"tenant", request.tenant.value()},
+                                {"page_bytes", layout->page_bytes().value()}});
+  Changed(request.tenant);
+  return *id;
+}
+
+Worker* Workers::Find(WorkerId worker) {
+  const auto found = workers_.find(worker);
+  return found == workers_.end() || found->second.detached ? nullptr : &found->second;
+}
+
+void Workers::Detach(WorkerId worker, kj::Promise<void> gone) {
+  Worker* found = Find(worker);
+  if (found == nullptr) return;
+  found->detached = true;
+  std::vector<uint32_t> slots;
+  for (const auto& [slot, session] : found->attachment->sessions()) slots.push_back(slot);
+  for (uint32_t slot : slots) found->attachment->Close(slot);
+  tasks_.add(gone.then([this, worker] {
+    workers_.at(worker).gone = true;
+    RemoveIfDone(worker);
+  }));
+}
+
+void Workers::RemoveIfDone(WorkerId worker) {
+  const auto found = workers_.find(worker);
+  if (found == workers_.end() || !found->second.gone) return;
+  // A session that is still there is closed and has a job that reads this attachment's memory.
+  if (!found->second.attachment->sessions().empty() || found->second.growing) return;
+  const TenantId tenant = found->second.attachment->setup().tenant;
+  Count(*found->second.attachment, &past_);
+  (void)deps_.ledger->RemoveWorker(worker);
+  workers_.erase(found);
+  log_.Info("worker gone, its memory is back", {{"worker", worker.value()}});
+  Changed(tenant);
+}
+
+// ---- Admission ----------------------------------------------------------------------------------
+
+std::vector<Workers::Group> Workers::Groups(TenantId tenant, TimePoint now) const {
+  std::vector<Group> groups;
+  for (const auto& [id, worker] : workers_) {
+    const Attachment& attachment = *worker.attachment;
+    if (attachment.setup().tenant != tenant) continue;
+    auto group = std::find_if(groups.begin(), groups.end(),
+                              [&](const Group& g) { return *g.layout == attachment.layout(); });
+    if (group == groups.end()) {
+      group = groups.insert(groups.end(), Group{&attachment.layout(), {}, {}});
+    }
+    group->charge += attachment.charge();
+    if (now - worker.waiting_since < kWaitingCounts) group->waiting += worker.waiting;
+  }
+  return groups;
+}
+
+uint32_t Workers::WantedSlabs(TenantId tenant, TimePoint now) const {
+  uint32_t slabs = 0;
+  for (Group& group : Groups(tenant, now)) {
+    group.charge += group.waiting;
+    slabs += std::max(1u, SlabsFor(*group.layout, group.charge));
+  }
+  return slabs;
+}
+
+void Workers::Count(const Attachment& attachment, Hostilities* sum) {
+  sum->bad_page_lists += attachment.bad_page_lists();
+  sum->bad_returns += attachment.bad_returns();
+  sum->unscored += attachment.unscored();
+}
+
+Hostilities Workers::hostilities() const {
+  Hostilities sum = past_;
+  for (const auto& [id, worker] : workers_) Count(*worker.attachment, &sum);
+  return sum;
+}
+
+WorkerCounts Workers::Count(TenantId tenant) const {
+  WorkerCounts counts;
+  for (const auto& [id, worker] : workers_) {
+    if (worker.attachment->setup().tenant != tenant) continue;
+    ++counts.workers;
+    counts.sessions += static_cast<uint32_t>(worker.attachment->sessions().size());
+  }
+  return counts;
+}
+
+uint32_t Workers::UsableSlabs(const TenantState& tenant) const {
+  uint32_t overhead = 0;
+  for (const Group& group : Groups(tenant.id, TimePoint::min())) {
+    overhead += OverheadSlabs(*group.layout, group.charge);
+  }
+  return tenant.lease_slabs > overhead ? tenant.lease_slabs - overhead : 0;
+}
+
+absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
+                                            uint32_t max_tokens) {
+  Worker* worker = Find(id);
+  if (worker == nullptr) return absl::FailedPreconditionError("the worker has detached");
+  Attachment& attachment = *worker->attachment;
+  const AttachmentSetup& setup = attachment.setup();
+  const TenantState* tenant = deps_.book->Find(setup.tenant);
+  if (prompt_tokens == 0 || prompt_tokens > max_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat("promptTokens is ", prompt_tokens,
+                                                   ", allowed is 1..maxTokens = ", max_tokens));
+  }
+  if (max_tokens > setup.sizes.session_tokens) {
+    return absl::OutOfRangeError(absl::StrCat("maxTokens is ", max_tokens,
+                                              ", the attachment was made for at most ",
+                                              setup.sizes.session_tokens));
+  }
+  const Charge charge = PeakCharge(setup.layout, *tenant->policy, max_tokens, setup.chunk_tokens);
+  const uint32_t alone = SlabsFor(setup.layout, charge);
+  const PoolConfig& pool = deps_.ledger->config();
+  const uint32_t most = std::min(tenant->limit_slabs, pool.slabs - pool.reserve_slabs);
+  if (alone > most) {
+    return absl::OutOfRangeError(absl::StrCat("a session of ", max_tokens, " tokens needs ", alone,
+                                              " slabs under ", ToString(tenant->spec), "; tenant ",
+                                              tenant->name, " can have at most ", most, " here"));
+  }
+  uint32_t needed = 0;
+  for (Group& group : Groups(setup.tenant, TimePoint::min())) {
+    if (*group.layout == setup.layout) group.charge += charge;
+    needed += SlabsFor(*group.layout, group.charge);
+  }
+  if (needed > tenant->lease_slabs) {
+    worker->waiting = charge;
+    worker->waiting_since = BootClock::now();
+    deps_.book->Record({.tenant = tenant->id,
+                        .time = worker->waiting_since,
+                        .step = ReclaimStep::kRefusal,
+                        .reason = ReclaimReason::kAdmission,
+                        .policy = ToString(tenant->spec),
+                        .sessions = 1,
+                        .bytes = charge.pages * setup.layout.page_bytes().value()});
+    Changed(setup.tenant);
+    return absl::ResourceExhaustedError(
+        absl::StrCat("tenant ", tenant->name, " would need ", needed, " slabs with this session, ",
+                     tenant->lease_slabs, " are leased to it here"));
+  }
+  worker->waiting = {};
+  return attachment.Open(*tenant, max_tokens, charge);
+}
+
+void Workers::Close(WorkerId id, uint32_t slot, SessionId session) {
+  Worker* worker = Find(id);
+  if (worker == nullptr) return;
+  AgentSession* found = worker->attachment->Find(slot);
+  if (found == nullptr || found->id != session) return;
+  worker->attachment->Close(slot);
+  TopUp(id);
+  Changed(worker->attachment->setup().tenant);
+}
+
+}  // namespace kvpool

@@ -1,0 +1,164 @@
+// The attached workers and everything that flows between them and the agent in time: pages into
+// magazines, slabs offered and revoked, drains, hand-overs, detaching. The rules of one worker's
+// memory are in attachment.h; this class gives them promises, kernel threads and the tenant's view.
+//
+// Lives on the RPC thread. Jobs run on the kernel pool; only values cross.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kj/async-io.h>
+#include <kj/async-unix.h>
+
+#include <boost/asio/thread_pool.hpp>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "agent/attachment.h"
+#include "agent/device.h"
+#include "agent/pool.h"
+#include "agent/tenant_book.h"
+#include "common/log.h"
+#include "common/rpc_listener.h"
+#include "proto/agent.capnp.h"
+
+namespace kvpool {
+
+// What a worker asks for at attach, checked.
+struct AttachRequest {
+  TenantId tenant;
+  std::string worker;
+  Geometry geometry;
+  uint32_t max_sessions = 0;
+  uint32_t max_running = 0;
+  uint32_t max_session_tokens = 0;
+  uint32_t chunk_tokens = 0;
+};
+
+// One attached worker.
+struct Worker {
+  std::unique_ptr<Attachment> attachment;
+  rpc::WorkerEvents::Client events;
+  // Demand that admission or the magazine could not meet, and when it was last asked for.
+  Charge waiting;
+  TimePoint waiting_since;
+  bool growing = false;   // slabs are being offered
+  bool detached = false;  // its capability is gone; waiting for proof that its process is
+  bool gone = false;      // nothing of it can touch memory any more
+  kj::Own<kj::UnixEventPort::FdObserver> doorbell;
+};
+
+struct WorkerCounts {
+  uint32_t workers = 0;
+  uint32_t sessions = 0;
+};
+
+// Signs of workers that write rubbish, since the agent started.
+struct Hostilities {
+  uint64_t bad_page_lists = 0;
+  uint64_t bad_returns = 0;
+  uint64_t unscored = 0;  // queries
+};
+
+struct DrainArgs {
+  uint32_t slot = 0;
+  uint32_t window = 0;
+  uint64_t first = 0;
+  uint32_t count = 0;
+};
+
+class AgentMetrics;
+
+class Workers final : private kj::TaskSet::ErrorHandler {
+ public:
+  struct Deps {
+    Device* device = nullptr;
+    PoolLedger* ledger = nullptr;
+    TenantBook* book = nullptr;
+    boost::asio::thread_pool* pool = nullptr;
+    kj::Timer* timer = nullptr;
+    kj::UnixEventPort* port = nullptr;
+    AgentMetrics* metrics = nullptr;
+  };
+  explicit Workers(const Deps& deps);
+
+  // Called whenever a tenant's pages or sessions changed in a way that reclaim may care for.
+  void OnChange(std::function<void(TenantId)> callback) { on_change_ = std::move(callback); }
+
+  // InvalidArgument: the geometry or a number; ResourceExhausted: too many workers.
+  absl::StatusOr<WorkerId> Attach(const AttachRequest& request, rpc::WorkerEvents::Client events);
+  // The capability is gone. Its memory comes back when `gone` says that the process cannot touch it
+  // any more: at once for a worker that let go by itself.
+  void Detach(WorkerId worker, kj::Promise<void> gone);
+  // nullptr: no such worker, or detached.
+  Worker* Find(WorkerId worker);
+  const std::map<WorkerId, Worker>& all() const { return workers_; }
+
+  // Makes the magazine hold `pages` pages. ResourceExhausted after the tenant's lease, its other
+  // workers' magazines and the pool were tried.
+  kj::Promise<absl::Status> Reserve(WorkerId worker, uint32_t pages);
+  // Keeps the magazine at its target; what a doorbell asks for. Never waits, never refuses.
+  void TopUp(WorkerId worker);
+
+  // OutOfRange: can never fit. ResourceExhausted: not now.
+  absl::StatusOr<AgentSession*> Open(WorkerId worker, uint32_t prompt_tokens, uint32_t max_tokens);
+  void Close(WorkerId worker, uint32_t slot, SessionId session);
+
+  kj::Promise<absl::Status> Drain(WorkerId worker, DrainArgs args);
+  // Compacts and moves sessions that their worker handed over; one outcome per slot.
+  kj::Promise<std::vector<CompactionOutcome>> HandOver(WorkerId worker,
+                                                       std::vector<uint32_t> slots);
+  // The same for IDLE sessions of a tenant, by the agent itself. Resolves to how many were taken.
+  kj::Promise<uint32_t> CompactIdle(TenantId tenant, const std::vector<SessionId>& sessions);
+  // Marks RUNNING sessions for hand-over.
+  void AskHandOver(TenantId tenant, const std::vector<SessionId>& sessions);
+
+  // Has every worker of the tenant return the pages that no session uses.
+  kj::Promise<void> ReturnMagazines(TenantId tenant);
+  // A DRAINING slab: has every worker unmap it. Resolves when all have answered or are overdue.
+  kj::Promise<void> Revoke(SlabIndex slab);
+
+  Hostilities hostilities() const;
+  // Attached workers of a tenant and their open sessions.
+  WorkerCounts Count(TenantId tenant) const;
+  // Slabs the tenant could use now: peaks of its sessions and demand that waits.
+  uint32_t WantedSlabs(TenantId tenant, TimePoint now) const;
+
+ private:
+  struct Group {  // workers of one tenant with one layout
+    const Layout* layout;
+    Charge charge;
+    Charge waiting;
+  };
+  std::vector<Group> Groups(TenantId tenant, TimePoint now) const;
+  uint32_t UsableSlabs(const TenantState& tenant) const;
+
+  std::vector<SlabIndex> MakeSlabs(WorkerId worker, const TenantState& tenant, size_t count);
+  kj::Promise<bool> Grow(WorkerId worker, uint32_t pages);
+  kj::Promise<bool> Offer(WorkerId worker, std::vector<SlabIndex> slabs);
+  kj::Promise<absl::Status> Refuse(WorkerId worker, uint32_t pages);
+  kj::Promise<CompactionOutcome> RunCompaction(WorkerId worker, uint32_t slot, shm::State resting);
+  void RecordCompactions(TenantId tenant, const Layout& layout,
+                         const std::vector<CompactionOutcome>& outcomes);
+  void RemoveIfDone(WorkerId worker);
+  static void Count(const Attachment& attachment, Hostilities* sum);
+  void WatchDoorbell(WorkerId worker);
+  void Changed(TenantId tenant) {
+    if (on_change_) on_change_(tenant);
+  }
+  void taskFailed(kj::Exception&& error) override;
+
+  const Deps deps_;
+  const Logger log_;
+  std::function<void(TenantId)> on_change_;
+  std::map<WorkerId, Worker> workers_;
+  Hostilities past_;  // of workers that are gone
+  kj::TaskSet tasks_;
+};
+
+}  // namespace kvpool

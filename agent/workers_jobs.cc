@@ -1,0 +1,136 @@
+// Drains and compactions: begun here, run on the kernel pool, ended here. See workers.h.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "agent/workers.h"
+#include "common/kj_asio.h"
+#include "proto/limits.h"
+
+namespace kvpool {
+
+kj::Promise<absl::Status> Workers::Drain(WorkerId id, DrainArgs args) {
+  Worker* worker = Find(id);
+  if (worker == nullptr) return absl::Status(absl::FailedPreconditionError("detached"));
+  absl::StatusOr<DrainJob> job =
+      worker->attachment->BeginDrain(args.slot, args.window, args.first, args.count);
+  if (!job.ok()) return job.status();
+  return Offload(*deps_.pool,
+                 [job = kj::heap<DrainJob>(*std::move(job))]() mutable {
+                   job->Run();
+                   return kj::mv(job);
+                 })
+      .then([this, id, slot = args.slot](kj::Own<DrainJob> job) -> absl::Status {
+        // The worker is still there: RemoveIfDone waits for sessions with jobs.
+        workers_.at(id).attachment->EndDrain(slot, std::move(*job));
+        RemoveIfDone(id);
+        return absl::OkStatus();
+      });
+}
+
+kj::Promise<CompactionOutcome> Workers::RunCompaction(WorkerId id, uint32_t slot,
+                                                      shm::State resting) {
+  absl::StatusOr<std::optional<CompactionJob>> job =
+      workers_.at(id).attachment->BeginCompaction(slot, resting);
+  if (!job.ok()) return CompactionOutcome{.status = job.status()};
+  if (!job->has_value()) return CompactionOutcome{};
+  return Offload(*deps_.pool,
+                 [job = kj::heap<CompactionJob>(**std::move(job))]() mutable {
+                   job->Run();
+                   return kj::mv(job);
+                 })
+      .then([this, id, slot, resting](kj::Own<CompactionJob> job) {
+        CompactionOutcome outcome =
+            workers_.at(id).attachment->EndCompaction(slot, std::move(*job), resting);
+        RemoveIfDone(id);
+        return outcome;
+      });
+}
+
+void Workers::RecordCompactions(TenantId tenant_id, const Layout& layout,
+                                const std::vector<CompactionOutcome>& outcomes) {
+  const TenantState* tenant = deps_.book->Find(tenant_id);
+  const TenantUsage usage = deps_.ledger->Usage(tenant_id);
+  ReclaimRecord record{.tenant = tenant_id,
+                       .time = BootClock::now(),
+                       .step = ReclaimStep::kCompaction,
+                       .reason = usage.held_slabs > usage.lease_slabs ? ReclaimReason::kLeaseShrink
+                                                                      : ReclaimReason::kScheduled,
+                       .policy = tenant == nullptr ? "" : ToString(tenant->spec)};
+  float recovery = 0;
+  uint32_t measured = 0;
+  for (const CompactionOutcome& outcome : outcomes) {
+    if (outcome.effect != CompactionOutcome::Effect::kCompacted) continue;
+    ++record.sessions;
+    record.bytes += outcome.freed_pages * layout.page_bytes().value();
+    if (outcome.recovery_mean < 0) continue;
+    recovery += outcome.recovery_mean;
+    ++measured;
+    record.recovery_min =
+        measured == 1 ? outcome.recovery_min : std::min(record.recovery_min, outcome.recovery_min);
+  }
+  if (record.sessions == 0) return;
+  if (measured > 0) record.recovery = recovery / static_cast<float>(measured);
+  deps_.book->Record(record);
+}
+
+kj::Promise<std::vector<CompactionOutcome>> Workers::HandOver(WorkerId id,
+                                                              std::vector<uint32_t> slots) {
+  kj::Vector<kj::Promise<CompactionOutcome>> running;
+  for (uint32_t slot : slots) {
+    Worker* worker = Find(id);
+    if (worker == nullptr) {
+      running.add(CompactionOutcome{.status = absl::FailedPreconditionError("detached")});
+    } else {
+      running.add(RunCompaction(id, slot, shm::State::kRunning));
+    }
+  }
+  return kj::joinPromises(running.releaseAsArray())
+      .then([this, id](kj::Array<CompactionOutcome> results) {
+        std::vector<CompactionOutcome> outcomes(results.begin(), results.end());
+        if (Worker* worker = Find(id)) {
+          const AttachmentSetup& setup = worker->attachment->setup();
+          RecordCompactions(setup.tenant, setup.layout, outcomes);
+          TopUp(id);
+          Changed(setup.tenant);
+        }
+        return outcomes;
+      });
+}
+
+kj::Promise<uint32_t> Workers::CompactIdle(TenantId tenant,
+                                           const std::vector<SessionId>& sessions) {
+  kj::Vector<kj::Promise<void>> running;
+  auto taken = std::make_shared<uint32_t>(0);
+  for (auto& [id, worker] : workers_) {
+    if (worker.attachment->setup().tenant != tenant || worker.detached) continue;
+    for (const auto& [slot, session] : worker.attachment->sessions()) {
+      if (std::find(sessions.begin(), sessions.end(), session.id) == sessions.end()) continue;
+      if (session.job != AgentSession::Job::kNone || session.failed) continue;
+      if (!worker.attachment->regions().TakeIdle(slot)) continue;
+      running.add(RunCompaction(id, slot, shm::State::kIdle)
+                      .then([this, taken, tenant, id = id](CompactionOutcome outcome) {
+                        if (!outcome.status.ok()) return;
+                        ++*taken;
+                        if (Worker* owner = Find(id)) {
+                          RecordCompactions(tenant, owner->attachment->layout(), {outcome});
+                        }
+                      }));
+    }
+  }
+  return kj::joinPromises(running.releaseAsArray()).then([taken] { return *taken; });
+}
+
+void Workers::AskHandOver(TenantId tenant, const std::vector<SessionId>& sessions) {
+  for (auto& [id, worker] : workers_) {
+    if (worker.attachment->setup().tenant != tenant || worker.detached) continue;
+    for (const auto& [slot, session] : worker.attachment->sessions()) {
+      if (std::find(sessions.begin(), sessions.end(), session.id) != sessions.end()) {
+        worker.attachment->AskHandOver(slot);
+      }
+    }
+  }
+}
+
+}  // namespace kvpool

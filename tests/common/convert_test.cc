@@ -1,0 +1,47 @@
+// Policies through the wire and back, and what a peer may send instead.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "common/convert.h"
+
+#include <capnp/message.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace kvpool {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(ConvertTest, EveryPolicySurvives) {
+  for (const PolicySchema& schema : PolicySchemas()) {
+    const PolicySpec spec = *MakePolicySpec(schema.name, {});
+    capnp::MallocMessageBuilder message;
+    auto builder = message.initRoot<rpc::PolicySpec>();
+    ToProto(spec, builder);
+    const auto back = FromProto(builder.asReader());
+    ASSERT_TRUE(back.ok()) << back.status();
+    EXPECT_EQ(*back, spec);
+  }
+}
+
+TEST(ConvertTest, BadSpecsAreRefused) {
+  capnp::MallocMessageBuilder message;
+  auto builder = message.initRoot<rpc::PolicySpec>();
+  EXPECT_THAT(std::string(FromProto(builder.asReader()).status().message()),
+              HasSubstr("not known"));
+  builder.setName("streaming");
+  auto parameters = builder.initParameters(2);
+  for (auto parameter : parameters) {
+    parameter.setName("sinks");
+    parameter.setValue(4);
+  }
+  EXPECT_THAT(std::string(FromProto(builder.asReader()).status().message()),
+              HasSubstr("comes twice"));
+  parameters[1].setName("recent");
+  EXPECT_EQ(FromProto(builder.asReader())->Get("recent"), 4);
+  parameters[1].setValue(-1);
+  EXPECT_THAT(std::string(FromProto(builder.asReader()).status().message()), HasSubstr("outside"));
+}
+
+}  // namespace
+}  // namespace kvpool
