@@ -11,6 +11,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "common/secret.h"
+#include "worker/pool_kv.h"
 #include "worker/private_kv.h"
 
 namespace kvpool {
@@ -27,11 +29,46 @@ absl::StatusOr<std::unique_ptr<KvCache>> MakePrivate(const KvOptions& options,
   return PrivateKv::Make(private_options);
 }
 
+// The token of `tenant` from the files that were named.
+absl::StatusOr<std::string> TokenFor(const KvOptions& options, const std::string& tenant) {
+  for (const std::string& entry : options.token_files) {
+    const size_t equals = entry.find('=');
+    const bool named = equals != std::string::npos;
+    if (named ? entry.substr(0, equals) == tenant : options.token_files.size() == 1) {
+      return ReadTokenFile(named ? entry.substr(equals + 1) : entry);
+    }
+  }
+  return absl::InvalidArgumentError(absl::StrCat("no --token-file for tenant \"", tenant,
+                                                 "\": pass --token-file ",
+                                                 tenant.empty() ? "FILE" : tenant + "=FILE"));
+}
+
+absl::StatusOr<std::unique_ptr<KvCache>> MakePool(const KvOptions& options, const KvNeeds& needs,
+                                                  const std::string& tenant, Connection& agent) {
+  absl::StatusOr<std::string> token = TokenFor(options, tenant);
+  if (!token.ok()) return token.status();
+  absl::StatusOr<std::unique_ptr<Tenant>> attached =
+      agent.Attach(*token, {.geometry = needs.geometry,
+                            .max_sessions = needs.sessions,
+                            .max_running = needs.sessions,
+                            .max_session_tokens = needs.session_tokens,
+                            .chunk_tokens = needs.chunk_tokens});
+  if (!attached.ok()) return attached.status();
+  return std::make_unique<PoolKv>(*std::move(attached));
+}
+
 }  // namespace
 
 void AddKvFlags(CLI::App& app, KvOptions& options) {
-  app.add_option("--kv", options.kind, "Where keys and values live: in this process")
-      ->check(CLI::IsMember({"private"}))
+  app.add_option("--kv", options.kind,
+                 "Where keys and values live: in an agent's pool, or private to this process")
+      ->check(CLI::IsMember({"pool", "private"}))
+      ->capture_default_str();
+  app.add_option("--agent", options.agent, "With --kv pool: the agent's unix socket")
+      ->capture_default_str();
+  app.add_option("--token-file", options.token_files,
+                 "With --kv pool: file with the worker token; TENANT=FILE for several tenants");
+  app.add_option("--worker-name", options.worker, "With --kv pool: this worker's name")
       ->capture_default_str();
   app.add_option("--kv-dtype", options.dtype, "Format of keys and values: f32 or bf16 [bf16]")
       ->transform(CLI::CheckedTransformer(
@@ -42,18 +79,25 @@ void AddKvFlags(CLI::App& app, KvOptions& options) {
       ->capture_default_str();
 }
 
-absl::StatusOr<std::vector<std::unique_ptr<KvCache>>> MakeKv(const KvOptions& options,
-                                                             const KvNeeds& needs, Waiter*) {
-  std::vector<std::unique_ptr<KvCache>> caches;
+absl::StatusOr<WorkerKv> MakeKv(const KvOptions& options, const KvNeeds& needs) {
+  WorkerKv kv;
+  if (options.kind == "pool") {
+    absl::StatusOr<std::unique_ptr<Connection>> agent =
+        Connection::Open({.socket = options.agent, .worker = options.worker});
+    if (!agent.ok()) return agent.status();
+    kv.agent = *std::move(agent);
+  }
   for (const std::string& tenant : needs.tenants) {
-    absl::StatusOr<std::unique_ptr<KvCache>> cache = MakePrivate(options, needs);
+    absl::StatusOr<std::unique_ptr<KvCache>> cache =
+        kv.agent != nullptr ? MakePool(options, needs, tenant, *kv.agent)
+                            : MakePrivate(options, needs);
     if (!cache.ok()) {
       return absl::Status(cache.status().code(),
                           absl::StrCat("tenant \"", tenant, "\": ", cache.status().message()));
     }
-    caches.push_back(*std::move(cache));
+    kv.caches.push_back(*std::move(cache));
   }
-  return caches;
+  return kv;
 }
 
 }  // namespace kvpool

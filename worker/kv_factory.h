@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "client/kvpool.h"
 #include "kernels/geometry.h"
 #include "worker/kv_cache.h"
-#include "worker/waiter.h"
 
 namespace CLI {
 class App;
@@ -23,9 +23,13 @@ namespace kvpool {
 
 // What the operator says.
 struct KvOptions {
-  std::string kind = "private";
+  std::string kind = "pool";
   Dtype dtype = Dtype::kBf16;
-  uint32_t private_mib = 4096;  // private: most memory a tenant
+  uint32_t private_mib = 4096;                   // private: most memory a tenant
+  std::string agent = "/run/kvpool/agent.sock";  // pool: the agent's socket
+  std::string worker = "kvpool-worker";          // pool: this worker's name
+  // pool: files with worker tokens, "FILE" for the only tenant or "TENANT=FILE" for each.
+  std::vector<std::string> token_files;
 };
 
 // What the worker needs.
@@ -40,8 +44,12 @@ struct KvNeeds {
 // Adds the flags that fill `options`, which must outlive the parsing.
 void AddKvFlags(CLI::App& app, KvOptions& options);
 
-// One cache per tenant, in order. They call waiter->Notify when memory may have come free.
-absl::StatusOr<std::vector<std::unique_ptr<KvCache>>> MakeKv(const KvOptions& options,
-                                                             const KvNeeds& needs, Waiter* waiter);
+// The caches, and what they live on.
+struct WorkerKv {
+  std::unique_ptr<Connection> agent;             // pool only; outlives the caches
+  std::vector<std::unique_ptr<KvCache>> caches;  // one per tenant, in order
+};
+
+absl::StatusOr<WorkerKv> MakeKv(const KvOptions& options, const KvNeeds& needs);
 
 }  // namespace kvpool

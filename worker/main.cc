@@ -173,17 +173,15 @@ std::string GeneratedText(const Tokenizer& tokenizer, const Request& request,
 absl::StatusOr<Summary> Execute(const Flags& flags, const Tokenizer& tokenizer, Llama& model,
                                 const Work& work) {
   BootWaiter waiter;
-  absl::StatusOr<std::vector<std::unique_ptr<KvCache>>> caches =
-      MakeKv(flags.kv,
-             {.geometry = model.config().CacheGeometry(flags.kv.dtype),
-              .tenants = work.tenants,
-              .sessions = flags.batch,
-              .session_tokens = work.session_tokens,
-              .chunk_tokens = flags.chunk},
-             &waiter);
-  if (!caches.ok()) return caches.status();
+  absl::StatusOr<WorkerKv> kv =
+      MakeKv(flags.kv, {.geometry = model.config().CacheGeometry(flags.kv.dtype),
+                        .tenants = work.tenants,
+                        .sessions = flags.batch,
+                        .session_tokens = work.session_tokens,
+                        .chunk_tokens = flags.chunk});
+  if (!kv.ok()) return kv.status();
   std::vector<KvCache*> pointers;
-  for (const auto& cache : *caches) pointers.push_back(cache.get());
+  for (const auto& cache : kv->caches) pointers.push_back(cache.get());
 
   Summary summary{.kv = flags.kv.kind, .tenants = work.tenants};
   if (!flags.score.empty()) summary.score.emplace();
