@@ -36,7 +36,7 @@ Ended RunWorker(const std::string& flags) {
   return ended;
 }
 
-const std::string kModel = "--model " + kModelDirectory + " ";
+const std::string kModel = "--kv private --model " + kModelDirectory + " ";
 
 TEST(ProgramTest, GeneratesFromAFileOfPrompts) {
   TemporaryFolder folder;
@@ -99,8 +99,10 @@ TEST(ProgramTest, BadInputEndsWithAReason) {
       {kModel + "--prompts " + prompts, "/p: line 2"},
       {kModel + "--prompts " + folder.path() + "/none", "does not exist"},
       {kModel + "--score " + folder.Write("e", ""), "empty"},
-      {"--model " + folder.path() + " --score " + prompts, "config.json"},
-      {kModel + "--kv nowhere --prompts " + prompts, "--kv"},
+      {"--kv private --model " + folder.path() + " --score " + prompts, "config.json"},
+      {"--kv nowhere --model " + kModelDirectory + " --prompts " + prompts, "--kv"},
+      {"--kv pool --model " + kModelDirectory + " --score " + prompts, "agent"},
+      {"--kv pool --agent none --model " + kModelDirectory + " --score " + prompts, "none"},
       {kModel + "--batch 0 --prompts " + prompts, "--batch"},
   };
   for (const auto& c : cases) {

@@ -80,11 +80,10 @@ inline std::unique_ptr<PrivateKv> MakePrivateKv(const LlamaConfig& config, uint3
 class ManualWaiter final : public Waiter {
  public:
   TimePoint Now() override { return now_; }
-  void Wait(Duration at_most) override {
-    now_ += at_most;
+  void Wait(Duration time) override {
+    now_ += time;
     ++waits;
   }
-  void Notify() override {}
 
   int waits = 0;
 
