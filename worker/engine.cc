@@ -17,7 +17,7 @@ using std::chrono::milliseconds;
 
 constexpr Duration kFirstBackOff = milliseconds(10);
 constexpr Duration kLastBackOff = milliseconds(500);
-// How long to wait at most before asking a refused or busy session again.
+// How long to wait before asking a refused or busy session again.
 constexpr Duration kAskAgain = milliseconds(5);
 
 }  // namespace
@@ -301,7 +301,8 @@ void Engine::PreemptYoungest(Tenant& tenant) {
   tenant.queue.push_front(std::move(sequence));
 }
 
-// Nothing could advance: waits until somebody notifies or something is due.
+// Nothing could advance: waits until a refused open is due again, or a moment for refused and busy
+// sessions.
 void Engine::WaitForProgress() {
   const TimePoint now = waiter_->Now();
   Duration wait = running_.empty() ? kLastBackOff : kAskAgain;

@@ -13,7 +13,8 @@
 //   tokens are kept and fed anew), and nobody is admitted until one of its sessions has finished;
 // - its only session refused for `give_up_after`: that request fails with kNoSpace.
 //
-// One thread, which calls Step in a loop. Time comes from the Waiter; nothing spins.
+// One thread, which calls Step in a loop. Time comes from the Waiter; when nothing can go on, Step
+// waits there for the next back-off to end.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once

@@ -30,11 +30,14 @@ constexpr Duration kProgressEvery = std::chrono::seconds(2);
 constexpr const char* kAbout =
     "Runs a Llama-family model on prompts, or scores a text with it.\n"
     "\n"
-    "  kvpool-worker --model worker/models/prose-5m --prompts worker/demo/prompts.txt\n"
-    "  kvpool-worker --model worker/models/prose-5m --score worker/demo/text.txt --context 512\n"
+    "  kvpool-worker --kv private --model worker/models/prose-5m --prompts "
+    "worker/demo/prompts.txt\n"
+    "  kvpool-worker --token-file token --model worker/models/prose-5m --score "
+    "worker/demo/text.txt\n"
     "\n"
     "The model is a directory in the Hugging Face layout: config.json, model.safetensors (or\n"
-    "shards with their index) and tokenizer.model. Progress goes to stderr, results to stdout.\n";
+    "shards with their index) and tokenizer.model. Progress goes to stderr, results to stdout.\n"
+    "Exit status: 0 all requests finished; 3 some failed, each with its reason; 1 bad input.\n";
 
 enum class Output { kText, kJson };
 

@@ -87,6 +87,7 @@ absl::StatusOr<TensorView> ParseTensor(const boost::json::value& value,
 absl::Status CheckCover(const std::map<std::string, TensorView>& tensors,
                         std::span<const std::byte> buffer) {
   std::vector<std::pair<std::span<const std::byte>, const std::string*>> parts;
+  parts.reserve(tensors.size());
   for (const auto& [name, tensor] : tensors) parts.emplace_back(tensor.data, &name);
   std::sort(parts.begin(), parts.end(), [](const auto& a, const auto& b) {
     return std::pair(a.first.data(), a.first.size()) < std::pair(b.first.data(), b.first.size());

@@ -1,11 +1,11 @@
-// Time for the engine, and a way to wait for memory without polling: a wait ends early when
-// somebody calls Notify. Tests have one whose time moves only when the engine waits.
+// Time for the engine, and waiting. Tests have one whose time moves only when the engine waits.
+//
+// Engine's thread.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <condition_variable>
-#include <mutex>
+#include <thread>
 
 #include "common/clock.h"
 
@@ -15,32 +15,13 @@ class Waiter {
  public:
   virtual ~Waiter() = default;
   virtual TimePoint Now() = 0;
-  // At most this long. A Notify since the last wait ends it at once. Engine's thread only.
-  virtual void Wait(Duration at_most) = 0;
-  // Something changed that may let a session go on. Any thread.
-  virtual void Notify() = 0;
+  virtual void Wait(Duration time) = 0;
 };
 
 class BootWaiter final : public Waiter {
  public:
   TimePoint Now() override { return BootClock::now(); }
-  void Wait(Duration at_most) override {
-    std::unique_lock lock(mutex_);
-    condition_.wait_for(lock, at_most, [this] { return notified_; });
-    notified_ = false;
-  }
-  void Notify() override {
-    {
-      std::lock_guard lock(mutex_);
-      notified_ = true;
-    }
-    condition_.notify_one();
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable condition_;
-  bool notified_ = false;
+  void Wait(Duration time) override { std::this_thread::sleep_for(time); }
 };
 
 }  // namespace kvpool
