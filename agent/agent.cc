@@ -9,7 +9,6 @@
 
 #include <boost/asio/thread_pool.hpp>
 #include <memory>
-#include <random>
 #include <span>
 #include <utility>
 
@@ -26,6 +25,7 @@
 #include "common/kj_asio.h"
 #include "common/log.h"
 #include "common/rpc_listener.h"
+#include "common/secret.h"
 
 namespace kvpool {
 namespace {
@@ -57,11 +57,6 @@ class JournalMemory {
   int fd_;
   std::span<std::byte> memory_;
 };
-
-uint64_t RandomNumber() {
-  std::random_device random;
-  return (uint64_t{random()} << 32) | random();
-}
 
 // Everything that lives on the RPC loop, in the order in which it is made and, reversed, destroyed.
 class Agent {
@@ -149,6 +144,8 @@ absl::Status Agent::Listen() {
   if (!server.ok()) return server.status();
   http_ = *std::move(server);
 
+  absl::StatusOr<uint64_t> incarnation = RandomId();
+  if (!incarnation.ok()) return incarnation.status();
   absl::StatusOr<Address> manager = ParseAddress(config_.manager);
   if (!manager.ok()) return manager.status();
   link_ = std::make_unique<ManagerLink>(
@@ -156,7 +153,7 @@ absl::Status Agent::Listen() {
       ManagerLinkOptions{.manager = *manager,
                          .token = config_.manager_token,
                          .agent = config_.name,
-                         .incarnation = RandomNumber(),
+                         .incarnation = *incarnation,
                          .device = device_->info().name},
       [this] {
         for (const auto& [id, tenant] : book_.tenants()) reclaimer_.Look(id);
@@ -191,8 +188,8 @@ absl::Status Agent::Run(const AgentConfig& config, kj::AsyncIoContext& io) {
   if (!journal.ok()) return journal.status();
   absl::StatusOr<PoolLedger> ledger = PoolLedger::Make(pool, journal->memory());
   if (!ledger.ok()) return ledger.status();
-  absl::StatusOr<std::unique_ptr<Device>> device =
-      HostDevice::Open({.slabs = pool.slabs, .slab_bytes = pool.slab_bytes});
+  absl::StatusOr<std::unique_ptr<HostDevice>> device =
+      HostDevice::Make(pool.slab_bytes, pool.slabs);
   if (!device.ok()) return device.status();
 
   Agent agent(config, io, *std::move(journal), *std::move(ledger), *std::move(device));

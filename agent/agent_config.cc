@@ -3,11 +3,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/agent_config.h"
 
-#include <fstream>
-
 #include "absl/strings/str_cat.h"
 #include "common/address.h"
 #include "common/ids.h"
+#include "common/secret.h"
 #include "proto/limits.h"
 
 namespace kvpool {
@@ -62,11 +61,9 @@ absl::Status Complete(AgentConfig* config) {
     return absl::InvalidArgumentError("pool is too large: block ids reach 2 TiB");
   }
   if (!config->manager_token_file.empty()) {
-    std::ifstream file(config->manager_token_file);
-    if (!std::getline(file, config->manager_token)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("manager_token_file: cannot read a line from ", config->manager_token_file));
-    }
+    absl::StatusOr<std::string> token = ReadTokenFile(config->manager_token_file);
+    if (!token.ok()) return token.status();
+    config->manager_token = *std::move(token);
   }
   if (config->manager_token.empty()) {
     return absl::InvalidArgumentError("set manager_token_file (or manager_token)");

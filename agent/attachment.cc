@@ -51,15 +51,19 @@ void Attachment::Collect() {
   if (returned.ok()) bad_returns_ += scratch_.size() - *returned;
 }
 
-uint32_t Attachment::Fill(uint32_t pages) {
-  shm::PageRing& ring = regions_->grants();
-  const uint64_t consumed = ring.consumed.load(std::memory_order_acquire);
+uint32_t Attachment::waiting() {
+  const uint64_t consumed = regions_->grants().consumed.load(std::memory_order_acquire);
   if (consumed >= consumed_ && consumed <= granted_) {
     consumed_ = consumed;
   } else {
     ++bad_returns_;
   }
-  const auto waiting = static_cast<uint32_t>(granted_ - consumed_);
+  return static_cast<uint32_t>(granted_ - consumed_);
+}
+
+uint32_t Attachment::Fill(uint32_t pages) {
+  shm::PageRing& ring = regions_->grants();
+  const uint32_t waiting = this->waiting();
   const uint32_t wanted = std::min(pages, shm::kRingSlots);
   if (waiting >= wanted) return waiting;
   scratch_.resize(wanted - waiting);
@@ -96,6 +100,13 @@ absl::StatusOr<AgentSession*> Attachment::Open(const TenantState& tenant, uint32
   charge_ += charge;
   regions_->ResetSlot(slot, tenant.policy->CompactAt().value_or(0));
   return &sessions_.emplace(slot, std::move(session)).first->second;
+}
+
+void Attachment::SnapshotAll() {
+  for (auto& [slot, session] : sessions_) {
+    if (session.job != AgentSession::Job::kNone || session.failed || session.closed) continue;
+    (void)Snapshot(&session);  // a bad list fails its session, which is all there is to do
+  }
 }
 
 AgentSession* Attachment::Find(uint32_t slot) {
@@ -195,6 +206,19 @@ void Attachment::EndDrain(uint32_t slot, DrainJob job) {
 }
 
 // ---- Compaction and moves -----------------------------------------------------------------------
+
+bool Attachment::IsIdle(uint32_t slot) const {
+  return regions_->slot(slot).state.load(std::memory_order_acquire) ==
+         static_cast<uint32_t>(shm::State::kIdle);
+}
+
+uint32_t Attachment::PagesFreedByCompaction(const AgentSession& session) const {
+  const std::optional<Selection> selection = session.policy->Compact(session.cache_tokens());
+  if (!selection.has_value()) return 0;
+  const uint32_t now = CeilDiv(session.cache_tokens(), kPageTokens);
+  const uint32_t then = CeilDiv(selection->total, kPageTokens);
+  return now > then ? now - then : 0;
+}
 
 void Attachment::AskHandOver(uint32_t slot) {
   regions_->table(slot).hand_over.store(1, std::memory_order_release);

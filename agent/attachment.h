@@ -65,6 +65,8 @@ class Attachment {
   // Pages the magazine is kept at: 1/64 of the lease, at least two.
   void SetTarget(uint32_t pages);
   uint32_t target() const { return target_; }
+  // Pages in the ring that the worker has not taken, as far as its index can be believed.
+  uint32_t waiting();
   uint64_t bad_returns() const { return bad_returns_; }
   uint64_t bad_page_lists() const { return bad_page_lists_; }
 
@@ -73,6 +75,8 @@ class Attachment {
                                      const Charge& charge);
   // Frees the session's pages now, or when its job ends.
   void Close(uint32_t slot);
+  // Takes up what the workers wrote since the last job, for sessions without one.
+  void SnapshotAll();
   // nullptr for a slot without an open session; takes any value.
   AgentSession* Find(uint32_t slot);
   const std::map<uint32_t, AgentSession>& sessions() const { return sessions_; }
@@ -93,6 +97,10 @@ class Attachment {
   absl::StatusOr<std::optional<CompactionJob>> BeginCompaction(uint32_t slot, shm::State resting);
   CompactionOutcome EndCompaction(uint32_t slot, CompactionJob job, shm::State resting);
 
+  bool IsIdle(uint32_t slot) const;
+  // Pages that a compaction would free now, by what was last checked; 0 when its policy has nothing
+  // to drop.
+  uint32_t PagesFreedByCompaction(const AgentSession& session) const;
   // Asks the worker, in its table, to hand the session over at its next safe point.
   void AskHandOver(uint32_t slot);
 

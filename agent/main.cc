@@ -28,8 +28,7 @@ int main(int argc, char** argv) {
     std::cerr << "kvpool-agent: " << status.message() << "\n";
     return 2;
   }
-  kvpool::InitLogging({.level = kvpool::ToLogLevel(config.log_level),
-                       .format = kvpool::ToLogFormat(config.log_format)});
+  kvpool::InitLogging(kvpool::LogOptionsFrom(config.log_level, config.log_format));
   if (const absl::Status status = kvpool::RunAgent(config); !status.ok()) {
     kvpool::Logger("agent").Error("cannot run", {{"error", status.ToString()}});
     return 1;

@@ -4,6 +4,7 @@
 #include "agent/memory_server.h"
 
 #include <fcntl.h>
+#include <kj/debug.h>
 
 namespace kvpool {
 

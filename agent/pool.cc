@@ -304,13 +304,13 @@ size_t PoolLedger::Move(std::span<const PageId> pages, Owner from, PageState to,
   uint32_t slab = 0, word = 0;  // the run that goes into one record
   uint64_t mask = 0;
   for (const PageId page : pages) {
-    const std::optional<Place> place = Locate(page);
-    if (!place.has_value() || slabs_[place->slab].pages[place->index].owner != from) continue;
-    const uint64_t bit = uint64_t{1} << place->index % 64;
-    if (place->slab != slab || place->index / 64 != word) {
+    const Place place = Locate(page);
+    if (!place.found() || slabs_[place.slab].pages[place.index].owner != from) continue;
+    const uint64_t bit = uint64_t{1} << place.index % 64;
+    if (place.slab != slab || place.index / 64 != word) {
       if (mask != 0) CommitPages(slab, word, mask, to, id);
-      slab = place->slab;
-      word = place->index / 64;
+      slab = place.slab;
+      word = place.index / 64;
       mask = 0;
     }
     moved += (mask & bit) == 0;
@@ -324,12 +324,12 @@ absl::Status PoolLedger::CheckList(std::span<const PageId> pages, Owner owner, O
   absl::Status status;
   size_t checked = 0;
   for (; checked < pages.size(); ++checked) {
-    const std::optional<Place> place = Locate(pages[checked]);
-    if (!place.has_value()) {
+    const Place place = Locate(pages[checked]);
+    if (!place.found()) {
       status = BadPage(pages[checked], "is not a page of a slab in use");
       break;
     }
-    Owner& now = slabs_[place->slab].pages[place->index].owner;
+    Owner& now = slabs_[place.slab].pages[place.index].owner;
     if (now != owner && now != other) {
       status = BadPage(pages[checked],
                        (now & kListed) != 0 ? "is listed twice" : "is neither granted nor owned");
@@ -338,7 +338,7 @@ absl::Status PoolLedger::CheckList(std::span<const PageId> pages, Owner owner, O
     now |= kListed;
   }
   for (const PageId page : pages.first(checked)) {
-    const Place place = *Locate(page);
+    const Place place = Locate(page);
     slabs_[place.slab].pages[place.index].owner &= ~kListed;
   }
   return status;
@@ -433,12 +433,16 @@ uint32_t PoolLedger::FindGroup(TenantId tenant, const Layout& layout) const {
   return unused;
 }
 
-std::optional<PoolLedger::Place> PoolLedger::Locate(PageId page) const {
-  const uint32_t slab = page.value() / slab_granules_;
-  if (slab >= config_.slabs || slabs_[slab].state == SlabState::kFree) return std::nullopt;
-  const Layout& layout = groups_[slabs_[slab].group]->layout;
-  if (!layout.IsPage(page)) return std::nullopt;
-  return Place{slab, layout.PageIndex(page)};
+PoolLedger::Place PoolLedger::Locate(PageId page) const {
+  const uint32_t slab = slab_stride_.Divide(page.value());
+  if (slab >= config_.slabs || slabs_[slab].state == SlabState::kFree) return {};
+  const Group& group = *groups_[slabs_[slab].group];
+  const uint32_t index = group.page_stride.Divide(page.value() - slab * slab_granules_);
+  // Any value lies near a page; a page is its own.
+  if (index >= slabs_[slab].pages.size() || group.layout.Page(SlabIndex(slab), index) != page) {
+    return {};
+  }
+  return {.slab = slab, .index = index};
 }
 
 std::optional<SlabIndex> PoolLedger::FullestSlab(const Group& group, const Worker& worker) const {

@@ -208,6 +208,18 @@ class PoolLedger {
   static constexpr uint32_t kMapEntries = 8;    // of kv_of_layer in one kLayerMap
   static constexpr uint32_t kGroupRecords = 1 + limits::kLayers / kMapEntries;
 
+  // Division by a number that is known early, as a multiplication. Exact for divisors below 2^31.
+  class Divisor {
+   public:
+    explicit Divisor(uint32_t divisor = 1) : factor_((uint64_t{1} << 63) / divisor + 1) {}
+    uint32_t Divide(uint32_t n) const {
+      return static_cast<uint32_t>(static_cast<unsigned __int128>(factor_) * n >> 63);
+    }
+
+   private:
+    uint64_t factor_;
+  };
+
   struct Page {
     Owner owner = kNobody;
     uint32_t place = 0;  // OWNED: index in its session's pages
@@ -235,6 +247,7 @@ class PoolLedger {
   struct Group {
     TenantId tenant;
     Layout layout;
+    Divisor page_stride;  // ids from a page to the next
     uint32_t slabs = 0;
     uint32_t workers = 0;
     uint32_t bucket_shift = 0;
@@ -263,7 +276,10 @@ class PoolLedger {
     uint32_t held() const { return std::accumulate(slabs_in.begin(), slabs_in.end(), 0u); }
   };
   struct Place {
-    uint32_t slab, index;
+    uint32_t slab = ~0u;  // nowhere
+    uint32_t index = 0;
+
+    bool found() const { return slab != ~0u; }
   };
 
   PoolLedger(const PoolConfig& config, Journal journal);
@@ -276,11 +292,11 @@ class PoolLedger {
                                    : PageState::kOwned;
   }
 
-  // Look-up. kNoSlot, nullptr, nullopt: there is none.
+  // Look-up. kNoSlot, nullptr, nullopt, !found(): there is none.
   uint8_t WorkerSlot(WorkerId worker) const;
   const Session* FindSession(SessionId session) const;
   uint32_t FindGroup(TenantId tenant, const Layout& layout) const;  // or the slot for a new one
-  std::optional<Place> Locate(PageId page) const;                   // in slabs in use only
+  Place Locate(PageId page) const;                                  // in slabs in use only
   std::optional<SlabIndex> FullestSlab(const Group& group, const Worker& worker) const;
 
   // Checks and moves shared by commands.
@@ -330,6 +346,7 @@ class PoolLedger {
   PoolConfig config_;
   Journal journal_;
   uint32_t slab_granules_;
+  Divisor slab_stride_;  // ids from a slab to the next
   uint32_t slab_words_;
   std::vector<SlabEntry> slabs_;
   std::map<TenantId, Tenant> tenants_;

@@ -68,11 +68,12 @@ void PoolLedger::ApplyPages(const Record& record) {
 }
 
 void PoolLedger::ApplyGroup(const Record& record) {
-  if (record.word == groups_.size()) groups_.emplace_back();
+  if (record.word >= groups_.size()) groups_.resize(record.word + 1);
   groups_[record.word] = std::make_unique<Group>();
   Group& group = *groups_[record.word];
   group.tenant = TenantId(record.slab);
   group.layout = *GroupLayout(record);
+  group.page_stride = Divisor(group.layout.Page(SlabIndex(0), 1).value());
   group.listed.resize(kBuckets * slab_words_);
   // The fewest free pages come first: page counts are cut into kBuckets or fewer steps.
   const int bits = static_cast<int>(std::bit_width(group.layout.pages_per_slab() - 1));
@@ -133,7 +134,7 @@ void PoolLedger::Close(Session* session) {
   session->worker = Record::kNoSlot;
   if (session->pins > 0) return;
   while (!session->pages.empty()) {
-    const Place place = *Locate(session->pages.back());
+    const Place place = Locate(session->pages.back());
     SetOwner(place.slab, place.index / 64, uint64_t{1} << place.index % 64, kNobody);
   }
   const auto found = session_slots_.find(session->id);
@@ -187,27 +188,27 @@ void PoolLedger::SetMappings(uint32_t slab, uint64_t offered, uint64_t mapped) {
 void PoolLedger::SetOwner(uint32_t index, uint32_t word, uint64_t mask, Owner owner) {
   SlabEntry& slab = slabs_[index];
   Group& group = *groups_[slab.group];
-  std::array<int64_t, 3> change{};  // of pages in each state
+  const PageState to = StateOf(owner);
+  std::array<int32_t, 3> change{};  // of pages in each state
   for (uint64_t rest = mask; rest != 0; rest &= rest - 1) {
     const uint32_t i = word * 64 + std::countr_zero(rest);
     Page& page = slab.pages[i];
     --change[static_cast<int>(StateOf(page.owner))];
+    ++change[static_cast<int>(to)];
     if (page.owner >= kFirstSession) {
       RemoveFromSession(page);
     } else if (page.owner != kNobody) {
       --workers_[page.owner - GrantedTo(0)]->granted_pages;
     }
     page.owner = owner;
-    if (owner >= kFirstSession) {
+    if (to == PageState::kGranted) {
+      ++workers_[owner - GrantedTo(0)]->granted_pages;
+    } else if (to == PageState::kOwned) {
       std::vector<PageId>& pages = sessions_[owner - kFirstSession].pages;
       page.place = static_cast<uint32_t>(pages.size());
       pages.push_back(group.layout.Page(SlabIndex(index), i));
     }
   }
-  const int count = std::popcount(mask);
-  const PageState to = StateOf(owner);
-  change[static_cast<int>(to)] += count;
-  if (to == PageState::kGranted) workers_[owner - GrantedTo(0)]->granted_pages += count;
   slab.free[word] = to == PageState::kFree ? slab.free[word] | mask : slab.free[word] & ~mask;
   for (int state = 0; state < 3; ++state) {
     slab.pages_in[state] += change[state];
@@ -219,7 +220,7 @@ void PoolLedger::SetOwner(uint32_t index, uint32_t word, uint64_t mask, Owner ow
 // The session's last page takes the place of the one that goes.
 void PoolLedger::RemoveFromSession(const Page& page) {
   std::vector<PageId>& pages = sessions_[page.owner - kFirstSession].pages;
-  const Place last = *Locate(pages.back());
+  const Place last = Locate(pages.back());
   slabs_[last.slab].pages[last.index].place = page.place;
   pages[page.place] = pages.back();
   pages.pop_back();
@@ -380,7 +381,7 @@ absl::Status PoolLedger::CheckWorker(uint8_t slot) const {
 absl::Status PoolLedger::CheckSessions() const {
   for (const auto& [id, slot] : session_slots_) {
     const Session& session = sessions_[slot];
-    const auto broken = [&](const char* what) {
+    const auto broken = [&, id = id](const char* what) {
       return absl::InternalError(absl::StrCat(what, " (session ", id.value(), ")"));
     };
     if (session.id != id) return broken("I1: two names for a session");
@@ -388,12 +389,12 @@ absl::Status PoolLedger::CheckSessions() const {
       return broken("I5: a closed session still holds pages");
     }
     for (const PageId page : session.pages) {
-      const std::optional<Place> place = Locate(page);
-      if (!place.has_value() || slabs_[place->slab].pages[place->index].owner != OwnedBy(id)) {
+      const Place place = Locate(page);
+      if (!place.found() || slabs_[place.slab].pages[place.index].owner != OwnedBy(id)) {
         return broken("I1: a page in a session's list is not its own");
       }
       if (session.worker != Record::kNoSlot &&
-          slabs_[place->slab].group != workers_[session.worker]->group) {
+          slabs_[place.slab].group != workers_[session.worker]->group) {
         return broken("I5: a page of another tenant or layout");
       }
     }

@@ -43,6 +43,7 @@ PoolLedger::PoolLedger(const PoolConfig& config, Journal journal)
     : config_(config),
       journal_(std::move(journal)),
       slab_granules_(static_cast<uint32_t>(config.slab_bytes.value() / kGranuleBytes)),
+      slab_stride_(slab_granules_),
       slab_words_(CeilDiv(config.slabs, 64u)),
       slabs_(config.slabs),
       free_slabs_(config.slabs) {}
@@ -277,8 +278,8 @@ absl::Status PoolLedger::CheckRecord(const Record& record) const {
       good = record.word < limits::kLayers && record.word % kMapEntries == 0;
       break;
     case Type::kGroup:
-      good = record.word <= groups_.size() && !is_group(record.word) &&
-             tenants_.contains(TenantId(record.slab)) && GroupLayout(record).ok();
+      good = !is_group(record.word) && tenants_.contains(TenantId(record.slab)) &&
+             GroupLayout(record).ok();
       break;
     case Type::kAddWorker:
       good = record.slot < limits::kWorkers && !is_worker(record.slot) && is_group(record.word) &&

@@ -3,6 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/service.h"
 
+#include <kj/debug.h>
+
 #include <utility>
 
 #include "agent/memory_server.h"
@@ -168,7 +170,8 @@ class AttachmentServer final : public rpc::Attachment::Server {
   kj::Promise<void> handOver(HandOverContext context) override {
     const auto list = context.getParams().getSlots();
     if (list.size() > limits::kBatchItems) return TooMany();
-    std::vector<uint32_t> slots(list.begin(), list.end());
+    std::vector<uint32_t> slots;
+    for (uint32_t slot : list) slots.push_back(slot);
     return workers()
         .HandOver(worker_, std::move(slots))
         .then([context](std::vector<CompactionOutcome> outcomes) mutable {
@@ -192,10 +195,11 @@ class AttachmentServer final : public rpc::Attachment::Server {
 
   kj::Promise<void> statistics(StatisticsContext context) override {
     if (const Worker* worker = workers().Find(worker_)) {
-      const TenantUsage usage = peer_->deps.ledger->Usage(worker->attachment->setup().tenant);
+      const TenantId tenant = worker->attachment->setup().tenant;
+      const TenantUsage usage = peer_->deps.ledger->Usage(tenant);
       context.getResults().setLeaseSlabs(usage.lease_slabs);
       context.getResults().setHeldSlabs(usage.held_slabs);
-      context.getResults().setUsedBytes(usage.owned_bytes.value());
+      context.getResults().setUsedBytes(workers().UsedBytes(tenant).value());
     }
     return kj::READY_NOW;
   }

@@ -16,12 +16,6 @@ constexpr std::chrono::seconds kMergeWithin(1);
 // Unreported records kept while the manager is away; older ones go first.
 constexpr size_t kUnreportedRecords = 1024;
 
-bool Equal(const TokenHash& a, const TokenHash& b) {
-  uint8_t difference = 0;
-  for (size_t i = 0; i < a.size(); ++i) difference |= a[i] ^ b[i];
-  return difference == 0;
-}
-
 void ApplyOrder(uint64_t epoch, const TenantOrder& order, TenantState* state) {
   state->name = order.name;
   state->limit_slabs = order.limit_slabs;
@@ -90,7 +84,7 @@ const TenantState* TenantBook::FindByToken(const TokenHash& hash) const {
   const TenantState* match = nullptr;
   for (const auto& [id, state] : tenants_) {
     for (const TokenHash& known : state.token_hashes) {
-      if (Equal(known, hash)) match = &state;
+      if (EqualInConstantTime(known, hash)) match = &state;
     }
   }
   return match;

@@ -9,7 +9,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -23,11 +22,12 @@
 #include "common/clock.h"
 #include "common/ids.h"
 #include "common/policy_spec.h"
+#include "common/secret.h"
 #include "kernels/policy/policy.h"
 
 namespace kvpool {
 
-using TokenHash = std::array<uint8_t, 32>;  // SHA-256 of a worker token
+using TokenHash = Sha256Hash;  // of a worker token
 
 // Steps of the reclaim order that exist so far, by their numbers in it.
 enum class ReclaimStep : uint8_t { kCompaction = 2, kRefusal = 5 };

@@ -17,13 +17,13 @@ kj::Promise<absl::Status> Workers::Drain(WorkerId id, DrainArgs args) {
       worker->attachment->BeginDrain(args.slot, args.window, args.first, args.count);
   if (!job.ok()) return job.status();
   return Offload(*deps_.pool,
-                 [job = *std::move(job)]() mutable {
-                   job.Run();
-                   return std::move(job);
+                 [job = kj::heap<DrainJob>(*std::move(job))]() mutable {
+                   job->Run();
+                   return kj::mv(job);
                  })
-      .then([this, id, slot = args.slot](DrainJob job) -> absl::Status {
+      .then([this, id, slot = args.slot](kj::Own<DrainJob> job) -> absl::Status {
         // The worker is still there: RemoveIfDone waits for sessions with jobs.
-        workers_.at(id).attachment->EndDrain(slot, std::move(job));
+        workers_.at(id).attachment->EndDrain(slot, std::move(*job));
         RemoveIfDone(id);
         return absl::OkStatus();
       });
@@ -36,13 +36,13 @@ kj::Promise<CompactionOutcome> Workers::RunCompaction(WorkerId id, uint32_t slot
   if (!job.ok()) return CompactionOutcome{.status = job.status()};
   if (!job->has_value()) return CompactionOutcome{};
   return Offload(*deps_.pool,
-                 [job = **std::move(job)]() mutable {
-                   job.Run();
-                   return std::move(job);
+                 [job = kj::heap<CompactionJob>(**std::move(job))]() mutable {
+                   job->Run();
+                   return kj::mv(job);
                  })
-      .then([this, id, slot, resting](CompactionJob job) {
+      .then([this, id, slot, resting](kj::Own<CompactionJob> job) {
         CompactionOutcome outcome =
-            workers_.at(id).attachment->EndCompaction(slot, std::move(job), resting);
+            workers_.at(id).attachment->EndCompaction(slot, std::move(*job), resting);
         RemoveIfDone(id);
         return outcome;
       });
@@ -75,7 +75,8 @@ void Workers::RecordCompactions(TenantId tenant_id, const Layout& layout,
   deps_.book->Record(record);
 }
 
-kj::Promise<std::vector<absl::Status>> Workers::HandOver(WorkerId id, std::vector<uint32_t> slots) {
+kj::Promise<std::vector<CompactionOutcome>> Workers::HandOver(WorkerId id,
+                                                              std::vector<uint32_t> slots) {
   kj::Vector<kj::Promise<CompactionOutcome>> running;
   for (uint32_t slot : slots) {
     Worker* worker = Find(id);

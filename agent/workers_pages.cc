@@ -26,7 +26,7 @@ void Workers::WatchDoorbell(WorkerId id) {
   Worker* worker = Find(id);
   if (worker == nullptr) return;
   SharedRegions& regions = worker->attachment->regions();
-  if (worker->doorbell == nullptr) {
+  if (worker->doorbell.get() == nullptr) {
     worker->doorbell = kj::heap<kj::UnixEventPort::FdObserver>(
         *deps_.port, regions.doorbell_fd(), kj::UnixEventPort::FdObserver::OBSERVE_READ);
   }
@@ -56,7 +56,9 @@ void Workers::TopUp(WorkerId id) {
   attachment.SetTarget(
       static_cast<uint32_t>(std::min<uint64_t>(leased / limits::kMagazineShare, shm::kRingSlots)));
   attachment.Collect();
-  attachment.Fill(attachment.target());
+  // A tenant above its lease keeps no spare pages: they may be the room that a slab needs to leave.
+  const TenantUsage usage = deps_.ledger->Usage(setup.tenant);
+  if (usage.held_slabs <= usage.lease_slabs) attachment.Fill(attachment.target());
 }
 
 kj::Promise<absl::Status> Workers::Reserve(WorkerId id, uint32_t pages) {
@@ -106,8 +108,7 @@ kj::Promise<absl::Status> Workers::Refuse(WorkerId id, uint32_t pages) {
 
 std::vector<SlabIndex> Workers::MakeSlabs(WorkerId id, const TenantState& tenant, size_t count) {
   std::vector<SlabIndex> made;
-  while (made.size() < count &&
-         deps_.ledger->Usage(tenant.id).held_slabs < UsableSlabs(tenant)) {
+  while (made.size() < count && deps_.ledger->Usage(tenant.id).held_slabs < UsableSlabs(tenant)) {
     const absl::StatusOr<SlabIndex> slab = deps_.ledger->AssignSlab(id);
     if (!slab.ok()) break;
     if (absl::Status created = deps_.device->CreateSlab(*slab); !created.ok()) {
@@ -128,8 +129,8 @@ kj::Promise<bool> Workers::Grow(WorkerId id, uint32_t pages) {
   const TenantState* tenant = deps_.book->Find(setup.tenant);
   if (worker->growing || tenant == nullptr) return false;
   std::vector<SlabIndex> slabs = deps_.ledger->SlabsToOffer(id, limits::kSlabsPerCall);
-  const size_t wanted = std::min<size_t>(CeilDiv(pages, setup.layout.pages_per_slab()),
-                                         limits::kSlabsPerCall);
+  const size_t wanted =
+      std::min<size_t>(CeilDiv(pages, setup.layout.pages_per_slab()), limits::kSlabsPerCall);
   if (slabs.size() < wanted) {
     const std::vector<SlabIndex> made = MakeSlabs(id, *tenant, wanted - slabs.size());
     slabs.insert(slabs.end(), made.begin(), made.end());
@@ -174,7 +175,7 @@ kj::Promise<bool> Workers::Offer(WorkerId id, std::vector<SlabIndex> slabs) {
             RemoveIfDone(id);
             return true;
           },
-          [this, id](kj::Exception&& error) {
+          [this, id](kj::Exception&&) {
             const auto found = workers_.find(id);
             if (found != workers_.end()) found->second.growing = false;
             log_.Warn("a worker did not map its slabs", {{"worker", id.value()}});

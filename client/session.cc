@@ -155,9 +155,8 @@ absl::Status SessionImpl::PushQuery(uint32_t position, const float* query) {
   while (full()) {
     tenant_.StartDrains({this});
     if (opened_.queries != QueryWish::kExact) return absl::OkStatus();
-    const uint64_t drained = progress_->drained.load();
     absl::Status status =
-        tenant_.WaitForDrains([this, drained] { return progress_->drained.load() != drained; });
+        tenant_.WaitForDrains([this, &full] { return !full() || !progress_->in_flight.load(); });
     if (!status.ok()) return status;
   }
   const shm::ShmSizes& sizes = tenant_.setup_.sizes;

@@ -169,6 +169,15 @@ std::string RenderLogLine(LogFormat format, std::string_view timestamp, std::str
   return line.append(json ? "}\n" : "\n");
 }
 
+LogOptions LogOptionsFrom(const std::string& level, const std::string& format) {
+  LogOptions options;
+  if (level == "debug") options.level = LogLevel::kDebug;
+  if (level == "warn") options.level = LogLevel::kWarn;
+  if (level == "error") options.level = LogLevel::kError;
+  if (format == "json") options.format = LogFormat::kJson;
+  return options;
+}
+
 void InitLogging(LogOptions options) {
   spdlog::drop(kRegistered);
   spdlog::register_logger(MakeLogger(options));

@@ -27,6 +27,10 @@ struct LogOptions {
   LogFormat format = LogFormat::kText;
 };
 
+// From the words of a configuration: debug, info, warn or error; text or json. Anything else is the
+// default.
+LogOptions LogOptionsFrom(const std::string& level, const std::string& format);
+
 // Sets level and format of every Logger made from now on. Call once, early in main.
 void InitLogging(LogOptions options);
 

@@ -1,54 +1,44 @@
-// Host twin of attention: plain loops, one query head and one row at a time.
+// Host twin of attention: says which rows each query head attends; the arithmetic is
+// simd/attend.cc.
 //
 // SPDX-License-Identifier: Apache-2.0
-#include <cmath>
-#include <limits>
+#include <memory>
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/simd/targets.h"
 
 namespace kvpool {
-namespace {
 
-// One query head over its first `rows` rows.
-void AttendHead(const AttentionArgs& args, uint32_t head, uint32_t rows, const float* query,
-                float* out, float* lse) {
-  const Layout& layout = *args.layout;
-  const Geometry& g = layout.geometry();
-  const uint32_t plane = args.layer * g.kv_heads + head;
-  std::vector<float> key(g.key_dim), value(g.value_dim), sum(g.value_dim);
-  float highest = -std::numeric_limits<float>::infinity(), weight = 0;
-  for (uint32_t row = 0; row < rows; ++row) {
-    LoadRow(layout, args.base, args.session.BlockOf(layout, args.layer, head, row),
-            args.session.RowInBlock(plane, row), key.data(), value.data());
-    float logit = 0;
-    for (uint32_t d = 0; d < g.key_dim; ++d) logit += query[d] * key[d];
-    logit *= args.scale;
-    const float next = logit > highest ? logit : highest;
-    const float rescale = row == 0 ? 0 : std::exp(highest - next);
-    const float p = std::exp(logit - next);
-    highest = next;
-    weight = weight * rescale + p;
-    for (uint32_t d = 0; d < g.value_dim; ++d) sum[d] = sum[d] * rescale + p * value[d];
-  }
-  for (uint32_t d = 0; d < g.value_dim; ++d) out[d] = rows == 0 ? 0 : sum[d] / weight;
-  if (lse != nullptr) *lse = rows == 0 ? highest : highest + std::log(weight);
-}
+void Attention(const AttentionArgs& args) { simd::AttentionOn(simd::Targets().front(), args); }
 
-}  // namespace
+namespace simd {
 
-void Attention(const AttentionArgs& args) {
+void AttentionOn(const Target& target, const AttentionArgs& args) {
   const Geometry& g = args.layout->geometry();
-  for (uint32_t i = 0; i < args.query_count; ++i) {
-    for (uint32_t q = 0; q < g.query_heads; ++q) {
-      const uint32_t head = q / g.group_size();
-      const uint32_t hidden = args.query_count - 1 - i;
-      const uint32_t rows = args.session.Length(args.layer * g.kv_heads + head) - hidden;
-      const uint64_t lane = uint64_t{i} * g.query_heads + q;
-      AttendHead(args, head, rows, args.queries + lane * g.key_dim, args.out + lane * g.value_dim,
-                 args.lse == nullptr ? nullptr : args.lse + lane);
+  const uint32_t group = g.group_size();
+  const auto scratch = std::make_unique_for_overwrite<float[]>(AttendScratch(g));
+  std::vector<Lane> lanes(size_t{args.query_count} * group);
+  for (uint32_t head = 0; head < g.kv_heads; ++head) {
+    const uint32_t length = args.session.Length(args.layer * g.kv_heads + head);
+    for (uint32_t i = 0; i < args.query_count; ++i) {
+      for (uint32_t j = 0; j < group; ++j) {
+        const size_t query = size_t{i} * g.query_heads + head * group + j;
+        lanes[i * group + j] = {.query = args.queries + query * g.key_dim,
+                                .rows = length - (args.query_count - 1 - i),
+                                .out = args.out + query * g.value_dim,
+                                .lse = args.lse == nullptr ? nullptr : args.lse + query};
+      }
     }
+    const AttendArgs head_args{
+        .head = RowsOf(*args.layout, args.base, args.session, args.layer, head),
+        .lanes = lanes.data(),
+        .lane_count = static_cast<uint32_t>(lanes.size()),
+        .scale = args.scale,
+        .scratch = scratch.get()};
+    args.query_count == 1 ? target.attend_query(head_args) : target.attend_chunk(head_args);
   }
 }
 
+}  // namespace simd
 }  // namespace kvpool

@@ -1,72 +1,81 @@
-// Host twin of scoring: plain loops, one query head at a time.
+// Host twin of scoring: says which rows each query saw and where its statistics go; the arithmetic
+// is simd/score.cc.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <cmath>
+#include <memory>
 #include <vector>
 
 #include "kernels/scoring.h"
+#include "kernels/simd/targets.h"
 
 namespace kvpool {
 namespace {
 
-// alpha of one query head over rows 0 .. rows - 1.
-std::vector<float> Probabilities(const ScoreArgs& args, uint32_t layer, uint32_t head,
-                                 uint32_t rows, const float* query) {
-  const Layout& layout = *args.layout;
-  const Geometry& g = layout.geometry();
-  std::vector<float> alpha(rows), key(g.key_dim), value(g.value_dim);
-  for (uint32_t row = 0; row < rows; ++row) {
-    LoadRow(layout, args.base, args.session.BlockOf(layout, layer, head, row),
-            args.session.RowInBlock(layer * g.kv_heads + head, row), key.data(), value.data());
-    for (uint32_t d = 0; d < g.key_dim; ++d) alpha[row] += query[d] * key[d];
-    alpha[row] *= args.scale;
-  }
-  float highest = -INFINITY, sum = 0;
-  for (float logit : alpha) highest = std::max(highest, logit);
-  for (float& a : alpha) sum += a = std::exp(a - highest);
-  for (float& a : alpha) a /= sum;
-  return alpha;
+// Fresh rows that a query at logical position `position` saw.
+uint32_t FreshSeen(const ScoreArgs& args, uint32_t position) {
+  if (position < args.fresh_start) return 0;
+  const uint64_t seen = uint64_t{position} - args.fresh_start + 1;
+  return static_cast<uint32_t>(std::min<uint64_t>(seen, args.session.fresh_tokens));
 }
 
-void ScoreQuery(const ScoreArgs& args, uint32_t query, uint32_t layer, uint32_t head,
-                Planes* planes) {
+// Every query vector that reads (layer, head): [query heads of all model layers that share the
+// cached layer][query_count].
+std::vector<const float*> QueriesOf(const ScoreArgs& args, uint32_t layer, uint32_t head) {
   const Geometry& g = args.layout->geometry();
-  const uint32_t plane = layer * g.kv_heads + head;
-  const uint32_t position = args.query_positions[query];
-  const uint32_t seen = position < args.fresh_start
-                            ? 0
-                            : std::min(args.session.fresh_tokens, position - args.fresh_start + 1);
-  const uint32_t rows = args.session.CompactedLength(plane) + seen;
-  std::vector<uint8_t> low(rows, 1);
+  std::vector<const float*> queries;
   for (uint32_t model_layer = 0; model_layer < g.model_layers(); ++model_layer) {
     if (g.kv_of_layer[model_layer] != layer) continue;
     for (uint32_t i = 0; i < g.group_size(); ++i) {
-      const uint64_t lane = (uint64_t{query} * g.model_layers() + model_layer) * g.query_heads +
-                            head * g.group_size() + i;
-      const std::vector<float> alpha =
-          Probabilities(args, layer, head, rows, args.queries + lane * g.key_dim);
-      for (uint32_t row = 0; row < rows; ++row) {
-        if (alpha[row] >= 1.0f / (static_cast<float>(position) + 1.0f)) low[row] = 0;
-        if (!std::isnan(alpha[row])) planes->mass(plane)[row] += alpha[row];
+      for (uint32_t query = 0; query < args.query_count; ++query) {
+        const size_t vector = (size_t{query} * g.model_layers() + model_layer) * g.query_heads +
+                              head * g.group_size() + i;
+        queries.push_back(args.queries + vector * g.key_dim);
       }
     }
   }
-  if (planes->set().low_count_ring == 0) return;
-  for (uint32_t row = 0; row < rows; ++row) planes->low_counts(plane, 0)[row] += low[row];
+  return queries;
 }
 
 }  // namespace
 
 void Score(const ScoreArgs& args, Planes* planes) {
+  simd::ScoreOn(simd::Targets().front(), args, planes);
+}
+
+namespace simd {
+
+void ScoreOn(const Target& target, const ScoreArgs& args, Planes* planes) {
   const Geometry& g = args.layout->geometry();
-  for (uint32_t layer = 0; layer < g.layers; ++layer) {
-    for (uint32_t head = 0; head < g.kv_heads; ++head) {
-      for (uint32_t query = 0; query < args.query_count; ++query) {
-        ScoreQuery(args, query, layer, head, planes);
-      }
+  uint32_t longest = 0;
+  for (uint32_t plane = 0; plane < g.planes(); ++plane) {
+    longest = std::max(longest, args.session.Length(plane));
+  }
+  const auto scratch = std::make_unique_for_overwrite<float[]>(ScoreScratch(g, longest));
+  std::vector<float> thresholds(args.query_count);
+  std::vector<uint32_t> rows(args.query_count);
+  for (uint32_t i = 0; i < args.query_count; ++i) {
+    thresholds[i] = 1.0f / (static_cast<float>(args.query_positions[i]) + 1.0f);
+  }
+  for (uint32_t plane = 0; plane < g.planes(); ++plane) {
+    const uint32_t layer = plane / g.kv_heads, head = plane % g.kv_heads;
+    for (uint32_t i = 0; i < args.query_count; ++i) {
+      rows[i] = args.session.CompactedLength(plane) + FreshSeen(args, args.query_positions[i]);
     }
+    const std::vector<const float*> queries = QueriesOf(args, layer, head);
+    target.score_head(
+        {.head = RowsOf(*args.layout, args.base, args.session, layer, head),
+         .queries = queries.data(),
+         .query_rows = rows.data(),
+         .thresholds = thresholds.data(),
+         .heads = static_cast<uint32_t>(queries.size() / args.query_count),
+         .query_count = args.query_count,
+         .scale = args.scale,
+         .mass = planes->mass(plane).data(),
+         .low_counts = planes->set().low_count_ring > 0 ? planes->low_counts(plane, 0) : nullptr,
+         .scratch = scratch.get()});
   }
 }
 
+}  // namespace simd
 }  // namespace kvpool

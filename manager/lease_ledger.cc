@@ -124,17 +124,27 @@ std::vector<std::string> LeaseLedger::ReadyAgents() const {
   return names;
 }
 
-int64_t LeaseLedger::Committed(TenantId tenant, const std::string& name) const {
+const LeaseLedger::Lease* LeaseLedger::Find(TenantId tenant, const std::string& name) const {
   const auto agent = agents_.find(name);
-  if (agent == agents_.end()) return 0;
+  if (agent == agents_.end()) return nullptr;
   const auto lease = agent->second.leases.find(tenant);
-  return lease == agent->second.leases.end() ? 0 : lease->second.Committed();
+  return lease == agent->second.leases.end() ? nullptr : &lease->second;
+}
+
+int64_t LeaseLedger::Committed(TenantId tenant, const std::string& name) const {
+  const Lease* lease = Find(tenant, name);
+  return lease == nullptr ? 0 : lease->Committed();
 }
 
 int64_t LeaseLedger::Committed(TenantId tenant) const {
   int64_t sum = 0;
   for (const auto& [name, agent] : agents_) sum += Committed(tenant, name);
   return sum;
+}
+
+int64_t LeaseLedger::Ordered(TenantId tenant, const std::string& name) const {
+  const Lease* lease = Find(tenant, name);
+  return lease == nullptr ? 0 : lease->Ordered();
 }
 
 }  // namespace kvpool

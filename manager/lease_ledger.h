@@ -86,6 +86,8 @@ class LeaseLedger {
   int64_t CommittedAt(const std::string& agent) const { return agents_.at(agent).Committed(); }
   int64_t Committed(TenantId tenant, const std::string& agent) const;
   int64_t Committed(TenantId tenant) const;
+  // What the tenant may hold at the agent by the standing order.
+  int64_t Ordered(TenantId tenant, const std::string& agent) const;
 
  private:
   struct Order {
@@ -116,6 +118,8 @@ class LeaseLedger {
 
     int64_t Committed() const;
   };
+
+  const Lease* Find(TenantId tenant, const std::string& agent) const;
 
   uint64_t epoch_;
   uint64_t last_seq_ = 0;

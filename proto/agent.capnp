@@ -2,6 +2,8 @@
 # shared memory (proto/shared_memory.h) without a call. Everything is batched; nothing here is called
 # per page. Expected outcomes are values; an exception means that the connection is unusable.
 # No wall-clock times: durations only.
+#
+# SPDX-License-Identifier: Apache-2.0
 @0xb7a4c1902e5fd683;
 
 using Cxx = import "/capnp/c++.capnp";

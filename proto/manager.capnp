@@ -1,6 +1,8 @@
 # Agent <-> manager. The agent dials the manager, registers once per connection and then exchanges
 # reports for orders. Every number is absolute and carries (epoch, seq): a message that is lost,
 # late, doubled or reordered can leave memory unused, never over-committed. No wall-clock times.
+#
+# SPDX-License-Identifier: Apache-2.0
 @0x9f2b1c64a7d3e815;
 
 using Cxx = import "/capnp/c++.capnp";
@@ -29,11 +31,11 @@ struct RegisterResult @0xe1739d58c2046fab {
   union {
     unknown @0 :Void;           # a newer manager's outcome: treat as refused
     link @1 :Link;              # registered
-    refused @2 :Refusal;        # not registered, and why
+    refused @2 :RegisterRefusal;        # not registered, and why
   }
 }
 
-enum Refusal @0x8c5e0d7bf3a12496 {
+enum RegisterRefusal @0x8c5e0d7bf3a12496 {
   unknown @0;                   # a newer manager's reason
   badToken @1;                  # the token is not the agent token
   badVersion @2;                # another major protocol version

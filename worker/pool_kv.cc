@@ -12,7 +12,7 @@ OpenResult PoolKv::Open(const OpenRequest& request) {
       tenant_->Open({.prompt_tokens = request.prompt_tokens, .max_tokens = request.max_tokens});
   if (session.ok()) {
     return {.outcome = OpenOutcome::kOpened,
-            .session = std::make_unique<PoolKvSession>(tenant_.get(), *std::move(session))};
+            .session = std::make_unique<PoolKvSession>(this, *std::move(session))};
   }
   OpenResult result{.text = std::string(session.status().message())};
   switch (session.status().code()) {
@@ -29,45 +29,63 @@ OpenResult PoolKv::Open(const OpenRequest& request) {
   return result;
 }
 
-void PoolKv::SafePoint(std::span<KvSession* const> sessions) {
-  for (KvSession* base : sessions) {
-    auto* session = static_cast<PoolKvSession*>(base);
-    if (session->rest_ == PoolKvSession::Rest::kRested && session->error_.ok()) {
+void PoolKv::Prepare(std::span<KvStep> steps) {
+  for (KvStep& step : steps) {
+    static_cast<PoolKvSession*>(step.session)->rest_ = PoolKvSession::Rest::kStepping;
+  }
+  for (PoolKvSession* session : sessions_) {
+    if (session->rest_ == PoolKvSession::Rest::kResting) {
       session->session_->Park();
       session->rest_ = PoolKvSession::Rest::kParked;
-    } else if (session->rest_ == PoolKvSession::Rest::kStepped) {
-      session->rest_ = PoolKvSession::Rest::kRested;
+    }
+  }
+  steps_.clear();
+  for (KvStep& step : steps) {
+    auto* session = static_cast<PoolKvSession*>(step.session);
+    steps_.push_back({.session = session->session_.get(), .tokens = step.tokens});
+  }
+  const absl::Status status = tenant_->SafePoint(steps_);
+  for (size_t i = 0; i < steps.size(); ++i) {
+    auto* session = static_cast<PoolKvSession*>(steps[i].session);
+    // Whoever is not named next time rests from here on.
+    session->rest_ = PoolKvSession::Rest::kResting;
+    const absl::Status& failed = !session->error_.ok() ? session->error_
+                                 : !status.ok()        ? status
+                                                       : steps_[i].outcome;
+    if (failed.ok()) {
+      steps[i].readiness = Readiness::kReady;
+      session->prepared_ = steps[i].tokens;
+      session->wants_queries_ = session->session_->WantsQueries(steps[i].tokens);
+      if (session->wants_queries_) {
+        session->queries_.resize(steps[i].tokens * session->query_floats());
+      }
+    } else if (failed.code() == absl::StatusCode::kResourceExhausted) {
+      steps[i].readiness = Readiness::kNoSpace;
+    } else {
+      steps[i].readiness = Readiness::kFailed;
+      steps[i].text = std::string(failed.message());
     }
   }
 }
+
+PoolKvSession::PoolKvSession(PoolKv* cache, std::unique_ptr<Session> session)
+    : cache_(cache), session_(std::move(session)) {
+  cache_->sessions_.insert(this);
+}
+
+PoolKvSession::~PoolKvSession() { cache_->sessions_.erase(this); }
 
 size_t PoolKvSession::query_floats() const {
   const Geometry& geometry = layout().geometry();
   return size_t{geometry.model_layers()} * geometry.query_heads * geometry.key_dim;
 }
 
-Readiness PoolKvSession::Prepare(uint32_t tokens) {
-  if (!error_.ok()) return Readiness::kFailed;
-  rest_ = Rest::kStepped;
-  Step step{.session = session_.get(), .tokens = tokens};
-  if (absl::Status status = tenant_->SafePoint({&step, 1}); !status.ok()) step.outcome = status;
-  if (step.outcome.code() == absl::StatusCode::kResourceExhausted) return Readiness::kNoSpace;
-  if (!step.outcome.ok()) {
-    error_ = step.outcome;
-    return Readiness::kFailed;
-  }
-  prepared_ = tokens;
-  wants_queries_ = session_->WantsQueries(tokens);
-  if (wants_queries_) queries_.resize(tokens * query_floats());
-  return Readiness::kReady;
-}
-
 float* PoolKvSession::QuerySlot(uint32_t index) {
   return wants_queries_ ? queries_.data() + index * query_floats() : nullptr;
 }
 
-void PoolKvSession::Commit(uint32_t tokens) {
-  error_ = session_->Commit(tokens, wants_queries_ ? queries_.data() : nullptr);
+void PoolKvSession::Commit() {
+  error_ = session_->Commit(prepared_, wants_queries_ ? queries_.data() : nullptr);
   prepared_ = 0;
 }
 

@@ -23,42 +23,42 @@ class PoolKv final : public KvCache {
   explicit PoolKv(std::unique_ptr<Tenant> tenant) : tenant_(std::move(tenant)) {}
 
   OpenResult Open(const OpenRequest& request) override;
-  // Parks sessions that did not step since the last safe point, so that the agent may compact them
-  // by itself; hand-overs happen in Prepare, where the length of the step is known.
-  void SafePoint(std::span<KvSession* const> sessions) override;
-
-  Tenant& tenant() { return *tenant_; }
+  // Also parks the sessions that rested since the last call, so that the agent may compact or move
+  // them by itself.
+  void Prepare(std::span<KvStep> steps) override;
 
  private:
+  friend class PoolKvSession;
+
   std::unique_ptr<Tenant> tenant_;
+  std::vector<Step> steps_;
+  std::set<PoolKvSession*> sessions_;
 };
 
 class PoolKvSession final : public KvSession {
  public:
-  PoolKvSession(Tenant* tenant, std::unique_ptr<Session> session)
-      : tenant_(tenant), session_(std::move(session)) {}
+  PoolKvSession(PoolKv* cache, std::unique_ptr<Session> session);
+  ~PoolKvSession() override;
 
-  const Layout& layout() const override { return tenant_->layout(); }
-  std::byte* base() const override { return tenant_->base(); }
-  Readiness Prepare(uint32_t tokens) override;
+  const Layout& layout() const override { return cache_->tenant_->layout(); }
+  std::byte* base() const override { return cache_->tenant_->base(); }
   SessionView View() const override { return session_->View(prepared_); }
   float* QuerySlot(uint32_t index) override;
-  void Commit(uint32_t tokens) override;
-  std::string error() const override { return std::string(error_.message()); }
+  void Commit() override;
 
  private:
   friend class PoolKv;
-  enum class Rest : uint8_t { kStepped, kRested, kParked };
+  enum class Rest : uint8_t { kStepping, kResting, kParked };
 
   size_t query_floats() const;
 
-  Tenant* const tenant_;
+  PoolKv* const cache_;
   const std::unique_ptr<Session> session_;
   uint32_t prepared_ = 0;
   std::vector<float> queries_;  // [prepared][model_layers][query_heads][key_dim], when wanted
   bool wants_queries_ = false;
-  Rest rest_ = Rest::kStepped;
-  absl::Status error_;
+  Rest rest_ = Rest::kResting;
+  absl::Status error_;  // of the last Commit: told at the next Prepare
 };
 
 }  // namespace kvpool

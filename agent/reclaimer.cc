@@ -1,0 +1,123 @@
+// See reclaimer.h.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "agent/reclaimer.h"
+
+#include <set>
+#include <utility>
+
+#include "common/kj_asio.h"
+
+namespace kvpool {
+namespace {
+
+// How soon a tenant that is still over its lease is looked at again without an event.
+constexpr auto kBeat = 20 * kj::MILLISECONDS;
+
+}  // namespace
+
+Reclaimer::Reclaimer(const Deps& deps) : deps_(deps), log_("reclaimer"), tasks_(*this) {}
+
+void Reclaimer::taskFailed(kj::Exception&& error) {
+  log_.Error("a reclaim stopped", {{"error", error.getDescription().cStr()}});
+}
+
+void Reclaimer::Look(TenantId tenant) {
+  Pending& pending = pending_[tenant];
+  if (pending != Pending::kNone) return;  // looks again when it is done
+  const TenantUsage usage = deps_.ledger->Usage(tenant);
+  if (usage.held_slabs <= usage.lease_slabs && usage.evacuating_slabs == 0 &&
+      usage.draining_slabs == 0 && !Abandoned(tenant)) {
+    return;
+  }
+  pending = Pending::kRunning;
+  // Later, not within the caller's change.
+  tasks_.add(kj::evalLater([this, tenant] { return Pass(tenant); }));
+}
+
+bool Reclaimer::Abandoned(TenantId tenant) const {
+  return deps_.ledger->Usage(tenant).held_slabs > 0 && deps_.workers->Count(tenant).workers == 0;
+}
+
+kj::Promise<void> Reclaimer::Pass(TenantId tenant) {
+  deps_.workers->Snapshot(tenant);
+  const ReclaimPlan plan = PlanReclaim(Input(tenant));
+  for (SlabIndex slab : plan.cancel) (void)deps_.ledger->CancelEvacuate(slab);
+  for (SlabIndex slab : plan.evacuate) (void)deps_.ledger->BeginEvacuate(slab);
+  deps_.workers->AskHandOver(tenant, plan.ask);
+  kj::Promise<void> magazines = plan.magazines == ReclaimPlan::Magazines::kReturn
+                                    ? deps_.workers->ReturnMagazines(tenant)
+                                    : kj::Promise<void>(kj::READY_NOW);
+  return magazines
+      .then([this, tenant, take = plan.take] { return deps_.workers->CompactIdle(tenant, take); })
+      .then([this, tenant](uint32_t) {
+        DrainEmpty(tenant);
+        return deps_.timer->afterDelay(kBeat);
+      })
+      .then([this, tenant] {
+        pending_[tenant] = Pending::kNone;
+        Look(tenant);
+      });
+}
+
+ReclaimInput Reclaimer::Input(TenantId tenant) const {
+  const TenantUsage usage = deps_.ledger->Usage(tenant);
+  // Without a worker nobody can use what the tenant holds: all of it may go.
+  ReclaimInput input{.lease_slabs = Abandoned(tenant) ? 0 : usage.lease_slabs,
+                     .held_slabs = usage.held_slabs - usage.stuck_slabs,
+                     .draining_slabs = usage.draining_slabs,
+                     .slabs = deps_.ledger->EmptiestSlabs(tenant, usage.held_slabs)};
+  std::map<SlabIndex, uint32_t> groups;
+  for (const SlabUsage& slab : input.slabs) groups[slab.slab] = slab.group;
+  for (const auto& [id, worker] : deps_.workers->all()) {
+    const Attachment& attachment = *worker.attachment;
+    if (attachment.setup().tenant != tenant || worker.detached) continue;
+    for (const auto& [slot, session] : attachment.sessions()) {
+      if (session.job != AgentSession::Job::kNone || session.failed) continue;
+      ReclaimSession known{.id = session.id,
+                           .where = attachment.IsIdle(slot) ? ReclaimSession::Where::kIdle
+                                                            : ReclaimSession::Where::kRunning,
+                           .frees_pages = attachment.PagesFreedByCompaction(session)};
+      std::set<SlabIndex> slabs;
+      for (PageId page : deps_.ledger->PagesOf(session.id).value_or(std::span<const PageId>())) {
+        ++known.pages;
+        slabs.insert(attachment.layout().SlabOf(page));
+      }
+      known.slabs.assign(slabs.begin(), slabs.end());
+      if (!known.slabs.empty()) known.group = groups[known.slabs.front()];
+      input.sessions.push_back(std::move(known));
+    }
+  }
+  return input;
+}
+
+void Reclaimer::DrainEmpty(TenantId tenant) {
+  const uint32_t held = deps_.ledger->Usage(tenant).held_slabs;
+  for (const SlabUsage& slab : deps_.ledger->EmptiestSlabs(tenant, held)) {
+    if (slab.state != SlabState::kEvacuating) continue;
+    if (slab.owned_pages + slab.granted_pages > 0) continue;
+    if (deps_.ledger->BeginDrain(slab.slab).ok()) tasks_.add(Drain(slab.slab));
+  }
+}
+
+kj::Promise<void> Reclaimer::Drain(SlabIndex slab) {
+  return deps_.workers->Revoke(slab).then([this, slab]() -> kj::Promise<void> {
+    if (!deps_.ledger->WorkersOf(slab).empty()) {
+      // Somebody has not unmapped it. It stays charged, and is tried again.
+      return deps_.timer->afterDelay(kBeat).then([this, slab] { return Drain(slab); });
+    }
+    return Offload(*deps_.pool, [device = deps_.device, slab] { return device->DestroySlab(slab); })
+        .then([this, slab](ReturnProof proof) {
+          if (proof == ReturnProof::kReturned) {
+            (void)deps_.ledger->FreeSlab(slab);
+          } else {
+            (void)deps_.ledger->MarkStuck(slab);
+            log_.Error("a slab's memory did not come back; it stays charged to its tenant",
+                       {{"slab", slab.value()}});
+          }
+          if (on_progress_) on_progress_();
+        });
+  });
+}
+
+}  // namespace kvpool

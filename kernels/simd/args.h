@@ -1,0 +1,66 @@
+// What the vector kernels are called with: plain data, one KV head at a time.
+//
+// The vector kernels are compiled once for each instruction set (see targets.h). Only data may be
+// shared with them, no inline functions: the linker keeps one copy of an inline function, and if
+// that were the AVX-512 one, it would run on processors that lack it.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvpool::simd {
+
+inline constexpr uint32_t kTileRows = 16;      // rows that are processed together
+inline constexpr uint32_t kMaxLanes = 16;      // floats of the widest vector
+inline constexpr uint32_t kMaxQueryLanes = 4;  // lanes of attend_query that share one reading
+inline constexpr uint32_t kLaneVectors = 4;    // vectors of lanes of attend_chunk that share one
+
+// Rows of one segment: row i is row i % 16 of the block at (ids[i / 16] + offset) * 512.
+struct Run {
+  const uint32_t* ids = nullptr;
+  uint32_t offset = 0;
+  uint32_t rows = 0;
+};
+
+// The rows of one (layer, head).
+struct HeadRows {
+  const std::byte* base = nullptr;
+  Run compacted, fresh;
+  uint32_t key_dim = 0, value_dim = 0;
+  uint32_t element_bytes = 0;  // 4: f32, 2: bf16
+};
+
+// One query head of one query: what it reads and where its result goes.
+struct Lane {
+  const float* query = nullptr;  // [key_dim]
+  uint32_t rows = 0;             // it attends rows 0 .. rows - 1
+  float* out = nullptr;          // [value_dim]
+  float* lse = nullptr;          // or nullptr
+};
+
+// The lanes of one KV head.
+struct AttendArgs {
+  HeadRows head;
+  const Lane* lanes = nullptr;
+  uint32_t lane_count = 0;
+  float scale = 1;
+  float* scratch = nullptr;  // [AttendScratch()]
+};
+
+// The drained queries of one KV head.
+struct ScoreHeadArgs {
+  HeadRows head;
+  const float* const* queries = nullptr;  // [heads][query_count], each [key_dim]
+  const uint32_t* query_rows = nullptr;   // [query_count] rows that a query saw
+  const float* thresholds = nullptr;      // [query_count] alpha below this is low
+  uint32_t heads = 0;                     // query heads that read this KV head
+  uint32_t query_count = 0;
+  float scale = 1;
+  float* mass = nullptr;          // [rows], added to
+  uint8_t* low_counts = nullptr;  // [rows], added to; or nullptr
+  float* scratch = nullptr;       // [ScoreScratch()]
+};
+
+}  // namespace kvpool::simd

@@ -1,0 +1,145 @@
+// Scoring of one KV head, compiled once for each target: queries along the vector, so that a row's
+// logits for many queries cost one broadcast multiply-add an element. Logits are kept until each
+// query's sum is known, then become probabilities: K is read once for a vector of queries.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/simd/rows.h"
+
+namespace kvpool::simd::KVPOOL_SIMD_TARGET {
+namespace {
+
+constexpr float kLog2E = 1.44269504f;
+
+// Up to kLanes queries, one query head after the other.
+template <typename Format>
+class ScorePass {
+ public:
+  ScorePass(const ScoreHeadArgs& args, uint32_t first_query)
+      : args_(args),
+        head_(args.head),
+        first_query_(first_query),
+        lanes_(Min(kLanes, args.query_count - first_query)),
+        queries_(args.scratch),
+        keys_(queries_ + kLanes * head_.key_dim),
+        logits_(keys_ + kTileRows * head_.key_dim) {
+    // Lanes that only pad the vector see no row.
+    for (uint32_t lane = 0; lane < lanes_; ++lane) {
+      const uint32_t rows = args.query_rows[first_query + lane];
+      seen_[lane] = static_cast<int32_t>(rows);
+      threshold_[lane] = args.thresholds[first_query + lane];
+      rows_ = rows_ < rows ? rows : rows_;
+    }
+    padded_rows_ = (rows_ + kTileRows - 1) / kTileRows * kTileRows;
+    low_ = logits_ + size_t{padded_rows_} * kLanes;
+  }
+
+  void Run() {
+    for (uint32_t row = 0; row < padded_rows_; ++row) {
+      Store(low_ + size_t{row} * kLanes, Sees(row) ? Fill(1.0f) : Floats{});
+    }
+    for (uint32_t h = 0; h < args_.heads; ++h) {
+      LoadQueries(h);
+      highest_ = Fill(-kInfinity);
+      for (uint32_t first = 0; first < rows_; first += kTileRows) Logits(first);
+      Exponentials();
+      for (uint32_t first = 0; first < rows_; first += kTileRows) AddMass(first);
+    }
+    if (args_.low_counts == nullptr) return;
+    for (uint32_t first = 0; first < rows_; first += kTileRows) AddLowCounts(first);
+  }
+
+ private:
+  Ints Sees(uint32_t row) const { return static_cast<int32_t>(row) < seen_; }
+
+  void LoadQueries(uint32_t h) {
+    for (uint32_t lane = 0; lane < kLanes; ++lane) {
+      for (uint32_t d = 0; d < head_.key_dim; ++d) {
+        queries_[d * kLanes + lane] =
+            lane < lanes_ ? args_.queries[h * args_.query_count + first_query_ + lane][d] *
+                                (args_.scale * kLog2E)
+                          : 0;
+      }
+    }
+  }
+
+  void Logits(uint32_t first) {
+    Tile tile;
+    Locate(head_, first, rows_, &tile);
+    for (uint32_t row = 0; row < kTileRows; ++row) {
+      Widen<Format>(tile.key[row], head_.key_dim, keys_ + row * head_.key_dim);
+    }
+    Floats logits[kTileRows];
+    TileLogits(keys_, queries_, head_.key_dim, logits);
+    for (uint32_t row = 0; row < kTileRows; ++row) {
+      Store(logits_ + size_t{first + row} * kLanes, logits[row]);
+      highest_ = Max(Sees(first + row) ? logits[row] : Fill(-kInfinity), highest_);
+    }
+  }
+
+  void Exponentials() {
+    Floats total = {};
+    for (uint32_t row = 0; row < padded_rows_; ++row) {
+      float* const at = logits_ + size_t{row} * kLanes;
+      const Floats e = Sees(row) ? Exp2(Load(at) - highest_) : Floats{};
+      total += e;
+      Store(at, e);
+    }
+    inverse_ = 1.0f / total;
+  }
+
+  void AddMass(uint32_t first) {
+    Floats mass[kTileRows];
+    for (uint32_t row = 0; row < kTileRows; ++row) {
+      const size_t at = size_t{first + row} * kLanes;
+      const Floats alpha = Load(logits_ + at) * inverse_;
+      // Comparisons with NaN are false: such an alpha adds nothing and leaves its row low. So does
+      // 0 * infinity, the alpha of a query that saw no row at all.
+      Store(low_ + at, alpha >= threshold_ ? Floats{} : Load(low_ + at));
+      mass[row] = alpha >= 0.0f ? alpha : Floats{};
+    }
+    SumLanes<kTileRows>(mass);
+    float sums[kTileRows];
+    __builtin_memcpy(sums, mass, sizeof(sums));
+    const uint32_t rows = Min(kTileRows, rows_ - first);
+    for (uint32_t row = 0; row < rows; ++row) args_.mass[first + row] += sums[row];
+  }
+
+  void AddLowCounts(uint32_t first) {
+    Floats low[kTileRows];
+    __builtin_memcpy(low, low_ + size_t{first} * kLanes, sizeof(low));
+    SumLanes<kTileRows>(low);
+    float sums[kTileRows];
+    __builtin_memcpy(sums, low, sizeof(sums));
+    const uint32_t rows = Min(kTileRows, rows_ - first);
+    for (uint32_t row = 0; row < rows; ++row) {
+      args_.low_counts[first + row] += static_cast<uint8_t>(sums[row]);
+    }
+  }
+
+  const ScoreHeadArgs& args_;
+  const HeadRows& head_;
+  const uint32_t first_query_, lanes_;
+  float* const queries_;  // [key_dim][kLanes], of one query head
+  float* const keys_;     // [16][key_dim], a tile as f32
+  float* const logits_;   // [padded_rows_][kLanes], later exponentials
+  float* low_;            // [padded_rows_][kLanes], 1 while no query head found the row important
+  uint32_t rows_ = 0;     // rows that some query saw
+  uint32_t padded_rows_ = 0;
+  Ints seen_ = {};
+  Floats threshold_ = {}, highest_ = {}, inverse_ = {};
+};
+
+template <typename Format>
+void ScoreHeadIn(const ScoreHeadArgs& args) {
+  for (uint32_t query = 0; query < args.query_count; query += kLanes) {
+    ScorePass<Format>(args, query).Run();
+  }
+}
+
+}  // namespace
+
+void ScoreHead(const ScoreHeadArgs& args) {
+  args.head.element_bytes == Bf16::kBytes ? ScoreHeadIn<Bf16>(args) : ScoreHeadIn<F32>(args);
+}
+
+}  // namespace kvpool::simd::KVPOOL_SIMD_TARGET

@@ -1,0 +1,39 @@
+// The builds of the vector kernels, and the choice among them.
+//
+// attend.cc and score.cc are compiled three times, into the namespaces baseline, avx2 and avx512.
+// Which one runs is decided once, from what the processor can do. Any thread.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/attention.h"
+#include "kernels/scoring.h"
+#include "kernels/simd/args.h"
+
+namespace kvpool::simd {
+
+struct Target {
+  const char* name;
+  void (*attend_query)(const AttendArgs&);  // every lane sees the same rows: decode
+  void (*attend_chunk)(const AttendArgs&);  // many lanes, each with its own number of rows
+  void (*score_head)(const ScoreHeadArgs&);
+};
+
+// What this processor can run, fastest first; never empty.
+std::span<const Target> Targets();
+
+// Attention() and Score() on a given target; for tests that compare targets.
+void AttentionOn(const Target& target, const AttentionArgs& args);
+void ScoreOn(const Target& target, const ScoreArgs& args, Planes* planes);
+
+HeadRows RowsOf(const Layout& layout, const std::byte* base, const SessionView& session,
+                uint32_t layer, uint32_t head);
+
+// Floats of scratch memory.
+size_t AttendScratch(const Geometry& geometry);
+size_t ScoreScratch(const Geometry& geometry, uint32_t rows);
+
+}  // namespace kvpool::simd

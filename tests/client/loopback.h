@@ -1,0 +1,185 @@
+// Both ends of the shared memory in one process and without RPC: the client's Tenant and Session on
+// one side, the agent's Attachment, ledger and device on the other. Use it when the wire and
+// processes do not matter; tests/integration has the real thing.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "agent/attachment.h"
+#include "agent/host_device.h"
+#include "agent/pool.h"
+#include "agent/tenant_book.h"
+#include "client/tenant.h"
+
+namespace kvpool {
+
+class Loopback {
+ public:
+  struct Options {
+    Geometry geometry{.layers = 2,
+                      .query_heads = 4,
+                      .kv_heads = 2,
+                      .key_dim = 32,
+                      .value_dim = 32,
+                      .dtype = Dtype::kF32,
+                      .kv_of_layer = {0, 1}};
+    Bytes slab_bytes = 256_KiB;
+    uint32_t slabs = 8;
+    uint32_t lease = 8;
+    uint32_t chunk = 64;
+    uint32_t session_tokens = 1024;
+    PolicySpec policy;
+  };
+
+  static constexpr TenantId kTenant{1};
+
+  explicit Loopback(const Options& options) : options_(options) {
+    const PoolConfig pool{.slabs = options.slabs, .slab_bytes = options.slab_bytes};
+    journal_.resize(PoolLedger::JournalBytes(pool) / sizeof(uint64_t) + 1);
+    ledger_ = std::make_unique<PoolLedger>(
+        *PoolLedger::Make(pool, std::as_writable_bytes(std::span(journal_))));
+    device_ = *HostDevice::Make(options.slab_bytes, options.slabs);
+    EXPECT_TRUE(ledger_->SetLease(kTenant, options.lease).ok());
+    EXPECT_TRUE(book_
+                    .Apply(1, TenantBook::Coverage::kComplete,
+                           {{.tenant = kTenant,
+                             .name = "t",
+                             .seq = 1,
+                             .lease_slabs = options.lease,
+                             .limit_slabs = options.lease,
+                             .policy = options.policy}})
+                    .ok());
+    const Layout layout = *Layout::Make(options.geometry, options.slab_bytes);
+    worker_ = *ledger_->AddWorker(kTenant, layout);
+    const shm::ShmSizes sizes{.sessions = 8,
+                              .windows = 8,
+                              .session_tokens = options.session_tokens,
+                              .planes = options.geometry.planes(),
+                              .query_floats = options.geometry.model_layers() *
+                                              options.geometry.query_heads *
+                                              options.geometry.key_dim};
+    attachment_ = *Attachment::Make({.id = worker_,
+                                     .tenant = kTenant,
+                                     .worker = "test",
+                                     .layout = layout,
+                                     .sizes = sizes,
+                                     .chunk_tokens = options.chunk,
+                                     .base = device_->base()},
+                                    ledger_.get());
+    MapSlabs();
+    SharedRegions& regions = attachment_->regions();
+    control_ = *Mapping::Map(regions.control_fd(), Size(shm::ControlBytes(sizes)),
+                             Mapping::Access::kReadWrite);
+    magazine_ = std::make_unique<Magazine>(control_.data(), regions.doorbell_fd());
+    tenant_ = std::make_unique<TenantImpl>(
+        TenantSetup{.layout = layout,
+                    .base = device_->base(),
+                    .sizes = sizes,
+                    .control = control_.data(),
+                    .tables = *Mapping::Map(regions.tables_fd(), Size(shm::TablesBytes(sizes)),
+                                            Mapping::Access::kRead),
+                    .magazine = magazine_.get(),
+                    .calls = std::make_unique<Calls>(*this)});
+  }
+
+  Tenant& tenant() { return *tenant_; }
+  Attachment& attachment() { return *attachment_; }
+  PoolLedger& ledger() { return *ledger_; }
+  Magazine& magazine() { return *magazine_; }
+  std::byte* control() { return control_.data(); }
+  HostDevice& device() { return *device_; }
+  WorkerId worker() const { return worker_; }
+  uint64_t used_pages() const { return ledger_->Usage(kTenant).owned_pages; }
+  const std::vector<CompactionOutcome>& compactions() const { return compactions_; }
+
+ private:
+  static Bytes Size(uint64_t bytes) { return Bytes(static_cast<int64_t>(bytes)); }
+
+  void MapSlabs() {
+    for (;;) {
+      const absl::StatusOr<SlabIndex> slab = ledger_->AssignSlab(worker_);
+      if (!slab.ok()) return;
+      EXPECT_TRUE(device_->CreateSlab(*slab).ok());
+      EXPECT_TRUE(ledger_->MarkOffered(worker_, *slab).ok());
+      EXPECT_TRUE(ledger_->MarkMapped(worker_, *slab).ok());
+    }
+  }
+
+  // What service.cc and workers.cc do, synchronously.
+  class Calls final : public AgentCalls {
+   public:
+    explicit Calls(Loopback& loop) : loop_(loop) {}
+    absl::Status Reserve(uint32_t pages) override {
+      loop_.attachment_->Collect();
+      if (loop_.attachment_->Fill(pages) >= pages) return absl::OkStatus();
+      return absl::ResourceExhaustedError("no pages");
+    }
+    absl::StatusOr<OpenedSession> Open(const OpenOptions& options) override {
+      const TenantState& tenant = *loop_.book_.Find(kTenant);
+      const absl::StatusOr<AgentSession*> session =
+          loop_.attachment_->Open(tenant, options.max_tokens,
+                                  PeakCharge(loop_.attachment_->layout(), *tenant.policy,
+                                             options.max_tokens, loop_.options_.chunk));
+      if (!session.ok()) return session.status();
+      const PolicyNeeds& needs = (*session)->needs;
+      return OpenedSession{.handle = (*session)->slot,
+                           .slot = (*session)->slot,
+                           .queries = static_cast<QueryWish>(needs.queries),
+                           .sample_every = needs.sample_every,
+                           .prompt_rows = needs.prompt_rows};
+    }
+    void Close(uint64_t handle) override {
+      loop_.attachment_->Close(static_cast<uint32_t>(handle));
+    }
+    void Drain(const std::vector<DrainRequest>& requests, DrainDone done) override {
+      std::vector<absl::Status> outcomes;
+      for (const DrainRequest& r : requests) {
+        absl::StatusOr<DrainJob> job =
+            loop_.attachment_->BeginDrain(r.slot, r.window, r.first, r.count);
+        outcomes.push_back(job.status());
+        if (!job.ok()) continue;
+        job->Run();
+        loop_.attachment_->EndDrain(r.slot, *std::move(job));
+      }
+      done(outcomes);
+    }
+    absl::StatusOr<std::vector<absl::Status>> HandOver(
+        const std::vector<uint32_t>& slots) override {
+      std::vector<absl::Status> outcomes;
+      for (uint32_t slot : slots) {
+        auto job = loop_.attachment_->BeginCompaction(slot, shm::State::kRunning);
+        outcomes.push_back(job.status());
+        if (!job.ok() || !job->has_value()) continue;
+        (*job)->Run();
+        loop_.compactions_.push_back(
+            loop_.attachment_->EndCompaction(slot, **std::move(job), shm::State::kRunning));
+      }
+      return outcomes;
+    }
+    absl::Status Ping() override { return absl::OkStatus(); }
+    absl::StatusOr<TenantStatistics> Statistics() override { return TenantStatistics{}; }
+
+   private:
+    Loopback& loop_;
+  };
+
+  const Options options_;
+  std::vector<uint64_t> journal_;
+  std::unique_ptr<PoolLedger> ledger_;
+  std::unique_ptr<HostDevice> device_;
+  TenantBook book_;
+  WorkerId worker_;
+  std::unique_ptr<Attachment> attachment_;
+  Mapping control_;
+  std::unique_ptr<Magazine> magazine_;
+  std::unique_ptr<TenantImpl> tenant_;
+  std::vector<CompactionOutcome> compactions_;
+};
+
+}  // namespace kvpool

@@ -1,0 +1,227 @@
+// The client's shared-memory half against the agent's, in one process: what a worker writes is what
+// attention reads, before and after compactions, and nothing leaks.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "client/tenant.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <random>
+#include <set>
+
+#include "kernels/attention.h"
+#include "tests/client/loopback.h"
+
+namespace kvpool {
+namespace {
+
+PolicySpec Scissorhands(int64_t budget) {
+  return *MakePolicySpec("scissorhands", {{"budget", budget}, {"window", 64}, {"recent", 8}});
+}
+
+// Drives sessions with random rows and remembers every row by its position.
+class Driver {
+ public:
+  explicit Driver(Loopback* loop) : loop_(loop) {}
+
+  absl::Status Advance(Session* session, uint32_t tokens) {
+    Step step{.session = session, .tokens = tokens};
+    if (absl::Status status = loop_->tenant().SafePoint({&step, 1}); !status.ok()) return status;
+    if (!step.outcome.ok()) return step.outcome;
+    const Geometry& g = loop_->tenant().layout().geometry();
+    std::vector<float> queries(tokens * g.model_layers() * g.query_heads * g.key_dim);
+    for (float& q : queries) q = Random();
+    for (uint32_t i = 0; i < tokens; ++i) {
+      for (uint32_t l = 0; l < g.layers; ++l) {
+        for (uint32_t h = 0; h < g.kv_heads; ++h) {
+          std::vector<float> row(g.key_dim + g.value_dim);
+          for (float& x : row) x = Random();
+          rows_[{session, l, h, session->position() + i}] = row;
+          StoreRow(loop_->tenant().layout(), loop_->tenant().base(), session->WriteBlock(l, h, i),
+                   session->WriteRow(i), row.data(), row.data() + g.key_dim);
+        }
+      }
+    }
+    return session->Commit(tokens, session->WantsQueries(tokens) ? queries.data() : nullptr);
+  }
+
+  // Every row that the session still has, by (layer, head), must be one that was written; returns
+  // the positions.
+  std::vector<std::set<uint32_t>> Positions(Session* session) {
+    const Layout& layout = loop_->tenant().layout();
+    const Geometry& g = layout.geometry();
+    const SessionView view = session->View(0);
+    std::vector<std::set<uint32_t>> positions(g.planes());
+    std::vector<float> key(g.key_dim), value(g.value_dim);
+    for (uint32_t l = 0; l < g.layers; ++l) {
+      for (uint32_t h = 0; h < g.kv_heads; ++h) {
+        const uint32_t plane = l * g.kv_heads + h;
+        for (uint32_t row = 0; row < view.Length(plane); ++row) {
+          LoadRow(layout, loop_->tenant().base(), view.BlockOf(layout, l, h, row),
+                  view.RowInBlock(plane, row), key.data(), value.data());
+          std::vector<float> both = key;
+          both.insert(both.end(), value.begin(), value.end());
+          for (uint32_t p = 0; p < session->position(); ++p) {
+            if (rows_[{session, l, h, p}] == both) positions[plane].insert(p);
+          }
+        }
+        EXPECT_EQ(positions[plane].size(), view.Length(plane)) << "a row that nobody wrote";
+      }
+    }
+    return positions;
+  }
+
+ private:
+  float Random() { return std::normal_distribution<float>()(random_); }
+
+  Loopback* loop_;
+  std::mt19937 random_{7};
+  std::map<std::tuple<Session*, uint32_t, uint32_t, uint32_t>, std::vector<float>> rows_;
+};
+
+TEST(TenantTest, FullKeepsEveryRowAndGivesEveryPageBack) {
+  Loopback loop({});
+  Driver driver(&loop);
+  auto session = *loop.tenant().Open({.prompt_tokens = 50, .max_tokens = 200});
+  ASSERT_TRUE(driver.Advance(session.get(), 50).ok());
+  for (int i = 0; i < 60; ++i) ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
+  for (const auto& positions : driver.Positions(session.get())) {
+    EXPECT_EQ(positions.size(), 110u);
+  }
+  session.reset();
+  EXPECT_EQ(loop.used_pages(), 0u);
+  EXPECT_TRUE(loop.ledger().CheckInvariants().ok());
+}
+
+TEST(TenantTest, ScissorhandsNeverHoldsMoreThanItsBudgetAndKeepsTheRecent) {
+  Loopback loop({.policy = Scissorhands(64)});
+  Driver driver(&loop);
+  auto session = *loop.tenant().Open({.prompt_tokens = 48, .max_tokens = 1000});
+  ASSERT_TRUE(driver.Advance(session.get(), 48).ok());
+  for (int i = 0; i < 300; ++i) {
+    ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
+    ASSERT_LE(session->View(0).Length(0), 64u);
+  }
+  ASSERT_GE(loop.compactions().size(), 8u);
+  for (const CompactionOutcome& outcome : loop.compactions()) {
+    ASSERT_TRUE(outcome.status.ok());
+    EXPECT_GT(outcome.recovery_mean, 0.1f);
+    EXPECT_LE(outcome.recovery_mean, 1.0f);
+    EXPECT_LE(outcome.recovery_min, outcome.recovery_mean);
+  }
+  for (const auto& positions : driver.Positions(session.get())) {
+    for (uint32_t p = 348 - 8; p < 348; ++p) EXPECT_TRUE(positions.contains(p)) << p;
+  }
+  EXPECT_LE(loop.used_pages(), 6u);
+  EXPECT_TRUE(loop.ledger().CheckInvariants().ok());
+  session.reset();
+  EXPECT_EQ(loop.used_pages(), 0u);
+}
+
+TEST(TenantTest, AttentionAfterCompactionEqualsAttentionOverTheKeptRows) {
+  Loopback loop({.policy = *MakePolicySpec("streaming", {{"sinks", 4}, {"recent", 28}})});
+  Driver driver(&loop);
+  auto session = *loop.tenant().Open({.prompt_tokens = 60, .max_tokens = 1000});
+  ASSERT_TRUE(driver.Advance(session.get(), 60).ok());
+  for (int i = 0; i < 50; ++i) ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
+  ASSERT_FALSE(loop.compactions().empty());
+  const auto positions = driver.Positions(session.get());
+  for (uint32_t sink = 0; sink < 4; ++sink) EXPECT_TRUE(positions[0].contains(sink));
+  const Geometry& g = loop.tenant().layout().geometry();
+  std::vector<float> query(g.query_heads * g.key_dim, 0.25f), out(g.query_heads * g.value_dim);
+  Attention({.layout = &loop.tenant().layout(),
+             .base = loop.tenant().base(),
+             .layer = 1,
+             .session = session->View(0),
+             .queries = query.data(),
+             .scale = 0.2f,
+             .out = out.data()});
+  // Float64 over the kept rows, read through the view one by one.
+  const SessionView view = session->View(0);
+  for (uint32_t q = 0; q < g.query_heads; ++q) {
+    const uint32_t h = q / g.group_size(), plane = g.kv_heads + h;
+    double sum = 0;
+    std::vector<double> expected(g.value_dim);
+    std::vector<float> key(g.key_dim), value(g.value_dim);
+    for (uint32_t row = 0; row < view.Length(plane); ++row) {
+      LoadRow(loop.tenant().layout(), loop.tenant().base(),
+              view.BlockOf(loop.tenant().layout(), 1, h, row), view.RowInBlock(plane, row),
+              key.data(), value.data());
+      double logit = 0;
+      for (uint32_t d = 0; d < g.key_dim; ++d) logit += 0.25 * key[d];
+      const double weight = std::exp(0.2 * logit);
+      sum += weight;
+      for (uint32_t d = 0; d < g.value_dim; ++d) expected[d] += weight * value[d];
+    }
+    for (uint32_t d = 0; d < g.value_dim; ++d) {
+      EXPECT_NEAR(out[q * g.value_dim + d], expected[d] / sum, 1e-4);
+    }
+  }
+}
+
+TEST(TenantTest, AStepGetsAllItsPagesOrNone) {
+  Loopback::Options options;
+  options.slabs = options.lease = 1;
+  Loopback loop(options);
+  Driver driver(&loop);
+  const uint32_t pages = loop.tenant().layout().pages_per_slab();
+  ASSERT_GE(pages, 8u);
+  auto first = *loop.tenant().Open({.prompt_tokens = 16, .max_tokens = 1000});
+  auto second = *loop.tenant().Open({.prompt_tokens = 16, .max_tokens = 1000});
+  for (uint32_t i = 0; i + 2 < pages; ++i) ASSERT_TRUE(driver.Advance(first.get(), 16).ok());
+  EXPECT_EQ(driver.Advance(second.get(), 48).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(second->position(), 0u);
+  EXPECT_TRUE(driver.Advance(second.get(), 32).ok());
+  first.reset();
+  EXPECT_TRUE(driver.Advance(second.get(), 48).ok());
+}
+
+TEST(TenantTest, AParkedSessionIsTakenBackAtTheNextSafePoint) {
+  Loopback loop({.policy = Scissorhands(64)});
+  Driver driver(&loop);
+  auto session = *loop.tenant().Open({.prompt_tokens = 60, .max_tokens = 1000});
+  ASSERT_TRUE(driver.Advance(session.get(), 60).ok());
+  session->Park();
+  // The agent compacts it meanwhile.
+  ASSERT_TRUE(loop.attachment().regions().TakeIdle(0));
+  auto job = loop.attachment().BeginCompaction(0, shm::State::kIdle);
+  ASSERT_TRUE(job.ok() && job->has_value());
+  (*job)->Run();
+  const CompactionOutcome outcome =
+      loop.attachment().EndCompaction(0, **std::move(job), shm::State::kIdle);
+  ASSERT_TRUE(outcome.status.ok());
+  EXPECT_EQ(outcome.effect, CompactionOutcome::Effect::kCompacted);
+  ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
+  EXPECT_EQ(session->View(0).Length(0), 33u);
+  for (const auto& positions : driver.Positions(session.get())) {
+    EXPECT_TRUE(positions.contains(60u));
+  }
+}
+
+TEST(TenantTest, SessionsWithAForeignPageFailAndOthersDoNot) {
+  Loopback loop({.policy = Scissorhands(64)});
+  Driver driver(&loop);
+  auto good = *loop.tenant().Open({.prompt_tokens = 40, .max_tokens = 500});
+  auto bad = *loop.tenant().Open({.prompt_tokens = 40, .max_tokens = 500});
+  ASSERT_TRUE(driver.Advance(good.get(), 40).ok());
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(driver.Advance(good.get(), 1).ok());
+  ASSERT_TRUE(driver.Advance(bad.get(), 40).ok());
+  // Slot 1 is the second session's; its first page becomes one that the first session owns.
+  const shm::ShmSizes& sizes = loop.attachment().regions().sizes();
+  auto* list = reinterpret_cast<std::atomic<uint32_t>*>(loop.control() + shm::SlotOffset(sizes, 1) +
+                                                        sizeof(shm::SessionSlot));
+  const PageId stolen = (*loop.ledger().PagesOf(loop.attachment().Find(0)->id))[0];
+  list[0].store(stolen.value());
+  absl::Status status;
+  for (int i = 0; i < 60 && status.ok(); ++i) status = driver.Advance(bad.get(), 1);
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+  EXPECT_TRUE(loop.ledger().CheckInvariants().ok());
+  for (int i = 0; i < 100; ++i) ASSERT_TRUE(driver.Advance(good.get(), 1).ok());
+  driver.Positions(good.get());
+}
+
+}  // namespace
+}  // namespace kvpool

@@ -1,0 +1,135 @@
+// Planes against a model that remembers every drain of every row.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/planes.h"
+
+#include <gtest/gtest.h>
+
+#include <deque>
+#include <random>
+
+#include "tests/kernels/test_session.h"
+
+namespace kvpool {
+namespace {
+
+const Geometry kGeometry = TestGeometry(2, 2, 1, 8, 8, Dtype::kF32);
+
+TEST(Planes, BytesFollowTheFormula) {
+  EXPECT_EQ(PlaneBytes(kGeometry, {}, 100), 2u * 100 * 8);
+  EXPECT_EQ(PlaneBytes(kGeometry, {.low_count_ring = 14}, 100), 2u * 100 * 22);
+}
+
+TEST(Planes, AppendGivesPositionsAndZeroes) {
+  Planes planes(kGeometry, {.low_count_ring = 2});
+  planes.BeginDrain(32);
+  planes.Append(10, 3);
+  planes.Append(13, 1);
+  EXPECT_EQ(planes.planes(), 2u);
+  for (uint32_t p = 0; p < 2; ++p) {
+    EXPECT_EQ(planes.rows(p), 4u);
+    EXPECT_EQ(planes.positions(p), (std::vector<uint32_t>{10, 11, 12, 13}));
+    EXPECT_EQ(planes.mass(p), std::vector<float>(4));
+    for (uint32_t row = 0; row < 4; ++row) EXPECT_EQ(planes.LowCount(p, row, 400), 0u);
+  }
+}
+
+TEST(Planes, WithoutARingDrainsAreFree) {
+  Planes planes(kGeometry, {});
+  planes.Append(0, 5);
+  planes.BeginDrain(7);
+  EXPECT_EQ(planes.drain_queries(0), 0u);
+  EXPECT_EQ(planes.DrainsWithin(100), 0u);
+  EXPECT_EQ(planes.LowCount(0, 3, 100), 0u);
+}
+
+TEST(Planes, SmallDrainsShareAnEntryUpToAFullOne) {
+  Planes planes(kGeometry, {.low_count_ring = 3});
+  planes.Append(0, 1);
+  for (uint32_t queries : {20, 12, 1, 31, 5, 32}) planes.BeginDrain(queries);
+  EXPECT_EQ(planes.drain_queries(0), 32u);  // 32
+  EXPECT_EQ(planes.drain_queries(1), 5u);   // 5
+  EXPECT_EQ(planes.drain_queries(2), 32u);  // 1 + 31; 20 + 12 fell out
+  EXPECT_EQ(planes.drain_queries(3), 0u);
+  EXPECT_EQ(planes.DrainsWithin(8), 1u);  // the newest always counts
+  EXPECT_EQ(planes.DrainsWithin(36), 1u);
+  EXPECT_EQ(planes.DrainsWithin(37), 2u);
+  EXPECT_EQ(planes.DrainsWithin(1000), 3u);
+}
+
+// Random drains, appends and gathers: LowCount equals the model's sum over whole entries, and a
+// ring of 2 * ceil(w / 32) + 1 never forgets an entry that fits in w queries.
+TEST(Planes, RandomHistoryMatchesTheModel) {
+  struct Entry {
+    uint32_t queries;
+    std::vector<uint32_t> low;  // [rows]
+  };
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    std::mt19937 random(seed);
+    const uint32_t window = 1 + random() % 200, ring = 2 * CeilDiv(window, kDrainQueries) + 1;
+    Planes planes(kGeometry, {.low_count_ring = ring});
+    std::deque<Entry> model;  // newest first, never forgets
+    uint32_t rows = 0, next_position = 0;
+    std::vector<uint32_t> positions;
+    for (int step = 0; step < 60; ++step) {
+      const uint32_t grow = random() % 20;
+      planes.Append(next_position, grow);
+      for (uint32_t i = 0; i < grow; ++i) positions.push_back(next_position++);
+      rows += grow;
+      for (Entry& e : model) e.low.resize(rows);
+
+      const uint32_t queries = 1 + random() % kDrainQueries;
+      planes.BeginDrain(queries);
+      if (!model.empty() && model.front().queries + queries <= kDrainQueries) {
+        model.front().queries += queries;
+      } else {
+        model.push_front({queries, std::vector<uint32_t>(rows)});
+      }
+      for (uint32_t row = 0; row < rows; ++row) {
+        const uint32_t low = random() % (queries + 1);
+        planes.low_counts(1, 0)[row] += static_cast<uint8_t>(low);
+        model.front().low[row] += low;
+      }
+      if (step % 7 == 6 && rows > 0) {
+        std::vector<uint32_t> source;
+        for (uint32_t row = 0; row < rows; ++row) {
+          if (random() % 2) source.push_back(row);
+        }
+        std::shuffle(source.begin(), source.end(), random);
+        const auto gather = [&](std::vector<uint32_t>& v) {
+          std::vector<uint32_t> out;
+          for (uint32_t row : source) out.push_back(v[row]);
+          v = out;
+        };
+        for (uint32_t p = 0; p < 2; ++p) planes.Gather(p, source);
+        for (Entry& e : model) gather(e.low);
+        gather(positions);
+        rows = static_cast<uint32_t>(source.size());
+      }
+      ASSERT_EQ(planes.positions(1), positions);
+      for (uint32_t row = 0; row < rows; ++row) {
+        uint32_t expected = 0, seen = 0;
+        for (size_t i = 0; i < model.size(); ++i) {
+          seen += model[i].queries;
+          if (i > 0 && seen > window) break;
+          expected += model[i].low[row];
+        }
+        ASSERT_EQ(planes.LowCount(1, row, window), expected) << "seed " << seed;
+      }
+    }
+  }
+}
+
+TEST(Planes, GatherResetsMass) {
+  Planes planes(kGeometry, {});
+  planes.Append(0, 3);
+  planes.mass(0) = {1, 2, 3};
+  planes.mass(1) = {4, 5, 6};
+  planes.Gather(0, {2, 0});
+  EXPECT_EQ(planes.positions(0), (std::vector<uint32_t>{2, 0}));
+  EXPECT_EQ(planes.mass(0), std::vector<float>(2));
+  EXPECT_EQ(planes.mass(1), (std::vector<float>{4, 5, 6}));
+}
+
+}  // namespace
+}  // namespace kvpool

@@ -1,0 +1,207 @@
+// Scoring on every target against float64 probabilities.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/scoring.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kernels/simd/targets.h"
+#include "tests/kernels/test_session.h"
+
+namespace kvpool {
+namespace {
+
+Planes PlanesFor(const TestSession& session, uint32_t ring) {
+  const Geometry& g = session.layout().geometry();
+  Planes planes(g, {.low_count_ring = ring});
+  uint32_t longest = 0;
+  for (uint32_t p = 0; p < g.planes(); ++p) longest = std::max(longest, session.View().Length(p));
+  planes.Append(0, longest);
+  for (uint32_t p = 0; p < g.planes(); ++p) {
+    std::vector<uint32_t> rows(session.View().Length(p));
+    for (uint32_t i = 0; i < rows.size(); ++i) rows[i] = i;
+    planes.Gather(p, rows);
+  }
+  return planes;
+}
+
+// Statistics by the definition; `near` counts queries too close to 1 / t to call.
+struct Expected {
+  std::vector<double> mass;
+  std::vector<uint32_t> low, near;
+};
+
+Expected Oracle(const TestSession& session, const ScoreArgs& args, uint32_t plane) {
+  const Geometry& g = session.layout().geometry();
+  const uint32_t rows = session.View().Length(plane);
+  const uint32_t compacted = session.View().CompactedLength(plane);
+  Expected e{std::vector<double>(rows), std::vector<uint32_t>(rows), std::vector<uint32_t>(rows)};
+  for (uint32_t q = 0; q < args.query_count; ++q) {
+    const uint32_t p = args.query_positions[q];
+    const auto sees = [&](uint32_t row) {
+      return row < compacted || args.fresh_start + (row - compacted) <= p;
+    };
+    std::vector<double> highest(rows);
+    for (uint32_t ml = 0; ml < g.model_layers(); ++ml) {
+      if (g.kv_of_layer[ml] != plane / g.kv_heads) continue;
+      for (uint32_t i = 0; i < g.group_size(); ++i) {
+        const size_t vector = (size_t{q} * g.model_layers() + ml) * g.query_heads +
+                              plane % g.kv_heads * g.group_size() + i;
+        const OracleHead head =
+            OracleAttention(session, plane, args.queries + vector * g.key_dim, args.scale, sees);
+        for (uint32_t row = 0; row < rows; ++row) {
+          e.mass[row] += head.alpha[row];
+          highest[row] = std::max(highest[row], head.alpha[row]);
+        }
+      }
+    }
+    for (uint32_t row = 0; row < rows; ++row) {
+      if (!sees(row)) continue;
+      const double ratio = highest[row] * (p + 1.0);
+      if (std::abs(ratio - 1) < 1e-4) {
+        ++e.near[row];
+      } else if (ratio < 1) {
+        ++e.low[row];
+      }
+    }
+  }
+  return e;
+}
+
+void ExpectMatchesOracle(const simd::Target& target, TestSession& session, uint32_t fresh_start,
+                         const std::vector<uint32_t>& positions, uint32_t ring) {
+  const Geometry& g = session.layout().geometry();
+  const auto count = static_cast<uint32_t>(positions.size());
+  const std::vector<float> queries =
+      session.RandomRow(count * g.model_layers() * g.query_heads * g.key_dim);
+  const ScoreArgs args{.layout = &session.layout(),
+                       .base = session.base(),
+                       .session = session.View(),
+                       .fresh_start = fresh_start,
+                       .queries = queries.data(),
+                       .query_positions = positions.data(),
+                       .query_count = count,
+                       .scale = 1.0f / std::sqrt(static_cast<float>(g.key_dim))};
+  Planes planes = PlanesFor(session, ring);
+  planes.BeginDrain(count);
+  simd::ScoreOn(target, args, &planes);
+  for (uint32_t plane = 0; plane < g.planes(); ++plane) {
+    const Expected e = Oracle(session, args, plane);
+    for (uint32_t row = 0; row < planes.rows(plane); ++row) {
+      ASSERT_NEAR(planes.mass(plane)[row], e.mass[row], 1e-5 * (1 + e.mass[row])) << target.name;
+      if (ring == 0) continue;
+      const uint32_t low = planes.low_counts(plane, 0)[row];
+      ASSERT_GE(low, e.low[row]) << target.name << " row " << row;
+      ASSERT_LE(low, e.low[row] + e.near[row]) << target.name << " row " << row;
+    }
+  }
+}
+
+TEST(Scoring, MatchesFloat64) {
+  for (const simd::Target& target : simd::Targets()) {
+    uint32_t seed = 1;
+    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+      for (uint32_t dim : {32u, 128u, 20u}) {
+        for (uint32_t count : {1u, 5u, 16u, 32u}) {
+          TestSession session(TestGeometry(2, 4, 2, dim, dim, dtype),
+                              {.max_compacted = 60, .fresh = 45}, ++seed);
+          // The last queries of the fresh rows, some of which saw only part of them.
+          std::vector<uint32_t> positions;
+          for (uint32_t i = 0; i < count; ++i) positions.push_back(100 + 45 - count + i);
+          ExpectMatchesOracle(target, session, 100, positions, 3);
+        }
+      }
+    }
+  }
+}
+
+TEST(Scoring, QueriesOlderThanTheFreshRowsSeeTheCompactedOnes) {
+  for (const simd::Target& target : simd::Targets()) {
+    TestSession session(TestGeometry(1, 2, 1, 16, 16, Dtype::kF32),
+                        {.max_compacted = 33, .fresh = 5}, 3);
+    ExpectMatchesOracle(target, session, 200, {150, 199, 200, 4000000000u}, 1);
+  }
+}
+
+TEST(Scoring, WithoutARingOnlyMassIsKept) {
+  for (const simd::Target& target : simd::Targets()) {
+    TestSession session(TestGeometry(1, 2, 1, 16, 16, Dtype::kF32), {.fresh = 40}, 3);
+    ExpectMatchesOracle(target, session, 0, {37, 38, 39}, 0);
+  }
+}
+
+// Layers that share a cached layer all vote for its keys.
+TEST(Scoring, SharedLayersAddUp) {
+  for (const simd::Target& target : simd::Targets()) {
+    Geometry g = TestGeometry(2, 4, 2, 16, 16, Dtype::kF32);
+    g.kv_of_layer = {1, 0, 1, 0, 1};
+    TestSession session(g, {.max_compacted = 20, .fresh = 20}, 9);
+    ExpectMatchesOracle(target, session, 50, {60, 61, 62, 69}, 2);
+  }
+}
+
+TEST(Scoring, NothingToSeeAddsNothing) {
+  for (const simd::Target& target : simd::Targets()) {
+    TestSession session(TestGeometry(1, 2, 1, 16, 16, Dtype::kF32), {.fresh = 3}, 3);
+    ExpectMatchesOracle(target, session, 10, {9, 2}, 1);
+    TestSession empty(TestGeometry(1, 2, 1, 16, 16, Dtype::kF32), {}, 3);
+    ExpectMatchesOracle(target, empty, 0, {0}, 1);
+  }
+}
+
+// Each drain adds to what is there; mass over all rows is one for each query and head.
+TEST(Scoring, AccumulatesAndMassIsConserved) {
+  TestSession session(TestGeometry(1, 4, 2, 32, 32, Dtype::kBf16), {.fresh = 64}, 4);
+  Planes planes = PlanesFor(session, 2);
+  std::vector<uint32_t> positions;
+  for (uint32_t i = 0; i < 20; ++i) positions.push_back(63);
+  for (int drain = 0; drain < 3; ++drain) {
+    const std::vector<float> queries = session.RandomRow(20 * 4 * 32);
+    planes.BeginDrain(20);
+    Score({.layout = &session.layout(),
+           .base = session.base(),
+           .session = session.View(),
+           .queries = queries.data(),
+           .query_positions = positions.data(),
+           .query_count = 20,
+           .scale = 0.2f},
+          &planes);
+  }
+  for (uint32_t plane = 0; plane < 2; ++plane) {
+    double mass = 0;
+    for (float m : planes.mass(plane)) mass += m;
+    EXPECT_NEAR(mass, 3 * 20 * 2, 1e-3);
+  }
+}
+
+TEST(Scoring, NanIsLowAndAddsNoMass) {
+  for (const simd::Target& target : simd::Targets()) {
+    TestSession session(TestGeometry(1, 2, 2, 16, 16, Dtype::kF32), {.fresh = 20}, 4);
+    const std::vector<float> nan(16, std::nanf(""));
+    session.SetRow(0, 7, nan, nan);
+    Planes planes = PlanesFor(session, 1);
+    const std::vector<float> queries = session.RandomRow(2 * 2 * 16);
+    const std::vector<uint32_t> positions = {18, 19};
+    planes.BeginDrain(2);
+    simd::ScoreOn(target,
+                  {.layout = &session.layout(),
+                   .base = session.base(),
+                   .session = session.View(),
+                   .queries = queries.data(),
+                   .query_positions = positions.data(),
+                   .query_count = 2},
+                  &planes);
+    for (uint32_t row = 0; row < 20; ++row) {
+      EXPECT_EQ(planes.mass(0)[row], 0.0f);
+      EXPECT_EQ(planes.low_counts(0, 0)[row], row < 19 ? 2 : 1);
+    }
+    double mass = 0;  // the other head does not notice
+    for (float m : planes.mass(1)) mass += m;
+    EXPECT_NEAR(mass, 2.0, 1e-5);
+  }
+}
+
+}  // namespace
+}  // namespace kvpool

@@ -1,0 +1,203 @@
+// Loading a checkpoint: config.json's refusals, and damaged copies of the committed model, each of
+// which must say what is wrong with what.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/checkpoint.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "tests/worker/files.h"
+#include "tests/worker/support.h"
+#include "worker/model_config.h"
+
+namespace kvpool {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+std::string Replace(std::string text, const std::string& from, const std::string& to) {
+  const size_t at = text.find(from);
+  EXPECT_NE(at, std::string::npos) << from;
+  return text.replace(at, from.size(), to);
+}
+
+std::string Committed(const std::string& name) {
+  return ReadTextFile(kModelDirectory + "/" + name).value();
+}
+
+TEST(LlamaConfigTest, ReadsTheCommittedModel) {
+  const absl::StatusOr<LlamaConfig> config = ReadLlamaConfig(kModelDirectory);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->hidden, 256u);
+  EXPECT_EQ(config->query_heads, 8u);
+  EXPECT_EQ(config->kv_heads, 4u);
+  EXPECT_EQ(config->head_dim, 32u);
+  EXPECT_TRUE(config->tied_embeddings);
+  EXPECT_EQ(config->eos, std::vector<int32_t>{2});
+  const Geometry geometry = config->CacheGeometry(Dtype::kBf16);
+  EXPECT_TRUE(CheckGeometry(geometry).ok());
+  EXPECT_EQ(geometry.layers, 6u);
+  EXPECT_EQ(geometry.kv_of_layer, (std::vector<uint16_t>{0, 1, 2, 3, 4, 5}));
+}
+
+TEST(LlamaConfigTest, DefaultsOfTransformers) {
+  const auto config = ParseLlamaConfig(
+      R"({"hidden_size":64,"intermediate_size":128,"num_hidden_layers":2,
+          "num_attention_heads":4,"vocab_size":100,"eos_token_id":[2,7]})");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->kv_heads, 4u);
+  EXPECT_EQ(config->head_dim, 16u);
+  EXPECT_EQ(config->rope_theta, 10000);
+  EXPECT_FLOAT_EQ(config->norm_eps, 1e-6f);
+  EXPECT_FALSE(config->tied_embeddings);
+  EXPECT_EQ(config->eos, (std::vector<int32_t>{2, 7}));
+}
+
+TEST(LlamaConfigTest, RefusesWhatItDoesNotImplementByName) {
+  const std::string good = Committed("config.json");
+  const struct {
+    const char *from, *to;
+    std::vector<const char*> parts;
+  } cases[] = {
+      {"LlamaForCausalLM", "GPT2LMHeadModel", {"architectures", "GPT2LMHeadModel", "Llama"}},
+      {"\"llama\"", "\"mixtral\"", {"model_type", "mixtral"}},
+      {"\"silu\"", "\"gelu\"", {"hidden_act", "gelu", "silu"}},
+      {"\"attention_bias\": false", "\"attention_bias\": true", {"attention_bias"}},
+      {"\"mlp_bias\": false", "\"mlp_bias\": true", {"mlp_bias"}},
+      {"\"rope_scaling\": null", "\"rope_scaling\": {\"factor\": 8}", {"rope_scaling", "factor"}},
+      {"\"use_cache\"", "\"sliding_window\": 4096, \"use_cache\"", {"sliding_window", "4096"}},
+      {"\"use_cache\"", "\"quantization_config\": {}, \"use_cache\"", {"quantization_config"}},
+      {"\"hidden_size\": 256", "\"hidden_size\": -1", {"hidden_size", "-1"}},
+      {"\"hidden_size\": 256", "\"hidden_size\": 1e9", {"hidden_size"}},
+      {"\"hidden_size\": 256,", "", {"hidden_size", "missing"}},
+      {"\"num_hidden_layers\": 6", "\"num_hidden_layers\": 257", {"num_hidden_layers", "256"}},
+      {"\"num_key_value_heads\": 4", "\"num_key_value_heads\": 3", {"num_key_value_heads"}},
+      {"\"head_dim\": 32", "\"head_dim\": 33", {"head_dim", "even"}},
+      {"\"head_dim\": 32", "\"head_dim\": \"32\"", {"head_dim"}},
+      {"1e-05", "0", {"rms_norm_eps"}},
+      {"10000.0", "\"x\"", {"rope_theta"}},
+      {"\"eos_token_id\": 2", "\"eos_token_id\": 4096", {"eos_token_id", "4096"}},
+      {"\"tie_word_embeddings\": true", "\"tie_word_embeddings\": 1", {"tie_word_embeddings"}},
+      {"{", "[", {"not JSON"}},
+  };
+  for (const auto& c : cases) {
+    const auto config = ParseLlamaConfig(Replace(good, c.from, c.to));
+    ASSERT_FALSE(config.ok()) << c.to;
+    for (const char* part : c.parts) {
+      EXPECT_THAT(std::string(config.status().message()), HasSubstr(part));
+    }
+  }
+  EXPECT_FALSE(ParseLlamaConfig("[]").ok());
+  EXPECT_FALSE(ParseLlamaConfig("").ok());
+}
+
+// A copy of the committed model in which single files are replaced.
+class DamagedModelTest : public testing::Test {
+ protected:
+  DamagedModelTest() : tensors_(Committed("model.safetensors")) {
+    folder_.Write("config.json", Committed("config.json"));
+    folder_.Write("model.safetensors", tensors_);
+    uint64_t size = 0;
+    std::memcpy(&size, tensors_.data(), 8);
+    header_ = tensors_.substr(8, size);
+  }
+
+  // Another header before the same data.
+  std::string WithHeader(const std::string& header) const {
+    const uint64_t size = header.size();
+    return std::string(reinterpret_cast<const char*>(&size), 8) + header +
+           tensors_.substr(8 + header_.size());
+  }
+
+  std::string Error() {
+    ThreadPool threads(1);
+    const auto model = Llama::Load(folder_.path(), &threads);
+    EXPECT_FALSE(model.ok());
+    return std::string(model.status().message());
+  }
+
+  TemporaryFolder folder_;
+  const std::string tensors_;
+  std::string header_;
+};
+
+TEST_F(DamagedModelTest, TheCopyItselfLoads) {
+  ThreadPool threads(1);
+  EXPECT_TRUE(Llama::Load(folder_.path(), &threads).ok());
+}
+
+TEST_F(DamagedModelTest, TruncatedTensors) {
+  folder_.Write("model.safetensors", tensors_.substr(0, tensors_.size() / 2));
+  EXPECT_THAT(Error(), AllOf(HasSubstr("model.safetensors"), HasSubstr("truncated")));
+  folder_.Write("model.safetensors", tensors_.substr(0, 1000));
+  EXPECT_THAT(Error(), HasSubstr("does not fit"));
+}
+
+TEST_F(DamagedModelTest, MissingTensor) {
+  folder_.Write("model.safetensors", WithHeader(Replace(header_, "model.layers.3.mlp.up_proj",
+                                                        "model.layers.3.mlp.xx")));
+  EXPECT_THAT(Error(), AllOf(HasSubstr("model.layers.3.mlp.up_proj.weight is missing"),
+                             HasSubstr("[688, 256]")));
+}
+
+TEST_F(DamagedModelTest, MisshapenTensor) {
+  folder_.Write("model.safetensors", WithHeader(Replace(header_, "[256,688]", "[688,256]")));
+  EXPECT_THAT(Error(), AllOf(HasSubstr("model.layers.0.mlp.down_proj.weight"),
+                             HasSubstr("has shape [688, 256]"), HasSubstr("wants [256, 688]")));
+}
+
+TEST_F(DamagedModelTest, OverlappingTensors) {
+  folder_.Write("model.safetensors",
+                WithHeader(Replace(header_, "[2097152,2097664]", "[2097150,2097662]")));
+  EXPECT_THAT(Error(), HasSubstr("overlaps"));
+}
+
+TEST_F(DamagedModelTest, HeaderThatIsNoJson) {
+  folder_.Write("model.safetensors", WithHeader(Replace(header_, "{", "<")));
+  EXPECT_THAT(Error(), HasSubstr("not JSON"));
+}
+
+TEST_F(DamagedModelTest, ConfigThatAsksForMoreThanTheTensorsHave) {
+  folder_.Write("config.json", Replace(Committed("config.json"), "\"vocab_size\": 4096",
+                                       "\"vocab_size\": 4194304"));
+  EXPECT_THAT(Error(), AllOf(HasSubstr("model.embed_tokens.weight"), HasSubstr("[4194304, 256]")));
+  folder_.Write("config.json", Replace(Committed("config.json"), "\"num_hidden_layers\": 6",
+                                       "\"num_hidden_layers\": 7"));
+  EXPECT_THAT(Error(), HasSubstr("model.layers.6."));
+  folder_.Write("config.json", Replace(Committed("config.json"), "\"tie_word_embeddings\": true",
+                                       "\"tie_word_embeddings\": false"));
+  EXPECT_THAT(Error(), HasSubstr("lm_head.weight is missing"));
+}
+
+TEST_F(DamagedModelTest, MissingFiles) {
+  std::filesystem::remove(folder_.path() + "/model.safetensors");
+  EXPECT_THAT(Error(), HasSubstr("model.safetensors"));
+  std::filesystem::remove(folder_.path() + "/config.json");
+  EXPECT_THAT(Error(), HasSubstr("config.json"));
+}
+
+TEST_F(DamagedModelTest, ShardsOfAnIndex) {
+  std::filesystem::rename(folder_.path() + "/model.safetensors",
+                          folder_.path() + "/model-1-of-1.safetensors");
+  const auto index = [](const std::string& file) {
+    return R"({"weight_map":{"model.norm.weight":")" + file + "\"}}";
+  };
+  folder_.Write("model.safetensors.index.json", index("model-1-of-1.safetensors"));
+  ThreadPool threads(1);
+  EXPECT_TRUE(Llama::Load(folder_.path(), &threads).ok());
+  folder_.Write("model.safetensors.index.json", index("model-2-of-2.safetensors"));
+  EXPECT_THAT(Error(), HasSubstr("model-2-of-2.safetensors"));
+  for (const char* outside : {"../model-1-of-1.safetensors", "/etc/passwd", "..", ""}) {
+    folder_.Write("model.safetensors.index.json", index(outside));
+    EXPECT_THAT(Error(), HasSubstr("not a plain file name")) << outside;
+  }
+  folder_.Write("model.safetensors.index.json", "{}");
+  EXPECT_THAT(Error(), HasSubstr("weight_map"));
+}
+
+}  // namespace
+}  // namespace kvpool

@@ -1,0 +1,46 @@
+// What config.json says about a Llama-family model, checked: settings this worker does not
+// implement are refused by name, so that a model is never run wrongly.
+//
+// Values, any thread.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/geometry.h"
+
+namespace kvpool {
+
+struct LlamaConfig {
+  uint32_t hidden = 0;        // width of the residual stream
+  uint32_t intermediate = 0;  // width of the MLP
+  uint32_t layers = 0;
+  uint32_t query_heads = 0;
+  uint32_t kv_heads = 0;
+  uint32_t head_dim = 0;  // even
+  uint32_t vocab = 0;
+  uint32_t max_positions = 0;  // longest context
+  float norm_eps = 0;
+  double rope_theta = 0;
+  bool tied_embeddings = false;  // the output matrix is the embedding
+  int32_t bos = 1;
+  std::vector<int32_t> eos;
+
+  uint32_t query_width() const { return query_heads * head_dim; }
+  uint32_t kv_width() const { return kv_heads * head_dim; }
+  // Shape of the cache, every layer its own.
+  Geometry CacheGeometry(Dtype dtype) const;
+};
+
+// From the text of a config.json. InvalidArgument names the key, what it holds and what is
+// supported.
+absl::StatusOr<LlamaConfig> ParseLlamaConfig(const std::string& text);
+
+// From a checkpoint directory.
+absl::StatusOr<LlamaConfig> ReadLlamaConfig(const std::string& directory);
+
+}  // namespace kvpool
