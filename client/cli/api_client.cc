@@ -1,0 +1,84 @@
+// HTTP outcomes as Status.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "client/cli/api_client.h"
+
+#include <chrono>
+
+#include "absl/strings/str_cat.h"
+#include "common/http_client.h"
+#include "common/json.h"
+#include "proto/limits.h"
+
+namespace kvpool {
+namespace {
+
+constexpr auto kDeadline = std::chrono::seconds(limits::kHttpSeconds);
+
+absl::StatusCode CodeOf(int http_status) {
+  switch (http_status) {
+    case 401:
+      return absl::StatusCode::kPermissionDenied;
+    case 404:
+      return absl::StatusCode::kNotFound;
+    case 409:
+      return absl::StatusCode::kAborted;
+    case 503:
+      return absl::StatusCode::kUnavailable;
+    default:
+      return http_status < 500 ? absl::StatusCode::kInvalidArgument : absl::StatusCode::kInternal;
+  }
+}
+
+// {"error": {"message": ...}} from the API, {"error": ...} from the HTTP server below it.
+std::string MessageOf(const boost::json::object& answer, int http_status) {
+  const boost::json::value* error = answer.if_contains("error");
+  if (error != nullptr && error->is_object()) error = error->get_object().if_contains("message");
+  if (error != nullptr && error->is_string()) return std::string(error->get_string());
+  return absl::StrCat("the server answered with HTTP status ", http_status);
+}
+
+}  // namespace
+
+absl::StatusOr<boost::json::object> ApiClient::Call(const std::string& method,
+                                                    const std::string& path,
+                                                    const std::string& body) const {
+  HttpRequest request{.method = method, .path = path, .body = body};
+  if (!token_.empty()) request.headers["authorization"] = "Bearer " + token_;
+  const auto response = HttpCall(server_, request, kDeadline);
+  if (!response.ok()) {
+    return absl::UnavailableError(absl::StrCat("no answer from ", ToString(server_), ": ",
+                                               std::string(response.status().message()),
+                                               " (is kvpool-manager running? see --server)"));
+  }
+  auto json = ParseJson(response->body, limits::kHttpReplyBytes);
+  if (!json.ok() || !json->is_object()) {
+    return absl::InternalError(
+        absl::StrCat("the answer of ", ToString(server_),
+                     " makes no sense; is it a kvpool-manager's http port?"));
+  }
+  if (response->status >= 400) {
+    return absl::Status(CodeOf(response->status), MessageOf(json->get_object(), response->status));
+  }
+  return std::move(json->get_object());
+}
+
+absl::StatusOr<boost::json::object> ApiClient::Get(const std::string& path) const {
+  return Call("GET", path, "");
+}
+
+absl::StatusOr<boost::json::object> ApiClient::Put(const std::string& path,
+                                                   const boost::json::object& body) const {
+  return Call("PUT", path, boost::json::serialize(body));
+}
+
+absl::StatusOr<boost::json::object> ApiClient::Post(const std::string& path,
+                                                    const boost::json::object& body) const {
+  return Call("POST", path, boost::json::serialize(body));
+}
+
+absl::StatusOr<boost::json::object> ApiClient::Delete(const std::string& path) const {
+  return Call("DELETE", path, "");
+}
+
+}  // namespace kvpool

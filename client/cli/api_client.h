@@ -1,0 +1,37 @@
+// The operator API from the caller's side: one request, one JSON answer, errors as Status.
+// Blocking, one thread.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <boost/json.hpp>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/address.h"
+
+namespace kvpool {
+
+class ApiClient {
+ public:
+  ApiClient(HostPort server, std::string token)
+      : server_(std::move(server)), token_(std::move(token)) {}
+
+  // NotFound for 404, Aborted for 409, PermissionDenied for 401, InvalidArgument for other 4xx,
+  // with the server's own message. Unavailable when the server cannot be reached or is not ready.
+  absl::StatusOr<boost::json::object> Get(const std::string& path) const;
+  absl::StatusOr<boost::json::object> Put(const std::string& path,
+                                          const boost::json::object& body) const;
+  absl::StatusOr<boost::json::object> Post(const std::string& path,
+                                           const boost::json::object& body) const;
+  absl::StatusOr<boost::json::object> Delete(const std::string& path) const;
+
+ private:
+  absl::StatusOr<boost::json::object> Call(const std::string& method, const std::string& path,
+                                           const std::string& body) const;
+
+  const HostPort server_;
+  const std::string token_;
+};
+
+}  // namespace kvpool

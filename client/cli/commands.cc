@@ -1,0 +1,180 @@
+// Requests, and what is printed of their answers.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "client/cli/commands.h"
+
+#include <iostream>
+#include <iterator>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "client/cli/render.h"
+#include "common/quantity.h"
+#include "common/tenant_json.h"
+#include "common/tenants_file.h"
+
+namespace kvpool {
+namespace {
+
+namespace json = boost::json;
+
+// A name in a path must be one: "../x" or "a b" would ask for something else.
+absl::StatusOr<std::string> PathOf(const std::string& what, const std::string& name) {
+  if (absl::Status status = CheckName(what, name); !status.ok()) {
+    return absl::NotFoundError(std::string(status.message()));
+  }
+  return absl::StrCat("/v1/", what, "s/", name);
+}
+
+absl::StatusOr<std::vector<TenantSpec>> ReadTenants(const std::string& file) {
+  if (file != "-") return ReadTenantsFile(file);
+  return ParseTenants(std::string(std::istreambuf_iterator<char>(std::cin), {}), "standard input");
+}
+
+}  // namespace
+
+absl::Status Commands::Print(const absl::StatusOr<json::object>& answer,
+                             const std::function<std::string(const json::object&)>& render) {
+  if (!answer.ok()) return answer.status();
+  out_ << (format_ == OutputFormat::kJson ? json::serialize(*answer) + "\n" : render(*answer));
+  return absl::OkStatus();
+}
+
+absl::Status Commands::GetTenants(const std::string& name) {
+  if (name.empty()) {
+    return Print(api_.Get("/v1/tenants"), [](const json::object& answer) {
+      return RenderTenants(ListOf(answer, "tenants"));
+    });
+  }
+  const auto path = PathOf("tenant", name);
+  if (!path.ok()) return path.status();
+  return Print(api_.Get(*path), [](const json::object& answer) { return RenderTenants({answer}); });
+}
+
+absl::Status Commands::GetAgents(const std::string& name) {
+  if (name.empty()) {
+    return Print(api_.Get("/v1/agents"),
+                 [](const json::object& answer) { return RenderAgents(ListOf(answer, "agents")); });
+  }
+  const auto path = PathOf("agent", name);
+  if (!path.ok()) return path.status();
+  return Print(api_.Get(*path), [](const json::object& answer) { return RenderAgents({answer}); });
+}
+
+absl::Status Commands::DescribeTenant(const std::string& name) {
+  const auto path = PathOf("tenant", name);
+  if (!path.ok()) return path.status();
+  absl::StatusOr<json::object> tenant = api_.Get(*path);
+  const auto reclaims = api_.Get(*path + "/reclaims");
+  if (!reclaims.ok()) return reclaims.status();
+  if (tenant.ok() && format_ == OutputFormat::kJson) {
+    (*tenant)["reclaims"] = ListOf(*reclaims, "reclaims");
+  }
+  return Print(tenant, [&](const json::object& answer) { return RenderTenant(answer, *reclaims); });
+}
+
+absl::Status Commands::DescribeAgent(const std::string& name) {
+  const auto path = PathOf("agent", name);
+  if (!path.ok()) return path.status();
+  return Print(api_.Get(*path), RenderAgent);
+}
+
+absl::Status Commands::SetTenant(const std::string& name, const TenantChange& change) {
+  const auto path = PathOf("tenant", name);
+  if (!path.ok()) return path.status();
+  const absl::StatusOr<json::object> now = api_.Get(*path);
+  if (absl::IsNotFound(now.status())) {
+    return absl::NotFoundError(absl::StrCat(std::string(now.status().message()),
+                                            "; create it with: kvpoolctl apply -f FILE"));
+  }
+  if (!now.ok()) return now.status();
+  // The revision that was read makes sure that nobody's change in between is undone.
+  json::object body;
+  for (const char* field : {"guaranteed", "limit", "policy", "revision"}) {
+    if (const json::value* value = now->if_contains(field)) body[field] = *value;
+  }
+  if (change.guaranteed.has_value()) body["guaranteed"] = change.guaranteed->value();
+  if (change.limit.has_value()) body["limit"] = change.limit->value();
+  if (change.policy.has_value()) body["policy"] = ToJson(*change.policy);
+  if (change.if_revision.has_value()) body["revision"] = *change.if_revision;
+  return Print(api_.Put(*path, body), RenderChanges);
+}
+
+absl::Status Commands::Apply(const std::string& file) {
+  const auto specs = ReadTenants(file);
+  if (!specs.ok()) return absl::InvalidArgumentError(specs.status().message());
+  return Print(api_.Post("/v1/apply", ToJson(*specs)), RenderChanges);
+}
+
+absl::Status Commands::DeleteTenant(const std::string& name) {
+  const auto path = PathOf("tenant", name);
+  if (!path.ok()) return path.status();
+  return Print(api_.Delete(*path),
+               [&](const json::object&) { return absl::StrCat("tenant ", name, " deleted\n"); });
+}
+
+absl::Status Commands::DeleteAgent(const std::string& name) {
+  const auto path = PathOf("agent", name);
+  if (!path.ok()) return path.status();
+  return Print(api_.Delete(*path),
+               [&](const json::object&) { return absl::StrCat("agent ", name, " forgotten\n"); });
+}
+
+absl::Status Commands::CreateToken(const std::string& tenant) {
+  const auto path = PathOf("tenant", tenant);
+  if (!path.ok()) return path.status();
+  return Print(api_.Post(*path + "/tokens", {}), [](const json::object& answer) {
+    const json::value* token = answer.if_contains("token");
+    return token != nullptr && token->is_string() ? std::string(token->get_string()) + "\n" : "";
+  });
+}
+
+absl::Status Commands::RevokeToken(const std::string& tenant, const std::string& id) {
+  const auto path = PathOf("tenant", tenant);
+  if (!path.ok()) return path.status();
+  if (absl::Status status = CheckName("token", id); !status.ok()) {
+    return absl::NotFoundError(absl::StrCat("\"", id, "\" is no token id"));
+  }
+  return Print(api_.Delete(*path + "/tokens/" + id), [&](const json::object&) {
+    return absl::StrCat("token ", id, " of tenant ", tenant, " revoked\n");
+  });
+}
+
+absl::Status Commands::Top(const std::function<Next()>& before_each) {
+  while (before_each() == Next::kShow) {
+    const auto tenants = api_.Get("/v1/tenants");
+    if (!tenants.ok()) return tenants.status();
+    const auto agents = api_.Get("/v1/agents");
+    if (!agents.ok()) return agents.status();
+    json::object both = *tenants;
+    both["agents"] = ListOf(*agents, "agents");
+    const absl::Status printed =
+        Print(both, [&](const json::object& answer) { return RenderTop(answer, *agents); });
+    if (!printed.ok()) return printed;
+    out_.flush();
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PolicySpec> ParsePolicy(const std::string& text) {
+  const std::vector<std::string> parts = absl::StrSplit(text, ',');
+  std::map<std::string, int64_t> parameters;
+  for (size_t i = 1; i < parts.size(); ++i) {
+    const size_t equals = parts[i].find('=');
+    if (equals == std::string::npos) {
+      return absl::InvalidArgumentError(absl::StrCat("\"", parts[i], "\" is not parameter=value"));
+    }
+    const std::string name = parts[i].substr(0, equals);
+    const auto value = ParseInteger(parts[i].substr(equals + 1));
+    if (!value.ok()) return value.status();
+    if (!parameters.emplace(name, *value).second) {
+      return absl::InvalidArgumentError(absl::StrCat("\"", name, "\" is there twice"));
+    }
+  }
+  return MakePolicySpec(parts[0], parameters);
+}
+
+}  // namespace kvpool

@@ -1,0 +1,63 @@
+// What kvpoolctl does, command by command. Prints to a stream and returns how it went; knows
+// nothing of flags. One thread.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <ostream>
+#include <string>
+
+#include "absl/status/status.h"
+#include "client/cli/api_client.h"
+#include "common/policy_spec.h"
+#include "common/units.h"
+
+namespace kvpool {
+
+enum class OutputFormat { kTable, kJson };
+
+// What `set tenant` changes; the rest stays.
+struct TenantChange {
+  std::optional<Bytes> guaranteed;
+  std::optional<Bytes> limit;
+  std::optional<PolicySpec> policy;
+  std::optional<int64_t> if_revision;
+};
+
+class Commands {
+ public:
+  Commands(const ApiClient& api, OutputFormat format, std::ostream& out)
+      : api_(api), format_(format), out_(out) {}
+
+  // All, or the one of that name.
+  absl::Status GetTenants(const std::string& name);
+  absl::Status GetAgents(const std::string& name);
+  absl::Status DescribeTenant(const std::string& name);
+  absl::Status DescribeAgent(const std::string& name);
+  absl::Status SetTenant(const std::string& name, const TenantChange& change);
+  // A tenants file, "-" for standard input.
+  absl::Status Apply(const std::string& file);
+  absl::Status DeleteTenant(const std::string& name);
+  absl::Status DeleteAgent(const std::string& name);
+  absl::Status CreateToken(const std::string& tenant);
+  absl::Status RevokeToken(const std::string& tenant, const std::string& id);
+  // Prints one screen after the other, `before_each` first, until it says stop.
+  enum class Next { kShow, kStop };
+  absl::Status Top(const std::function<Next()>& before_each);
+
+ private:
+  absl::Status Print(const absl::StatusOr<boost::json::object>& answer,
+                     const std::function<std::string(const boost::json::object&)>& render);
+
+  const ApiClient& api_;
+  const OutputFormat format_;
+  std::ostream& out_;
+};
+
+// "scissorhands" or "scissorhands,budget=256,recent=16".
+absl::StatusOr<PolicySpec> ParsePolicy(const std::string& text);
+
+}  // namespace kvpool

@@ -1,0 +1,238 @@
+// kvpoolctl: flags, help and exit codes. What the commands do is commands.h's.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <functional>
+#include <iostream>
+#include <map>
+#include <string>
+#include <thread>
+
+#include "client/cli/commands.h"
+#include "common/config.h"
+#include "common/quantity.h"
+#include "common/secret.h"
+#include "common/version.h"
+
+namespace kvpool {
+namespace {
+
+constexpr int kUsage = 2;
+
+constexpr char kFooter[] = R"(Examples:
+  kvpoolctl apply -f tenants.yaml
+  kvpoolctl get tenants
+  kvpoolctl describe tenant chat
+  kvpoolctl set tenant chat --limit "12 GiB" --policy scissorhands,budget=512
+  kvpoolctl token create chat > chat.token
+  kvpoolctl top
+
+Exit codes:
+  0 done   1 failed   2 wrong usage   3 not found   4 conflict: in use, or changed by somebody else
+  5 the server cannot be reached or is not ready)";
+
+int ExitCode(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kOk:
+      return 0;
+    case absl::StatusCode::kNotFound:
+      return 3;
+    case absl::StatusCode::kAborted:
+      return 4;
+    case absl::StatusCode::kUnavailable:
+      return 5;
+    default:
+      return 1;
+  }
+}
+
+struct Flags {
+  std::string server = "127.0.0.1:7610";
+  std::string token;
+  std::string token_file;
+  std::string output = "table";
+  std::string kind, name, file, token_id;
+  std::string guaranteed, limit, policy;
+  int64_t if_revision = 0;
+  std::string interval = "2 s";
+  bool once = false;
+};
+
+// Text that a parser of ours accepts, so that mistakes in flags are usage errors.
+template <typename Parser>
+CLI::Validator Parsed(const char* what, Parser parser) {
+  return CLI::Validator(
+      [parser](std::string& text) {
+        const auto parsed = parser(text);
+        return parsed.ok() ? "" : std::string(parsed.status().message());
+      },
+      what);
+}
+
+using Command = std::function<absl::Status(Commands&)>;
+
+absl::Status RunTop(Commands& commands, const Flags& flags) {
+  const auto interval = ParseDuration(flags.interval);
+  const bool live = !flags.once && flags.output == "table" && isatty(STDOUT_FILENO) == 1;
+  bool first = true;
+  return commands.Top([&] {
+    if (!first && !live) return Commands::Next::kStop;
+    if (!first) std::this_thread::sleep_for(*interval);
+    if (live) std::cout << "\x1b[H\x1b[2J";
+    first = false;
+    return Commands::Next::kShow;
+  });
+}
+
+// Adds `get` and `describe`, `set`, `delete`: verb, kind, name.
+void AddNouns(CLI::App& app, Flags& f, Command& command) {
+  const CLI::IsMember kinds({"tenant", "tenants", "agent", "agents"});
+  const auto is_tenant = [&f] { return f.kind.starts_with("tenant"); };
+
+  CLI::App* get = app.add_subcommand("get", "List tenants or agents");
+  get->add_option("kind", f.kind, "tenants or agents")->required()->check(kinds);
+  get->add_option("name", f.name, "only this one");
+  get->callback([&, is_tenant] {
+    command = [&, is_tenant](Commands& c) {
+      return is_tenant() ? c.GetTenants(f.name) : c.GetAgents(f.name);
+    };
+  });
+
+  CLI::App* describe = app.add_subcommand(
+      "describe", "Show one tenant with its last reclaims, or one agent with its tenants");
+  describe->add_option("kind", f.kind, "tenant or agent")->required()->check(kinds);
+  describe->add_option("name", f.name)->required();
+  describe->callback([&, is_tenant] {
+    command = [&, is_tenant](Commands& c) {
+      return is_tenant() ? c.DescribeTenant(f.name) : c.DescribeAgent(f.name);
+    };
+  });
+
+  CLI::App* remove = app.add_subcommand(
+      "delete", "Delete a tenant without leases, or forget an agent that is gone for good");
+  remove->add_option("kind", f.kind, "tenant or agent")->required()->check(kinds);
+  remove->add_option("name", f.name)->required();
+  remove->callback([&, is_tenant] {
+    command = [&, is_tenant](Commands& c) {
+      return is_tenant() ? c.DeleteTenant(f.name) : c.DeleteAgent(f.name);
+    };
+  });
+}
+
+void AddSet(CLI::App& app, Flags& f, Command& command) {
+  CLI::App* set = app.add_subcommand("set", "Change a tenant's budget or policy");
+  set->add_option("kind", f.kind, "tenant")->required()->check(CLI::IsMember({"tenant"}));
+  set->add_option("name", f.name)->required();
+  auto* guaranteed = set->add_option("--guaranteed", f.guaranteed, "such as \"8 GiB\"")
+                         ->check(Parsed("SIZE", ParseBytes));
+  auto* limit =
+      set->add_option("--limit", f.limit, "such as \"12 GiB\"")->check(Parsed("SIZE", ParseBytes));
+  auto* policy = set->add_option("--policy", f.policy, "such as scissorhands,budget=512")
+                     ->check(Parsed("POLICY", ParsePolicy));
+  auto* revision =
+      set->add_option("--if-revision", f.if_revision, "only if the tenant is at this revision");
+  set->callback([&, guaranteed, limit, policy, revision] {
+    if (guaranteed->count() + limit->count() + policy->count() == 0) {
+      throw CLI::RequiredError("at least one of --guaranteed, --limit, --policy");
+    }
+    TenantChange change;
+    if (guaranteed->count() > 0) change.guaranteed = *ParseBytes(f.guaranteed);
+    if (limit->count() > 0) change.limit = *ParseBytes(f.limit);
+    if (policy->count() > 0) change.policy = *ParsePolicy(f.policy);
+    if (revision->count() > 0) change.if_revision = f.if_revision;
+    command = [&f, change](Commands& c) { return c.SetTenant(f.name, change); };
+  });
+}
+
+void AddOthers(CLI::App& app, Flags& f, Command& command) {
+  CLI::App* apply = app.add_subcommand("apply", "Create and update the tenants of a file");
+  apply->add_option("-f,--file", f.file, "tenants file (YAML), - for standard input")->required();
+  apply->callback([&] { command = [&f](Commands& c) { return c.Apply(f.file); }; });
+
+  CLI::App* token = app.add_subcommand("token", "Create or revoke a tenant's worker tokens");
+  token->require_subcommand(1);
+  CLI::App* create = token->add_subcommand("create", "Make a token and print it, this once");
+  create->add_option("tenant", f.name)->required();
+  create->callback([&] { command = [&f](Commands& c) { return c.CreateToken(f.name); }; });
+  CLI::App* revoke = token->add_subcommand("revoke", "End a token; describe tenant lists the ids");
+  revoke->add_option("tenant", f.name)->required();
+  revoke->add_option("id", f.token_id)->required();
+  revoke->callback(
+      [&] { command = [&f](Commands& c) { return c.RevokeToken(f.name, f.token_id); }; });
+
+  CLI::App* top =
+      app.add_subcommand("top", "Show tenants and agents, again and again on a terminal");
+  top->add_flag("--once", f.once, "print once and exit");
+  top->add_option("--interval", f.interval, "between two screens")
+      ->capture_default_str()
+      ->check(Parsed("DURATION", ParseDuration));
+  top->callback([&] { command = [&f](Commands& c) { return RunTop(c, f); }; });
+}
+
+void AddGlobals(CLI::App& app, Flags& f) {
+  app.set_version_flag("--version", "kvpoolctl " + std::string(Version()));
+  app.require_subcommand(1);
+  app.fallthrough();
+  app.footer(kFooter);
+  app.add_option("--server", f.server, "host:port of the manager's API")
+      ->envname("KVPOOL_SERVER")
+      ->capture_default_str()
+      ->check(Parsed("HOST:PORT", ParseHostPort));
+  auto* file = app.add_option("--token-file", f.token_file,
+                              "file with an operator's token (Env:KVPOOL_TOKEN_FILE)");
+  app.add_option("--token", f.token,
+                 "the token itself; others can see flags, prefer a file (Env:KVPOOL_TOKEN)")
+      ->excludes(file);
+  app.add_option("-o,--output", f.output, "table or json")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"table", "json"}));
+}
+
+// The first of: flags, KVPOOL_TOKEN_FILE, KVPOOL_TOKEN. Empty when there is none.
+absl::StatusOr<std::string> FindToken(const Flags& f,
+                                      const std::map<std::string, std::string>& environment) {
+  if (!f.token.empty()) return f.token;
+  if (!f.token_file.empty()) return ReadTokenFile(f.token_file);
+  if (const auto file = environment.find("KVPOOL_TOKEN_FILE"); file != environment.end()) {
+    return ReadTokenFile(file->second);
+  }
+  const auto token = environment.find("KVPOOL_TOKEN");
+  return token == environment.end() ? "" : token->second;
+}
+
+int Fail(const std::string& message, int code) {
+  std::cerr << "error: " << message << "\n";
+  return code;
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("Operates a kvpool cluster through its manager.", "kvpoolctl");
+  Flags flags;
+  Command command;
+  AddGlobals(app, flags);
+  AddNouns(app, flags, command);
+  AddSet(app, flags, command);
+  AddOthers(app, flags, command);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    return Fail(std::string(error.what()) + " (see kvpoolctl --help)", kUsage);
+  }
+  const auto token = FindToken(flags, ProcessEnvironment());
+  if (!token.ok()) return Fail(std::string(token.status().message()), 1);
+  const ApiClient api(*ParseHostPort(flags.server), *token);
+  Commands commands(api, flags.output == "json" ? OutputFormat::kJson : OutputFormat::kTable,
+                    std::cout);
+  const absl::Status status = command(commands);
+  return status.ok() ? 0 : Fail(std::string(status.message()), ExitCode(status));
+}
+
+}  // namespace
+}  // namespace kvpool
+
+int main(int argc, char** argv) { return kvpool::Main(argc, argv); }
