@@ -95,8 +95,9 @@ void AgentMetrics::UpdateTenant(const Sources& sources, const TenantState& tenan
   const Bytes slab = sources.ledger->config().slab_bytes;
   lease_bytes_.With(labels).Set(ToDouble(slab * tenant.lease_slabs));
   held_bytes_.With(labels).Set(ToDouble(slab * usage.held_slabs));
-  used_bytes_.With(labels).Set(ToDouble(usage.owned_bytes));
-  magazine_bytes_.With(labels).Set(ToDouble(usage.granted_bytes));
+  const Bytes used = sources.workers->UsedBytes(tenant.id);
+  used_bytes_.With(labels).Set(ToDouble(used));
+  magazine_bytes_.With(labels).Set(ToDouble(usage.owned_bytes + usage.granted_bytes - used));
   const WorkerCounts counts = sources.workers->Count(tenant.id);
   sessions_.With(labels).Set(counts.sessions);
   workers_.With(labels).Set(counts.workers);

@@ -51,15 +51,19 @@ void Attachment::Collect() {
   if (returned.ok()) bad_returns_ += scratch_.size() - *returned;
 }
 
-uint32_t Attachment::Fill(uint32_t pages) {
-  shm::PageRing& ring = regions_->grants();
-  const uint64_t consumed = ring.consumed.load(std::memory_order_acquire);
+uint32_t Attachment::waiting() {
+  const uint64_t consumed = regions_->grants().consumed.load(std::memory_order_acquire);
   if (consumed >= consumed_ && consumed <= granted_) {
     consumed_ = consumed;
   } else {
     ++bad_returns_;
   }
-  const auto waiting = static_cast<uint32_t>(granted_ - consumed_);
+  return static_cast<uint32_t>(granted_ - consumed_);
+}
+
+uint32_t Attachment::Fill(uint32_t pages) {
+  shm::PageRing& ring = regions_->grants();
+  const uint32_t waiting = this->waiting();
   const uint32_t wanted = std::min(pages, shm::kRingSlots);
   if (waiting >= wanted) return waiting;
   scratch_.resize(wanted - waiting);
@@ -96,6 +100,13 @@ absl::StatusOr<AgentSession*> Attachment::Open(const TenantState& tenant, uint32
   charge_ += charge;
   regions_->ResetSlot(slot, tenant.policy->CompactAt().value_or(0));
   return &sessions_.emplace(slot, std::move(session)).first->second;
+}
+
+void Attachment::SnapshotAll() {
+  for (auto& [slot, session] : sessions_) {
+    if (session.job != AgentSession::Job::kNone || session.failed || session.closed) continue;
+    (void)Snapshot(&session);  // a bad list fails its session, which is all there is to do
+  }
 }
 
 AgentSession* Attachment::Find(uint32_t slot) {

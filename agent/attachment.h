@@ -65,6 +65,8 @@ class Attachment {
   // Pages the magazine is kept at: 1/64 of the lease, at least two.
   void SetTarget(uint32_t pages);
   uint32_t target() const { return target_; }
+  // Pages in the ring that the worker has not taken, as far as its index can be believed.
+  uint32_t waiting();
   uint64_t bad_returns() const { return bad_returns_; }
   uint64_t bad_page_lists() const { return bad_page_lists_; }
 
@@ -73,6 +75,8 @@ class Attachment {
                                      const Charge& charge);
   // Frees the session's pages now, or when its job ends.
   void Close(uint32_t slot);
+  // Takes up what the workers wrote since the last job, for sessions without one.
+  void SnapshotAll();
   // nullptr for a slot without an open session; takes any value.
   AgentSession* Find(uint32_t slot);
   const std::map<uint32_t, AgentSession>& sessions() const { return sessions_; }

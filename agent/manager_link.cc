@@ -185,7 +185,7 @@ void ManagerLink::FillReport(rpc::Report::Builder report) {
     use.setLeaseSeq(tenant.lease_seq);
     use.setLeaseSlabs(TenantBook::Promise(tenant, usage.held_slabs));
     use.setHeldSlabs(usage.held_slabs);
-    use.setUsedBytes(usage.owned_bytes.value());
+    use.setUsedBytes(deps_.workers->UsedBytes(id).value());
     use.setWantedSlabs(deps_.workers->WantedSlabs(id, now));
     const WorkerCounts counts = deps_.workers->Count(id);
     use.setSessions(counts.sessions);

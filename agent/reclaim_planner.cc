@@ -1,4 +1,4 @@
-// See reclaim_planner.h.
+// Victims, then room for them. See reclaim_planner.h.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/reclaim_planner.h"
@@ -10,68 +10,137 @@
 namespace kvpool {
 namespace {
 
-// Free pages by group in the slabs that stay, less what evacuated slabs still have to move there.
-using Room = std::map<uint32_t, int64_t>;
+// Slabs of one group: pages move only inside.
+struct GroupRoom {
+  int64_t free = 0;     // pages in LEASED slabs that stay
+  int64_t moving = 0;   // pages in sessions, in slabs that go
+  int64_t missing = 0;  // pages that must come free before enough slabs can go
+};
 
-void ChooseVictims(const ReclaimInput& input, int64_t surplus, Room* room, ReclaimPlan* plan,
-                   std::set<SlabIndex>* going) {
+struct Victims {
+  int64_t wanted = 0;  // slabs that must go and are not draining yet
+  std::set<SlabIndex> going;
+  std::map<uint32_t, GroupRoom> rooms;
+
+  bool enough() const { return static_cast<int64_t>(going.size()) >= wanted; }
+};
+
+// Slabs that are on their way already go first, so that no plan undoes the last one without need.
+Victims KeepEvacuating(const ReclaimInput& input, ReclaimPlan* plan) {
+  Victims victims{.wanted = int64_t{input.held_slabs} - input.draining_slabs -
+                            int64_t{input.lease_slabs}};
   for (const SlabUsage& slab : input.slabs) {
-    if (static_cast<int64_t>(going->size()) >= surplus) return;
+    GroupRoom& room = victims.rooms[slab.group];
+    if (slab.state == SlabState::kLeased) {
+      room.free += slab.free_pages;
+    } else if (!victims.enough()) {
+      victims.going.insert(slab.slab);
+      room.moving += slab.owned_pages;
+    } else {
+      plan->cancel.push_back(slab.slab);
+    }
+  }
+  return victims;
+}
+
+// Takes those of the slabs still wanted whose pages have room elsewhere.
+void ChooseVictims(const ReclaimInput& input, Victims* victims, ReclaimPlan* plan) {
+  for (const SlabUsage& slab : input.slabs) {
+    if (victims->enough()) return;
     if (slab.state != SlabState::kLeased) continue;
-    int64_t& free = (*room)[slab.group];
-    // Its own free pages leave with it, its owned pages need places elsewhere.
-    const int64_t after = free - slab.free_pages - slab.owned_pages;
-    if (slab.owned_pages > 0 && after < 0) continue;
-    free = after;
+    GroupRoom& room = victims->rooms[slab.group];
+    const int64_t free = room.free - slab.free_pages;
+    const int64_t moving = room.moving + slab.owned_pages;
+    if (moving > free && moving > 0) continue;
+    room.free = free;
+    room.moving = moving;
+    victims->going.insert(slab.slab);
     plan->evacuate.push_back(slab.slab);
-    going->insert(slab.slab);
   }
 }
 
-void Choose(const ReclaimSession& session, ReclaimPlan* plan) {
-  (session.where == ReclaimSession::Where::kIdle ? plan->take : plan->ask).push_back(session.id);
+// Counts what is missing for the others, where compaction can free that much.
+void CountMissing(const ReclaimInput& input, Victims* victims) {
+  std::map<uint32_t, int64_t> freeable;
+  for (const ReclaimSession& session : input.sessions) {
+    freeable[session.group] += static_cast<int64_t>(session.frees_pages);
+  }
+  std::map<uint32_t, GroupRoom> rooms = victims->rooms;
+  int64_t more = victims->wanted - static_cast<int64_t>(victims->going.size());
+  for (const SlabUsage& slab : input.slabs) {
+    if (more <= 0) return;
+    if (slab.state != SlabState::kLeased || victims->going.contains(slab.slab)) continue;
+    GroupRoom& room = rooms[slab.group];
+    room.free -= slab.free_pages;
+    room.moving += slab.owned_pages;
+    if (room.moving - room.free > freeable[slab.group]) continue;
+    victims->rooms[slab.group].missing = std::max<int64_t>(0, room.moving - room.free);
+    --more;
+  }
+}
+
+// Granted pages of a slab that goes must come back; those of others may make the room.
+bool NeedsMagazines(const ReclaimInput& input, const Victims& victims) {
+  return std::any_of(input.slabs.begin(), input.slabs.end(), [&](const SlabUsage& slab) {
+    return slab.granted_pages > 0 && (victims.going.contains(slab.slab) || !victims.enough());
+  });
+}
+
+bool LosesLess(const ReclaimSession* a, const ReclaimSession* b) {
+  if (a->where != b->where) return a->where == ReclaimSession::Where::kIdle;
+  const uint64_t share_a = a->frees_pages * b->pages, share_b = b->frees_pages * a->pages;
+  if (share_a != share_b) return share_a < share_b;
+  return a->frees_pages > b->frees_pages;
+}
+
+// Enough of `candidates`, which are in order of preference, to free `missing` pages; or all.
+std::vector<const ReclaimSession*> Enough(const std::vector<const ReclaimSession*>& candidates,
+                                          int64_t missing) {
+  std::vector<const ReclaimSession*> chosen;
+  for (const ReclaimSession* session : candidates) {
+    if (missing <= 0) break;
+    chosen.push_back(session);
+    missing -= static_cast<int64_t>(session->frees_pages);
+  }
+  // A large one at the end may make earlier ones unnecessary.
+  for (size_t i = chosen.size(); i-- > 0;) {
+    const int64_t without = missing + static_cast<int64_t>(chosen[i]->frees_pages);
+    if (without > 0) continue;
+    missing = without;
+    chosen.erase(chosen.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+  return chosen;
 }
 
 }  // namespace
 
 ReclaimPlan PlanReclaim(const ReclaimInput& input) {
   ReclaimPlan plan;
-  // Slabs that must go and are not draining yet.
-  const int64_t surplus =
-      std::max<int64_t>(0, int64_t{input.held_slabs} - input.draining_slabs - input.lease_slabs);
-  Room room;
-  std::set<SlabIndex> going;
-  for (const SlabUsage& slab : input.slabs) {
-    if (slab.state == SlabState::kLeased) room[slab.group] += slab.free_pages;
-    if (slab.state != SlabState::kEvacuating) continue;
-    if (static_cast<int64_t>(going.size()) < surplus) {
-      going.insert(slab.slab);
-      room[slab.group] -= slab.owned_pages;
-    } else {
-      plan.cancel.push_back(slab.slab);
+  Victims victims = KeepEvacuating(input, &plan);
+  ChooseVictims(input, &victims, &plan);
+  CountMissing(input, &victims);
+  if (NeedsMagazines(input, victims)) plan.magazines = ReclaimPlan::Magazines::kReturn;
+
+  std::map<uint32_t, std::vector<const ReclaimSession*>> candidates;  // by group
+  std::vector<const ReclaimSession*> chosen;
+  for (const ReclaimSession& session : input.sessions) {
+    const bool moves = std::any_of(session.slabs.begin(), session.slabs.end(),
+                                   [&](SlabIndex slab) { return victims.going.contains(slab); });
+    if (moves) {
+      chosen.push_back(&session);  // and is compacted on the way
+      victims.rooms[session.group].missing -= static_cast<int64_t>(session.frees_pages);
+    } else if (session.frees_pages > 0) {
+      candidates[session.group].push_back(&session);
     }
   }
-  ChooseVictims(input, surplus, &room, &plan, &going);
-
-  for (const SlabUsage& slab : input.slabs) {
-    const bool goes = going.contains(slab.slab);
-    // Granted pages of a slab that goes must come back; those of others may make the room.
-    if (slab.granted_pages > 0 && (goes || static_cast<int64_t>(going.size()) < surplus)) {
-      plan.magazines = ReclaimPlan::Magazines::kReturn;
-    }
+  for (auto& [group, sessions] : candidates) {
+    std::stable_sort(sessions.begin(), sessions.end(), LosesLess);
+    const auto enough = Enough(sessions, victims.rooms[group].missing);
+    chosen.insert(chosen.end(), enough.begin(), enough.end());
   }
-
-  const bool short_of_room = static_cast<int64_t>(going.size()) < surplus;
-  std::vector<const ReclaimSession*> order;
-  for (const ReclaimSession& session : input.sessions) order.push_back(&session);
-  std::stable_sort(order.begin(), order.end(), [](const auto* a, const auto* b) {
-    if (a->where != b->where) return a->where == ReclaimSession::Where::kIdle;
-    return a->frees_pages > b->frees_pages;
-  });
-  for (const ReclaimSession* session : order) {
-    const bool moves = std::any_of(session->slabs.begin(), session->slabs.end(),
-                                   [&](SlabIndex slab) { return going.contains(slab); });
-    if (moves || (short_of_room && session->frees_pages > 0)) Choose(*session, &plan);
+  for (const ReclaimSession* session : chosen) {
+    const bool idle = session->where == ReclaimSession::Where::kIdle;
+    (idle ? plan.take : plan.ask).push_back(session->id);
   }
   return plan;
 }

@@ -40,6 +40,7 @@ bool Reclaimer::Abandoned(TenantId tenant) const {
 }
 
 kj::Promise<void> Reclaimer::Pass(TenantId tenant) {
+  deps_.workers->Snapshot(tenant);
   const ReclaimPlan plan = PlanReclaim(Input(tenant));
   for (SlabIndex slab : plan.cancel) (void)deps_.ledger->CancelEvacuate(slab);
   for (SlabIndex slab : plan.evacuate) (void)deps_.ledger->BeginEvacuate(slab);
@@ -79,6 +80,7 @@ ReclaimInput Reclaimer::Input(TenantId tenant) const {
                            .frees_pages = attachment.PagesFreedByCompaction(session)};
       std::set<SlabIndex> slabs;
       for (PageId page : deps_.ledger->PagesOf(session.id).value_or(std::span<const PageId>())) {
+        ++known.pages;
         slabs.insert(attachment.layout().SlabOf(page));
       }
       known.slabs.assign(slabs.begin(), slabs.end());

@@ -195,10 +195,11 @@ class AttachmentServer final : public rpc::Attachment::Server {
 
   kj::Promise<void> statistics(StatisticsContext context) override {
     if (const Worker* worker = workers().Find(worker_)) {
-      const TenantUsage usage = peer_->deps.ledger->Usage(worker->attachment->setup().tenant);
+      const TenantId tenant = worker->attachment->setup().tenant;
+      const TenantUsage usage = peer_->deps.ledger->Usage(tenant);
       context.getResults().setLeaseSlabs(usage.lease_slabs);
       context.getResults().setHeldSlabs(usage.held_slabs);
-      context.getResults().setUsedBytes(usage.owned_bytes.value());
+      context.getResults().setUsedBytes(workers().UsedBytes(tenant).value());
     }
     return kj::READY_NOW;
   }

@@ -157,6 +157,24 @@ WorkerCounts Workers::Count(TenantId tenant) const {
   return counts;
 }
 
+void Workers::Snapshot(TenantId tenant) {
+  for (auto& [id, worker] : workers_) {
+    if (worker.attachment->setup().tenant == tenant && !worker.detached) {
+      worker.attachment->SnapshotAll();
+    }
+  }
+}
+
+Bytes Workers::UsedBytes(TenantId tenant) const {
+  const TenantUsage usage = deps_.ledger->Usage(tenant);
+  Bytes used = usage.owned_bytes + usage.granted_bytes;
+  for (const auto& [id, worker] : workers_) {
+    if (worker.attachment->setup().tenant != tenant) continue;
+    used -= worker.attachment->layout().page_bytes() * worker.attachment->waiting();
+  }
+  return std::max(used, 0_B);
+}
+
 uint32_t Workers::UsableSlabs(const TenantState& tenant) const {
   uint32_t overhead = 0;
   for (const Group& group : Groups(tenant.id, TimePoint::min())) {

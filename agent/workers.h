@@ -126,6 +126,10 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   Hostilities hostilities() const;
   // Attached workers of a tenant and their open sessions.
   WorkerCounts Count(TenantId tenant) const;
+  // Takes up what the tenant's workers wrote since the agent last looked.
+  void Snapshot(TenantId tenant);
+  // Bytes of pages that the tenant's workers have taken: granted and not waiting in a magazine.
+  Bytes UsedBytes(TenantId tenant) const;
   // Slabs the tenant could use now: peaks of its sessions and demand that waits.
   uint32_t WantedSlabs(TenantId tenant, TimePoint now) const;
 

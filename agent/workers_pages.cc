@@ -56,7 +56,9 @@ void Workers::TopUp(WorkerId id) {
   attachment.SetTarget(
       static_cast<uint32_t>(std::min<uint64_t>(leased / limits::kMagazineShare, shm::kRingSlots)));
   attachment.Collect();
-  attachment.Fill(attachment.target());
+  // A tenant above its lease keeps no spare pages: they may be the room that a slab needs to leave.
+  const TenantUsage usage = deps_.ledger->Usage(setup.tenant);
+  if (usage.held_slabs <= usage.lease_slabs) attachment.Fill(attachment.target());
 }
 
 kj::Promise<absl::Status> Workers::Reserve(WorkerId id, uint32_t pages) {

@@ -346,9 +346,16 @@ class RemoteConnection final : public Connection {
           return WithDeadline(Authenticate(token, options, shared, &parts), io.provider->getTimer(),
                               options_.timeout);
         });
-    if (!call.ok()) return call;
-    if (!parts.status.ok()) return parts.status;
-    return Finish(options, std::move(shared), parts);
+    if (call.ok()) call = parts.status;
+    using Result = absl::StatusOr<std::unique_ptr<Tenant>>;
+    Result tenant = call.ok() ? Finish(options, std::move(shared), parts) : Result(call);
+    // What is left of the capabilities after a failure goes where it came from.
+    (void)thread_.Call([&parts](kj::AsyncIoContext&) -> kj::Promise<void> {
+      parts.tenant = nullptr;
+      parts.attachment = nullptr;
+      return kj::READY_NOW;
+    });
+    return tenant;
   }
 
  private:

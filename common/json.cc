@@ -136,8 +136,8 @@ absl::StatusOr<bool> JsonObject::Boolean(std::string_view field) {
 absl::StatusOr<Bytes> JsonObject::Quantity(std::string_view field, Bytes min, Bytes max) {
   const auto value = Require(field);
   if (!value.ok()) return value.status();
-  const std::string text = (*value)->is_string() ? std::string((*value)->get_string().c_str())
-                                                 : json::serialize(**value);
+  const std::string text =
+      (*value)->is_string() ? std::string((*value)->get_string()) : json::serialize(**value);
   const auto bytes = ParseBytes(text);
   if (!bytes.ok()) return Error(field, std::string(bytes.status().message()));
   if (*bytes < min || *bytes > max) {

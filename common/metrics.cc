@@ -11,12 +11,15 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <string_view>
 #include <system_error>
+#include <type_traits>
+#include <utility>
 
 #include "common/log.h"
 #include "common/version.h"

@@ -161,8 +161,11 @@ class Link final : public RpcLink {
   }
 
   kj::Promise<void> Done() override {
-    // A peer that neither reads nor hangs up would hold the connection's last messages for ever.
-    auto cut = read_ended_.then([this] { return timer_.afterDelay(kLinger); });
+    // A peer that neither reads nor hangs up would hold the connection's last messages for ever;
+    // one that hangs up while it is over its flow limit would not be noticed by reading.
+    auto cut = read_ended_.exclusiveJoin(stream_->whenWriteDisconnected()).then([this] {
+      return timer_.afterDelay(kLinger);
+    });
     return network_.onDisconnect().exclusiveJoin(kj::mv(cut));
   }
 

@@ -10,7 +10,6 @@
 
 #include <future>
 #include <memory>
-#include <optional>
 #include <thread>
 #include <type_traits>
 #include <utility>

@@ -2,6 +2,7 @@
 // simd/attend.cc.
 //
 // SPDX-License-Identifier: Apache-2.0
+#include <memory>
 #include <vector>
 
 #include "kernels/attention.h"
@@ -16,7 +17,7 @@ namespace simd {
 void AttentionOn(const Target& target, const AttentionArgs& args) {
   const Geometry& g = args.layout->geometry();
   const uint32_t group = g.group_size();
-  std::vector<float> scratch(AttendScratch(g));
+  const auto scratch = std::make_unique_for_overwrite<float[]>(AttendScratch(g));
   std::vector<Lane> lanes(size_t{args.query_count} * group);
   for (uint32_t head = 0; head < g.kv_heads; ++head) {
     const uint32_t length = args.session.Length(args.layer * g.kv_heads + head);
@@ -34,7 +35,7 @@ void AttentionOn(const Target& target, const AttentionArgs& args) {
         .lanes = lanes.data(),
         .lane_count = static_cast<uint32_t>(lanes.size()),
         .scale = args.scale,
-        .scratch = scratch.data()};
+        .scratch = scratch.get()};
     args.query_count == 1 ? target.attend_query(head_args) : target.attend_chunk(head_args);
   }
 }

@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/layout.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <limits>
@@ -21,7 +22,7 @@ uint16_t ToBf16(float value) {
 
 void StoreVector(Dtype dtype, std::byte* to, const float* from, uint32_t dim) {
   if (dtype == Dtype::kF32) {
-    std::memcpy(to, from, dim * sizeof(float));
+    std::copy_n(reinterpret_cast<const std::byte*>(from), dim * sizeof(float), to);
     return;
   }
   for (uint32_t i = 0; i < dim; ++i) {
@@ -32,7 +33,7 @@ void StoreVector(Dtype dtype, std::byte* to, const float* from, uint32_t dim) {
 
 void LoadVector(Dtype dtype, const std::byte* from, float* to, uint32_t dim) {
   if (dtype == Dtype::kF32) {
-    std::memcpy(to, from, dim * sizeof(float));
+    std::copy_n(from, dim * sizeof(float), reinterpret_cast<std::byte*>(to));
     return;
   }
   for (uint32_t i = 0; i < dim; ++i) {

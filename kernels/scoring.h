@@ -1,6 +1,7 @@
 // Scoring: drains queries of a session's window into its planes, each query exactly once, against
-// the keys present. Probabilities are recomputed (two passes over the keys); they equal the
-// worker's as long as nothing was evicted between the query and its drain, which the agent ensures.
+// the keys present. Probabilities are recomputed; they equal the worker's as long as nothing was
+// evicted between the query and its drain, which the agent ensures. The host twin needs 128 bytes
+// of scratch memory for each row of the longest head, whatever the number of queries.
 //
 // Pure function of its arguments but for the planes it updates; any thread.
 //

@@ -3,6 +3,7 @@
 //
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "kernels/scoring.h"
@@ -50,7 +51,8 @@ void ScoreOn(const Target& target, const ScoreArgs& args, Planes* planes) {
   for (uint32_t plane = 0; plane < g.planes(); ++plane) {
     longest = std::max(longest, args.session.Length(plane));
   }
-  std::vector<float> scratch(ScoreScratch(g, longest)), thresholds(args.query_count);
+  const auto scratch = std::make_unique_for_overwrite<float[]>(ScoreScratch(g, longest));
+  std::vector<float> thresholds(args.query_count);
   std::vector<uint32_t> rows(args.query_count);
   for (uint32_t i = 0; i < args.query_count; ++i) {
     thresholds[i] = 1.0f / (static_cast<float>(args.query_positions[i]) + 1.0f);
@@ -71,7 +73,7 @@ void ScoreOn(const Target& target, const ScoreArgs& args, Planes* planes) {
          .scale = args.scale,
          .mass = planes->mass(plane).data(),
          .low_counts = planes->set().low_count_ring > 0 ? planes->low_counts(plane, 0) : nullptr,
-         .scratch = scratch.data()});
+         .scratch = scratch.get()});
   }
 }
 

@@ -58,13 +58,13 @@ def check_query(query):
 
 def check_query_metrics(query, metrics):
     """What a PromQL expression asks for that is not exported."""
-    known = set(FROM_SCRAPING)
+    missing = {name for name in METRIC.findall(query) if name not in metrics}
+    if missing:
+        yield from (f"{name}: no /metrics page has it" for name in sorted(missing))
+        return
+    known = FROM_SCRAPING.union(*(metrics[name] for name in METRIC.findall(query)))
     for name, selector in SELECTOR.findall(query):
-        if name not in metrics:
-            yield f"{name}: no /metrics page has it"
-            continue
-        known |= metrics[name]
-        for label in LABEL.findall(selector or ""):
+        for label in LABEL.findall(selector):
             if label not in metrics[name] | FROM_SCRAPING:
                 yield f"{name}: has no label {label}"
     for labels in GROUPING.findall(query):

@@ -14,7 +14,7 @@ namespace kvpool::simd {
 
 inline constexpr uint32_t kTileRows = 16;      // rows that are processed together
 inline constexpr uint32_t kMaxLanes = 16;      // floats of the widest vector
-inline constexpr uint32_t kMaxQueryLanes = 8;  // lanes of attend_query that share one reading
+inline constexpr uint32_t kMaxQueryLanes = 4;  // lanes of attend_query that share one reading
 inline constexpr uint32_t kLaneVectors = 4;    // vectors of lanes of attend_chunk that share one
 
 // Rows of one segment: row i is row i % 16 of the block at (ids[i / 16] + offset) * 512.

@@ -68,31 +68,44 @@ class QueryPass {
   void Logits(const Tile& tile, const Tile& next) {
     const uint32_t whole = head_.key_dim / kPairElements, tail = head_.key_dim % kPairElements;
     Floats partial[kCount][kTileRows];
-    for (uint32_t row = 0; row < tile.rows; ++row) {
-      Floats sum[kCount] = {};
+    // Past the last row its copies are read; Softmax gives them no weight.
+    for (uint32_t row = 0; row < kTileRows; row += kRowsAtOnce) {
+      Floats sum[kRowsAtOnce][kCount] = {};
       for (uint32_t c = 0; c < whole; ++c) {
         const size_t at = c * kPairElements * Format::kBytes;
-        Prefetch2<Format>(next.key[row] + at);
-        AddProducts(Format::Load2(tile.key[row] + at), c, sum);
+        Pair keys[kRowsAtOnce];
+        for (uint32_t i = 0; i < kRowsAtOnce; ++i) {
+          Prefetch2<Format>(next.key[row + i] + at);
+          keys[i] = Format::Load2(tile.key[row + i] + at);
+        }
+        AddProducts(keys, c, sum);
       }
       if (tail != 0) {
         const size_t at = whole * kPairElements * Format::kBytes;
-        AddProducts(LoadTail<Format>(tile.key[row] + at, tail), whole, sum);
+        Pair keys[kRowsAtOnce];
+        for (uint32_t i = 0; i < kRowsAtOnce; ++i) {
+          keys[i] = Format::Load2(Tail<Format>(tile.key[row + i] + at, tail).bytes);
+        }
+        AddProducts(keys, whole, sum);
       }
-      for (int n = 0; n < kCount; ++n) partial[n][row] = sum[n];
+      for (uint32_t i = 0; i < kRowsAtOnce; ++i) {
+        for (int n = 0; n < kCount; ++n) partial[n][row + i] = sum[i][n];
+      }
     }
     for (int n = 0; n < kCount; ++n) {
-      for (uint32_t row = tile.rows; row < kTileRows; ++row) partial[n][row] = Floats{};
       SumLanes<kTileRows>(partial[n]);
       for (uint32_t v = 0; v < kTileVectors; ++v) weights_[n][v] = partial[n][v];
     }
   }
 
-  void AddProducts(const Pair& key, uint32_t pair, Floats* sum) const {
+  void AddProducts(const Pair* keys, uint32_t pair, Floats (*sum)[kCount]) const {
     for (int n = 0; n < kCount; ++n) {
-      const float* query = queries_ + (n * key_pairs_ + pair) * kPairElements;
-      sum[n] += key.a * Load(query);
-      sum[n] += key.b * Load(query + kLanes);
+      const float* const query = queries_ + (n * key_pairs_ + pair) * kPairElements;
+      const Floats a = Load(query), b = Load(query + kLanes);
+      for (uint32_t i = 0; i < kRowsAtOnce; ++i) {
+        sum[i][n] += keys[i].a * a;
+        sum[i][n] += keys[i].b * b;
+      }
     }
   }
 
@@ -118,29 +131,50 @@ class QueryPass {
 
   void AddValues(const Tile& tile, const Tile& next) {
     float weights[kCount][kTileRows];
-    __builtin_memcpy(weights, weights_, sizeof(weights));
-    const uint32_t tail = head_.value_dim % kPairElements;
-    for (uint32_t c = 0; c < value_pairs_; ++c) {
-      const size_t at = c * kPairElements * Format::kBytes;
-      const bool partial = tail != 0 && c + 1 == value_pairs_;
-      Pair sum[kCount];
-      for (int n = 0; n < kCount; ++n) {
-        const float* from = sums_ + (n * value_pairs_ + c) * kPairElements;
-        sum[n] = {Load(from) * rescale_[n], Load(from + kLanes) * rescale_[n]};
+    for (int n = 0; n < kCount; ++n) {
+      for (uint32_t v = 0; v < kTileVectors; ++v) {
+        Store(weights[n] + v * kLanes, weights_[n][v]);
       }
-      for (uint32_t row = 0; row < tile.rows; ++row) {
+    }
+    const uint32_t whole = head_.value_dim / kPairElements;
+    uint32_t c = 0;
+    for (; c + kPairsAtOnce <= whole; c += kPairsAtOnce) {
+      AddPairs<kPairsAtOnce>(tile, next, weights, c, kPairElements);
+    }
+    for (; c < whole; ++c) AddPairs<1>(tile, next, weights, c, kPairElements);
+    if (c < value_pairs_) AddPairs<1>(tile, next, weights, c, head_.value_dim % kPairElements);
+  }
+
+  // Adds `elements` elements of each of the pairs c .. c + kPairs - 1 of every row.
+  template <uint32_t kPairs>
+  void AddPairs(const Tile& tile, const Tile& next, const float (*weights)[kTileRows], uint32_t c,
+                uint32_t elements) {
+    Pair sum[kCount][kPairs];
+    for (int n = 0; n < kCount; ++n) {
+      for (uint32_t j = 0; j < kPairs; ++j) {
+        const float* const from = sums_ + (n * value_pairs_ + c + j) * kPairElements;
+        sum[n][j] = {Load(from) * rescale_[n], Load(from + kLanes) * rescale_[n]};
+      }
+    }
+    for (uint32_t row = 0; row < tile.rows; ++row) {
+      for (uint32_t j = 0; j < kPairs; ++j) {
+        const size_t at = (c + j) * kPairElements * Format::kBytes;
+        const std::byte* const from = tile.value[row] + at;
         Prefetch2<Format>(next.value[row] + at);
-        const Pair value = partial ? LoadTail<Format>(tile.value[row] + at, tail)
-                                   : Format::Load2(tile.value[row] + at);
+        const Pair value = elements == kPairElements
+                               ? Format::Load2(from)
+                               : Format::Load2(Tail<Format>(from, elements).bytes);
         for (int n = 0; n < kCount; ++n) {
-          sum[n].a += value.a * weights[n][row];
-          sum[n].b += value.b * weights[n][row];
+          sum[n][j].a += value.a * weights[n][row];
+          sum[n][j].b += value.b * weights[n][row];
         }
       }
-      for (int n = 0; n < kCount; ++n) {
-        float* to = sums_ + (n * value_pairs_ + c) * kPairElements;
-        Store(to, sum[n].a);
-        Store(to + kLanes, sum[n].b);
+    }
+    for (int n = 0; n < kCount; ++n) {
+      for (uint32_t j = 0; j < kPairs; ++j) {
+        float* const to = sums_ + (n * value_pairs_ + c + j) * kPairElements;
+        Store(to, sum[n][j].a);
+        Store(to + kLanes, sum[n][j].b);
       }
     }
   }
@@ -157,6 +191,10 @@ class QueryPass {
     if (lanes_[n].lse != nullptr) *lanes_[n].lse = (highest_[n] + std::log2(total)) * kLn2;
   }
 
+  // Enough independent sums to hide the latency of a multiply-add, and few enough for registers.
+  static constexpr uint32_t kRowsAtOnce = kCount == 1 ? 8 : kCount == 2 ? 4 : 2;
+  static constexpr uint32_t kPairsAtOnce = kCount == 1 ? 4 : kCount == 2 ? 2 : 1;
+
   const HeadRows& head_;
   const Lane* const lanes_;
   const uint32_t key_pairs_, value_pairs_;
@@ -170,12 +208,17 @@ class QueryPass {
 
 template <typename Format>
 void AttendQueryIn(const AttendArgs& args) {
-  const uint32_t count = args.lane_count;
-  uint32_t lane = 0;
-  for (; lane + 8 <= count; lane += 8) QueryPass<Format, 8>(args, args.lanes + lane).Run();
-  if (count & 4) QueryPass<Format, 4>(args, args.lanes + lane).Run(), lane += 4;
-  if (count & 2) QueryPass<Format, 2>(args, args.lanes + lane).Run(), lane += 2;
-  if (count & 1) QueryPass<Format, 1>(args, args.lanes + lane).Run();
+  static_assert(kMaxQueryLanes == 4);
+  const Lane *lane = args.lanes, *const end = lane + args.lane_count;
+  for (; end - lane >= 4; lane += 4) QueryPass<Format, 4>(args, lane).Run();
+  switch (end - lane) {
+    case 3:
+      return QueryPass<Format, 3>(args, lane).Run();
+    case 2:
+      return QueryPass<Format, 2>(args, lane).Run();
+    case 1:
+      return QueryPass<Format, 1>(args, lane).Run();
+  }
 }
 
 // Up to kLaneVectors vectors of lanes, lanes along the vector.
@@ -229,8 +272,8 @@ class ChunkPass {
       const Ints sees = static_cast<int32_t>(first + row) < seen_[v];
       reference = Max(sees ? logits[row] : Fill(-kInfinity), reference);
     }
-    // Before its first row a lane's reference is -infinity, and so may the new one be.
-    const Floats rescale = highest_[v] == -kInfinity ? Floats{} : Exp2(highest_[v] - reference);
+    // A lane that sees no row gets NaN here, which Finish does not look at.
+    const Floats rescale = Exp2(highest_[v] - reference);
     highest_[v] = reference;
     total_[v] *= rescale;
     for (uint32_t row = 0; row < kTileRows; ++row) {

@@ -55,57 +55,60 @@ struct Pair {
 };
 inline constexpr uint32_t kPairElements = 2 * kLanes;
 
+// A format loads a Pair (Load2), or kLanes elements in their order (Load1).
 struct F32 {
   static constexpr uint32_t kBytes = 4;
   static constexpr uint32_t Index(uint32_t half, uint32_t lane) { return half * kLanes + lane; }
-  static Pair Load2(const std::byte* from) {
-    Pair pair;
-    __builtin_memcpy(&pair, from, sizeof(pair));
-    return pair;
+  static Floats Load1(const std::byte* from) {
+    Floats v;
+    __builtin_memcpy(&v, from, sizeof(v));
+    return v;
   }
+  static Pair Load2(const std::byte* from) { return {Load1(from), Load1(from + sizeof(Floats))}; }
 };
 
-// Even elements in a, odd ones in b: each takes one instruction after one load.
 struct Bf16 {
   static constexpr uint32_t kBytes = 2;
   static constexpr uint32_t Index(uint32_t half, uint32_t lane) { return 2 * lane + half; }
+  static Floats Load1(const std::byte* from) {
+    using Halves [[gnu::vector_size(kLanes * 2)]] = uint16_t;
+    Halves halves;
+    __builtin_memcpy(&halves, from, sizeof(halves));
+    return reinterpret_cast<Floats>(__builtin_convertvector(halves, Words) << 16);
+  }
+  // Even elements in a, odd ones in b: each takes one instruction after one load.
   static Pair Load2(const std::byte* from) {
     Words words;
     __builtin_memcpy(&words, from, sizeof(words));
-    const Words a = words << 16, b = words & 0xffff0000u;
-    return {reinterpret_cast<Floats>(a), reinterpret_cast<Floats>(b)};
+    return {reinterpret_cast<Floats>(words << 16), reinterpret_cast<Floats>(words & 0xffff0000u)};
   }
 };
 
-// The last `elements` < kPairElements elements of a row; zeroes after them.
+// The last `elements` < kPairElements elements of a row, zeroes after them, to load from.
 template <typename Format>
-inline Pair LoadTail(const std::byte* from, uint32_t elements) {
-  std::byte padded[kPairElements * Format::kBytes] = {};
-  for (uint32_t i = 0; i < elements * Format::kBytes; ++i) padded[i] = from[i];
-  return Format::Load2(padded);
-}
+struct Tail {
+  Tail(const std::byte* from, uint32_t elements) {
+    for (uint32_t i = 0; i < elements * Format::kBytes; ++i) bytes[i] = from[i];
+  }
+  std::byte bytes[kPairElements * Format::kBytes] = {};
+};
 
+// To the second level: the first has too few misses in flight to keep memory busy.
 template <typename Format>
 inline void Prefetch2(const std::byte* address) {
   for (uint32_t i = 0; i < kPairElements * Format::kBytes; i += kCacheLine) {
-    __builtin_prefetch(address + i);
+    __builtin_prefetch(address + i, 0, 2);
   }
 }
 
 // A row as f32, in element order.
 template <typename Format>
 inline void Widen(const std::byte* from, uint32_t dim, float* to) {
-  for (uint32_t i = 0; i < dim; ++i) {
-    uint32_t bits = 0;
-    if constexpr (Format::kBytes == 2) {
-      uint16_t half;
-      __builtin_memcpy(&half, from + i * 2, 2);
-      bits = uint32_t{half} << 16;
-    } else {
-      __builtin_memcpy(&bits, from + i * 4, 4);
-    }
-    __builtin_memcpy(to + i, &bits, 4);
-  }
+  uint32_t i = 0;
+  for (; i + kLanes <= dim; i += kLanes) Store(to + i, Format::Load1(from + i * Format::kBytes));
+  if (i == dim) return;
+  const Floats tail = Format::Load1(Tail<Format>(from + i * Format::kBytes, dim - i).bytes);
+  for (uint32_t lane = 0; i < dim; ++i, ++lane) to[i] = tail[lane];
 }
 
 // acc[i] += sum over n of vectors[n] * scalars[i * stride + n * step]: kCount sums at a time, one

@@ -64,6 +64,7 @@ int Main(int argc, char** argv) {
   bool list = false;
   app.add_flag("--list", list, "print the names and what they measure, run nothing");
   std::vector<std::string> known;
+  known.reserve(cases.size());
   for (const Case& one : cases) known.push_back(one.name);
   app.add_option("NAME", options.names, "cases to run")->check(CLI::IsMember(known));
   try {

@@ -41,7 +41,7 @@ TEST(JsonTest, ParsesAndRefuses) {
 TEST(JsonTest, TypedFields) {
   const auto value = *ParseJson(
       R"({"name": "a", "n": 7, "big": 1e30, "f": 1.5, "on": true, "limit": "12 GiB", "raw": 42,
-          "bad": "12 GB"})");
+          "bad": "12 GB", "nul": "12 GiB\u0000"})");
   auto object = *JsonObject::From(value, "tenant");
   EXPECT_EQ(*object.Text("name"), "a");
   EXPECT_EQ(*object.Integer("n", 0, 7), 7);
@@ -57,6 +57,7 @@ TEST(JsonTest, TypedFields) {
   }
   EXPECT_THAT(Message(object.Boolean("n")), HasSubstr("true or false"));
   EXPECT_THAT(Message(object.Quantity("bad", 0_B, 1_GiB)), HasSubstr("KiB"));
+  EXPECT_FALSE(object.Quantity("nul", 0_B, 100_GiB).ok());
   EXPECT_THAT(Message(object.Quantity("f", 0_B, 1_GiB)), HasSubstr("field \"f\""));
   EXPECT_THAT(Message(object.Quantity("limit", 0_B, 1_GiB)), HasSubstr("outside 0 B..1 GiB"));
   EXPECT_FALSE(JsonObject::From(*ParseJson("[]"), "tenant").ok());

@@ -78,16 +78,21 @@ class EventsServer final : public rpc::WorkerEvents::Server {
   kj::AutoCloseFd fd_;
 };
 
-// Token "throw" throws; any other wrong token is refused with a text as long as the token.
+// Token "throw" throws; one that begins with "hang" is never answered; any other wrong token is
+// refused with a text as long as the token.
 class AgentServer final : public rpc::Agent::Server {
  public:
-  AgentServer(kj::Own<RpcConnection> connection, int* tenants,
+  AgentServer(kj::Own<RpcConnection> connection, int* tenants, int* hanging,
               kj::Maybe<rpc::WorkerEvents::Client>* events)
-      : connection_(kj::mv(connection)), tenants_(tenants), events_(events) {}
+      : connection_(kj::mv(connection)), tenants_(tenants), hanging_(hanging), events_(events) {}
 
   kj::Promise<void> authenticate(AuthenticateContext context) override {
     const auto token = context.getParams().getParams().getToken();
     KJ_REQUIRE(token != "throw", "internal secret 0xdeadbeef");
+    if (token.startsWith("hang")) {
+      ++*hanging_;
+      return kj::NEVER_DONE;
+    }
     auto result = context.getResults().initResult();
     if (token == kToken) {
       connection_->Authenticated();
@@ -101,6 +106,7 @@ class AgentServer final : public rpc::Agent::Server {
  private:
   kj::Own<RpcConnection> connection_;
   int* tenants_;
+  int* hanging_;
   kj::Maybe<rpc::WorkerEvents::Client>* events_;
 };
 
@@ -129,10 +135,11 @@ class RpcTest : public ::testing::Test {
           pid_ = peer.pid;
           uid_ = peer.uid;
           pidfd_ = kj::mv(peer.pidfd);
-          return kj::heap<AgentServer>(kj::mv(connection), &tenants_, &events_);
+          return kj::heap<AgentServer>(kj::mv(connection), &tenants_, &hanging_, &events_);
         });
-    if (listener.ok()) listener_ = *std::move(listener);
-    return listener.status();
+    if (!listener.ok()) return listener.status();
+    listener_ = *std::move(listener);
+    return absl::OkStatus();
   }
 
   kj::Own<RpcClient> Connect() { return RpcConnect(io_, listener_->address()).wait(io_.waitScope); }
@@ -187,7 +194,7 @@ class RpcTest : public ::testing::Test {
 
   std::string folder_;
   kj::AsyncIoContext io_ = kj::setupAsyncIo();
-  int tenants_ = 0, disconnects_ = 0;
+  int tenants_ = 0, disconnects_ = 0, hanging_ = 0;
   pid_t pid_ = 0;
   uid_t uid_ = 0;
   kj::AutoCloseFd pidfd_;
@@ -250,6 +257,7 @@ TEST_F(RpcTest, DisconnectReleasesWhatThePeerHeldBeforeTheCallback) {
   ASSERT_TRUE(Listen({.address = Path()}).ok());
   auto client = Connect();
   std::vector<rpc::Tenant::Client> held;
+  held.reserve(10);
   for (int i = 0; i < 10; ++i) {
     held.push_back(Tenant(*client));
   }
@@ -380,6 +388,29 @@ TEST_F(RpcTest, APeerThatDoesNotReadItsAnswersIsCut) {
   EXPECT_FALSE(open);
   EXPECT_TRUE(TurnUntil([&] { return listener_->counters().open == 1; }));
   EXPECT_EQ(Authenticate(*good, kToken), "tenant");
+}
+
+TEST_F(RpcTest, UnansweredCallsHaveALimit) {
+  ASSERT_TRUE(Listen({.address = Path()}).ok());
+  auto good = Connect();
+  EXPECT_EQ(Authenticate(*good, kToken), "tenant");
+  auto client = Connect();
+  EXPECT_EQ(Authenticate(*client, kToken), "tenant");
+  const std::string token = "hang" + std::string(400000, 'x');
+  constexpr int kSent = 20;
+  std::vector<kj::Promise<void>> calls;
+  for (int i = 0; i < kSent; ++i) {
+    auto request = client->Bootstrap().castAs<rpc::Agent>().authenticateRequest();
+    request.initParams().setToken(token.c_str());
+    calls.push_back(request.send().ignoreResult().eagerlyEvaluate(nullptr));
+  }
+  const int expected = static_cast<int>(limits::kInFlightWords * 8 / token.size()) + 1;
+  EXPECT_TRUE(TurnUntil([&] { return hanging_ >= expected; }));
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(Authenticate(*good, kToken), "tenant");
+  EXPECT_EQ(hanging_, expected) << "the limit does not hold";
+  calls.clear();
+  client = nullptr;
+  EXPECT_TRUE(TurnUntil([&] { return disconnects_ == 1; })) << "nobody noticed that it has gone";
 }
 
 TEST_F(RpcTest, SocketFileRules) {

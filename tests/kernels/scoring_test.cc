@@ -136,7 +136,7 @@ TEST(Scoring, WithoutARingOnlyMassIsKept) {
 TEST(Scoring, SharedLayersAddUp) {
   for (const simd::Target& target : simd::Targets()) {
     Geometry g = TestGeometry(2, 4, 2, 16, 16, Dtype::kF32);
-    g.kv_of_layer = {0, 1, 1, 0, 1};
+    g.kv_of_layer = {1, 0, 1, 0, 1};
     TestSession session(g, {.max_compacted = 20, .fresh = 20}, 9);
     ExpectMatchesOracle(target, session, 50, {60, 61, 62, 69}, 2);
   }

@@ -1,0 +1,316 @@
+// What a reclaim plan promises: by example, for random tenants, and carried out to its end.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "agent/reclaim_planner.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <set>
+#include <vector>
+
+namespace kvpool {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+using Magazines = ReclaimPlan::Magazines;
+using Where = ReclaimSession::Where;
+
+constexpr uint32_t kPagesPerSlab = 8;
+
+SlabUsage Leased(uint32_t slab, uint32_t owned, uint32_t granted = 0, uint32_t group = 0) {
+  return {.slab = SlabIndex(slab),
+          .state = SlabState::kLeased,
+          .group = group,
+          .owned_pages = owned,
+          .granted_pages = granted,
+          .free_pages = kPagesPerSlab - owned - granted};
+}
+SlabUsage Evacuating(uint32_t slab, uint32_t owned) {
+  SlabUsage usage = Leased(slab, owned);
+  usage.state = SlabState::kEvacuating;
+  return usage;
+}
+ReclaimSession Session(uint64_t id, uint64_t pages, uint64_t frees, Where where = Where::kIdle,
+                       std::vector<SlabIndex> slabs = {}) {
+  return {
+      .id = SessionId(id), .where = where, .pages = pages, .frees_pages = frees, .slabs = slabs};
+}
+ReclaimInput Tenant(uint32_t lease, std::vector<SlabUsage> slabs,
+                    std::vector<ReclaimSession> sessions = {}) {
+  const uint32_t held = static_cast<uint32_t>(slabs.size());
+  return {.lease_slabs = lease, .held_slabs = held, .slabs = slabs, .sessions = sessions};
+}
+
+// --- By example ----------------------------------------------------------------------------------
+
+TEST(ReclaimPlanner, WithinItsLeaseATenantIsLeftAlone) {
+  EXPECT_TRUE(PlanReclaim(Tenant(2, {Leased(0, 0, 3), Leased(1, 8)}, {Session(1, 8, 8)})).empty());
+}
+
+TEST(ReclaimPlanner, TheEmptiestSlabsGo) {
+  const ReclaimPlan plan =
+      PlanReclaim(Tenant(2, {Leased(3, 0), Leased(1, 2), Leased(0, 3), Leased(2, 4)}));
+  EXPECT_THAT(plan.evacuate, ElementsAre(SlabIndex(3), SlabIndex(1)));
+  EXPECT_EQ(plan.magazines, Magazines::kKeep);
+}
+
+TEST(ReclaimPlanner, SlabsOnTheirWayCount) {
+  ReclaimInput input = Tenant(1, {Evacuating(2, 1), Leased(0, 2), Leased(1, 2)});
+  input.held_slabs = 4;
+  input.draining_slabs = 1;
+  EXPECT_THAT(PlanReclaim(input).evacuate, ElementsAre(SlabIndex(0)));
+  input.lease_slabs = 2;
+  EXPECT_TRUE(PlanReclaim(input).empty());
+  input.lease_slabs = 3;
+  EXPECT_THAT(PlanReclaim(input).cancel, ElementsAre(SlabIndex(2)));
+}
+
+TEST(ReclaimPlanner, MagazinesOfVictimsComeBack) {
+  EXPECT_EQ(PlanReclaim(Tenant(1, {Leased(0, 1, 1), Leased(1, 4)})).magazines, Magazines::kReturn);
+  EXPECT_EQ(PlanReclaim(Tenant(1, {Leased(0, 1), Leased(1, 4, 1)})).magazines, Magazines::kKeep);
+}
+
+TEST(ReclaimPlanner, SessionsInVictimsMove) {
+  const ReclaimPlan plan =
+      PlanReclaim(Tenant(1, {Leased(0, 2), Leased(1, 4)},
+                         {Session(1, 1, 0, Where::kIdle, {SlabIndex(0)}),
+                          Session(2, 2, 0, Where::kRunning, {SlabIndex(0), SlabIndex(1)}),
+                          Session(3, 3, 3, Where::kIdle, {SlabIndex(1)})}));
+  EXPECT_THAT(plan.take, ElementsAre(SessionId(1)));
+  EXPECT_THAT(plan.ask, ElementsAre(SessionId(2)));
+}
+
+TEST(ReclaimPlanner, CompactsOnlyWhenRoomIsMissingIdleFirstLeastLossFirst) {
+  // One slab must go: 13 pages in 8 places, 5 too many.
+  const std::vector<SlabUsage> slabs = {Leased(0, 6), Leased(1, 7)};
+  const ReclaimSession half = Session(1, 4, 2), quarter = Session(2, 8, 2);
+  const ReclaimSession running = Session(3, 40, 3, Where::kRunning), more = Session(4, 9, 9);
+  ReclaimPlan plan = PlanReclaim(Tenant(1, slabs, {half, quarter, running}));
+  EXPECT_THAT(plan.evacuate, IsEmpty());
+  EXPECT_THAT(plan.take, ElementsAre(SessionId(2)));  // idle ones alone free 4 pages only, and
+  EXPECT_THAT(plan.ask, ElementsAre(SessionId(3)));   // with this one the half is not needed
+  plan = PlanReclaim(Tenant(1, slabs, {half, quarter, running, more}));
+  EXPECT_THAT(plan.take, ElementsAre(SessionId(4)));  // enough by itself, so the others stay
+  EXPECT_THAT(plan.ask, IsEmpty());
+  plan = PlanReclaim(Tenant(1, slabs, {half, quarter}));
+  EXPECT_THAT(plan.take, IsEmpty());  // 4 pages would not be enough
+}
+
+TEST(ReclaimPlanner, PagesMoveOnlyInsideTheirGroup) {
+  const ReclaimPlan plan =
+      PlanReclaim(Tenant(2, {Leased(0, 1, 0, 0), Leased(1, 7, 0, 1), Leased(2, 8, 0, 0)}));
+  EXPECT_THAT(plan.evacuate, IsEmpty());  // a fuller slab of the other group is no room
+}
+
+// --- Random tenants ------------------------------------------------------------------------------
+
+// A tenant whose plans are carried out as well as its sessions allow.
+class Simulation {
+ public:
+  // Some slabs are EVACUATING already, chosen by nobody, in kMidway.
+  enum class Start { kFresh, kMidway };
+  Simulation(uint64_t seed, Start start) : random_(seed) {
+    const uint32_t slabs = 1 + Draw(12);
+    lease_ = Draw(slabs + 2);
+    for (uint32_t i = 0; i < slabs; ++i) {
+      const bool midway = start == Start::kMidway && Draw(5) == 0;
+      slabs_[SlabIndex(i)] = {.state = midway ? SlabState::kEvacuating : SlabState::kLeased,
+                              .group = Draw(3) == 0};
+    }
+    const uint32_t sessions = Draw(9);
+    for (uint32_t i = 0; i < sessions; ++i) sessions_[SessionId(i + 1)] = {.group = Draw(3) == 0};
+    for (auto& [index, slab] : slabs_) {
+      for (uint32_t i = 0; i < kPagesPerSlab; ++i) {
+        const uint32_t kind = Draw(4);
+        if (kind == 0) ++slab.granted;
+        if (kind < 2 || sessions_.empty()) continue;
+        const auto session = std::next(sessions_.begin(), Draw(sessions));
+        if (session->second.group == slab.group) ++session->second.pages[index];
+      }
+    }
+    for (auto& [id, session] : sessions_) {
+      session.where = Draw(2) == 0 ? Where::kIdle : Where::kRunning;
+      session.keeps = Draw(2) == 0 ? session.size() : Draw(session.size() + 1);
+    }
+  }
+
+  ReclaimInput Input() const {
+    ReclaimInput input{.lease_slabs = lease_, .held_slabs = static_cast<uint32_t>(slabs_.size())};
+    for (const auto& [index, slab] : slabs_) {
+      SlabUsage usage = Leased(index.value(), Owned(index), slab.granted, slab.group);
+      usage.state = slab.state;
+      input.slabs.push_back(usage);
+    }
+    std::stable_sort(input.slabs.begin(), input.slabs.end(), [](const auto& a, const auto& b) {
+      return a.owned_pages + a.granted_pages < b.owned_pages + b.granted_pages;
+    });
+    for (const auto& [id, session] : sessions_) {
+      ReclaimSession known = Session(id.value(), session.size(), session.frees(), session.where);
+      known.group = session.group;
+      for (const auto& [slab, pages] : session.pages) known.slabs.push_back(slab);
+      input.sessions.push_back(known);
+    }
+    return input;
+  }
+
+  void CarryOut(const ReclaimPlan& plan) {
+    for (const SlabIndex slab : plan.cancel) slabs_.at(slab).state = SlabState::kLeased;
+    for (const SlabIndex slab : plan.evacuate) slabs_.at(slab).state = SlabState::kEvacuating;
+    if (plan.magazines == Magazines::kReturn) {
+      for (auto& [index, slab] : slabs_) slab.granted = 0;
+    }
+    for (const auto& list : {plan.take, plan.ask}) {
+      for (const SessionId id : list) CompactAndMove(&sessions_.at(id));
+    }
+    std::erase_if(slabs_, [&](const auto& entry) {
+      return entry.second.state == SlabState::kEvacuating && entry.second.granted == 0 &&
+             Owned(entry.first) == 0;
+    });
+  }
+
+  uint32_t held() const { return static_cast<uint32_t>(slabs_.size()); }
+  uint32_t lease() const { return lease_; }
+  // Slabs that a group's sessions fill when all are compacted.
+  uint32_t LeastSlabs() const {
+    std::map<uint32_t, uint64_t> pages;
+    for (const auto& [id, session] : sessions_) {
+      pages[session.group] += std::min(session.keeps, session.size());
+    }
+    uint64_t slabs = 0;
+    for (const auto& [group, count] : pages) slabs += CeilDiv<uint64_t>(count, kPagesPerSlab);
+    return static_cast<uint32_t>(slabs);
+  }
+
+ private:
+  struct SimulatedSlab {
+    SlabState state;
+    uint32_t group;
+    uint32_t granted = 0;
+  };
+  struct SimulatedSession {
+    uint32_t group = 0;
+    Where where = Where::kIdle;
+    uint64_t keeps = 0;  // pages that its policy needs
+    std::map<SlabIndex, uint64_t> pages;
+
+    uint64_t size() const {
+      uint64_t sum = 0;
+      for (const auto& [slab, count] : pages) sum += count;
+      return sum;
+    }
+    uint64_t frees() const { return size() > keeps ? size() - keeps : 0; }
+  };
+
+  uint32_t Draw(uint32_t n) { return static_cast<uint32_t>(random_() % n); }
+  uint32_t Owned(SlabIndex index) const {
+    uint64_t sum = 0;
+    for (const auto& [id, session] : sessions_) {
+      const auto found = session.pages.find(index);
+      if (found != session.pages.end()) sum += found->second;
+    }
+    return static_cast<uint32_t>(sum);
+  }
+
+  void CompactAndMove(SimulatedSession* session) {
+    while (session->frees() > 0) {
+      const auto from = std::next(session->pages.begin(), Draw(session->pages.size()));
+      if (--from->second == 0) session->pages.erase(from);
+    }
+    for (auto& [to, slab] : slabs_) {
+      if (slab.state != SlabState::kLeased || slab.group != session->group) continue;
+      while (Owned(to) + slab.granted < kPagesPerSlab) {
+        const auto from =
+            std::find_if(session->pages.begin(), session->pages.end(), [&](const auto& entry) {
+              return slabs_.at(entry.first).state == SlabState::kEvacuating;
+            });
+        if (from == session->pages.end()) return;
+        if (--from->second == 0) session->pages.erase(from);
+        ++session->pages[to];
+      }
+    }
+  }
+
+  std::mt19937_64 random_;
+  uint32_t lease_;
+  std::map<SlabIndex, SimulatedSlab> slabs_;
+  std::map<SessionId, SimulatedSession> sessions_;
+};
+
+void CheckPlan(const ReclaimInput& input, const ReclaimPlan& plan) {
+  EXPECT_EQ(plan, PlanReclaim(input));
+  const int64_t wanted = std::max<int64_t>(0, int64_t{input.held_slabs} - input.lease_slabs);
+  std::set<SlabIndex> going(plan.evacuate.begin(), plan.evacuate.end());
+  for (const SlabUsage& slab : input.slabs) {
+    if (slab.state == SlabState::kEvacuating) going.insert(slab.slab);
+  }
+  for (const SlabIndex slab : plan.cancel) EXPECT_EQ(going.erase(slab), 1u);
+  EXPECT_TRUE(plan.evacuate.empty() || plan.cancel.empty());
+  EXPECT_LE(static_cast<int64_t>(going.size()), wanted);
+  if (wanted == 0) {
+    EXPECT_TRUE(going.empty() && plan.take.empty() && plan.ask.empty());
+  }
+
+  std::map<uint32_t, int64_t> room, moving, new_pages;
+  for (const SlabUsage& slab : input.slabs) {
+    if (going.contains(slab.slab)) {
+      moving[slab.group] += slab.owned_pages;
+      if (slab.state == SlabState::kLeased) new_pages[slab.group] += slab.owned_pages;
+    } else if (slab.state == SlabState::kLeased) {
+      room[slab.group] += slab.free_pages;
+    }
+  }
+  for (const auto& [group, pages] : new_pages) {
+    if (pages > 0) {
+      EXPECT_LE(moving[group], room[group]) << "no room in group " << group;
+    }
+  }
+
+  // Without need nobody is compacted: a session moves, or frees what another victim needs.
+  const bool enough = static_cast<int64_t>(going.size()) >= wanted;
+  for (const ReclaimSession& session : input.sessions) {
+    const bool chosen = std::count(plan.take.begin(), plan.take.end(), session.id) +
+                            std::count(plan.ask.begin(), plan.ask.end(), session.id) >
+                        0;
+    const bool moves = std::any_of(session.slabs.begin(), session.slabs.end(),
+                                   [&](SlabIndex slab) { return going.contains(slab); });
+    if (moves) {
+      EXPECT_TRUE(chosen);
+    }
+    if (chosen && !moves) {
+      EXPECT_TRUE(!enough && session.frees_pages > 0);
+    }
+  }
+}
+
+TEST(ReclaimPlanner, KeepsItsPromisesForRandomTenants) {
+  for (uint64_t seed = 0; seed < 20'000; ++seed) {
+    const ReclaimInput input = Simulation(seed, Simulation::Start::kMidway).Input();
+    CheckPlan(input, PlanReclaim(input));
+    ASSERT_FALSE(HasFailure()) << "seed " << seed;
+  }
+}
+
+TEST(ReclaimPlanner, RunToItsEndATenantIsWithinItsLeaseOrCannotBe) {
+  int shrunk = 0;
+  for (uint64_t seed = 0; seed < 5'000; ++seed) {
+    Simulation tenant(seed, Simulation::Start::kFresh);
+    for (int round = 0; round < 30; ++round) {
+      const ReclaimInput input = tenant.Input();
+      const ReclaimPlan plan = PlanReclaim(input);
+      CheckPlan(input, plan);
+      tenant.CarryOut(plan);
+    }
+    ASSERT_LE(tenant.held(), std::max(tenant.lease(), tenant.LeastSlabs())) << "seed " << seed;
+    shrunk += tenant.held() == tenant.lease();
+    ASSERT_FALSE(HasFailure()) << "seed " << seed;
+  }
+  EXPECT_GT(shrunk, 1'000);
+}
+
+}  // namespace
+}  // namespace kvpool

@@ -1,0 +1,278 @@
+// A real kvpool-agent process, the real client library, and a manager that does as it is told.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "client/kvpool.h"
+#include "common/http_client.h"
+#include "tests/integration/fake_manager.h"
+#include "tests/integration/process.h"
+
+namespace kvpool {
+namespace {
+
+constexpr char kTenantToken[] = "kvp_tenant";
+
+Geometry SmallGeometry() {
+  return {.layers = 2,
+          .query_heads = 4,
+          .kv_heads = 2,
+          .key_dim = 32,
+          .value_dim = 32,
+          .dtype = Dtype::kBf16,
+          .kv_of_layer = {0, 1}};
+}
+
+class AgentTest : public testing::Test {
+ protected:
+  // Pages of SmallGeometry have 8 KiB, so a slab of 256 KiB has 32.
+  void StartAgent(uint32_t slabs = 16) {
+    agent_ = Process(
+        "kvpool-agent",
+        {"--name", "a", "--socket", socket_, "--manager", manager_.address(), "--manager-token",
+         FakeManager::kToken, "--http", "127.0.0.1:0", "--pool",
+         std::to_string(slabs * 256) + " KiB", "--slab-bytes", "256 KiB", "--reserve-slabs", "0"},
+        dir_ / "agent.log");
+    ASSERT_TRUE(Eventually([this] { return manager_.reports() >= 2; })) << "agent did not report";
+  }
+
+  void SetTenant(uint32_t lease, const PolicySpec& policy = {}) {
+    manager_.Set(1, {.name = "t",
+                     .token = kTenantToken,
+                     .lease_slabs = lease,
+                     .limit_slabs = 16,
+                     .policy = policy});
+    const uint64_t now = manager_.reports();
+    ASSERT_TRUE(now == 0 || Eventually([&] { return manager_.reports() >= now + 2; }));
+  }
+
+  std::unique_ptr<Connection> Connect() {
+    auto connection = Connection::Open({.socket = socket_, .worker = "test"});
+    EXPECT_TRUE(connection.ok()) << connection.status();
+    return *std::move(connection);
+  }
+
+  static AttachOptions Options() {
+    return {.geometry = SmallGeometry(),
+            .max_sessions = 32,
+            .max_running = 32,
+            .max_session_tokens = 1024,
+            .chunk_tokens = 64};
+  }
+
+  static absl::Status Advance(Tenant& tenant, Session* session, uint32_t tokens) {
+    Step step{.session = session, .tokens = tokens};
+    if (absl::Status status = tenant.SafePoint({&step, 1}); !status.ok()) return status;
+    if (!step.outcome.ok()) return step.outcome;
+    const Geometry& g = tenant.layout().geometry();
+    std::vector<float> key(g.key_dim), value(g.value_dim);
+    for (uint32_t i = 0; i < tokens; ++i) {
+      for (uint32_t l = 0; l < g.layers; ++l) {
+        for (uint32_t h = 0; h < g.kv_heads; ++h) {
+          // A value that names its row, small enough to be exact in bf16.
+          std::fill(key.begin(), key.end(), 0.0f);
+          std::fill(value.begin(), value.end(),
+                    static_cast<float>((session->position() + i) % 128));
+          StoreRow(tenant.layout(), tenant.base(), session->WriteBlock(l, h, i),
+                   session->WriteRow(i), key.data(), value.data());
+        }
+      }
+    }
+    std::vector<float> queries(tokens * g.model_layers() * g.query_heads * g.key_dim, 0.1f);
+    return session->Commit(tokens, session->WantsQueries(tokens) ? queries.data() : nullptr);
+  }
+
+  TempDir dir_;
+  const std::string socket_ = dir_ / "agent.sock";
+  FakeManager manager_;
+  Process agent_;
+};
+
+TEST_F(AgentTest, AWorkerHoldsPagesAndGivesThemBack) {
+  SetTenant(4);
+  StartAgent();
+  auto connection = Connect();
+  auto tenant = connection->Attach(kTenantToken, Options());
+  ASSERT_TRUE(tenant.ok()) << tenant.status();
+  auto session = (*tenant)->Open({.prompt_tokens = 100, .max_tokens = 400});
+  ASSERT_TRUE(session.ok()) << session.status();
+  ASSERT_TRUE(Advance(**tenant, session->get(), 64).ok());
+  for (int i = 0; i < 300; ++i) ASSERT_TRUE(Advance(**tenant, session->get(), 1).ok());
+  const SessionView view = (*session)->View(0);
+  EXPECT_EQ(view.Length(0), 364u);
+  std::vector<float> key(32), value(32);
+  for (uint32_t row = 0; row < 364; ++row) {
+    LoadRow((*tenant)->layout(), (*tenant)->base(), view.BlockOf((*tenant)->layout(), 1, 1, row),
+            view.RowInBlock(3, row), key.data(), value.data());
+    ASSERT_EQ(value[7], static_cast<float>(row % 128));
+  }
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).sessions == 1; }));
+  session->reset();
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).sessions == 0; }));
+  tenant->reset();
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).workers == 0; }));
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).held_slabs == 0; }));
+}
+
+TEST_F(AgentTest, AWrongTokenAndABadGeometryAreRefusedWithAReason) {
+  SetTenant(4);
+  StartAgent();
+  auto connection = Connect();
+  EXPECT_EQ(connection->Attach("kvp_wrong", Options()).status().code(),
+            absl::StatusCode::kUnauthenticated);
+  AttachOptions huge = Options();
+  huge.geometry.layers = 128;
+  huge.geometry.kv_of_layer.resize(128);
+  for (uint16_t i = 0; i < 128; ++i) huge.geometry.kv_of_layer[i] = i;
+  const absl::Status status = connection->Attach(kTenantToken, huge).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  EXPECT_NE(status.message().find("slab_bytes"), std::string::npos) << status;
+  EXPECT_TRUE(connection->Attach(kTenantToken, Options()).ok());
+}
+
+TEST_F(AgentTest, AdmissionRefusesWhatDoesNotFitNowAndWhatNeverWill) {
+  SetTenant(2);
+  StartAgent();
+  auto connection = Connect();
+  auto tenant = *connection->Attach(kTenantToken, Options());
+  std::vector<std::unique_ptr<Session>> sessions;
+  absl::Status status;
+  while (status.ok() && sessions.size() < 32) {
+    auto session = tenant->Open({.prompt_tokens = 10, .max_tokens = 160});
+    status = session.status();
+    if (session.ok()) sessions.push_back(*std::move(session));
+  }
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_GE(sessions.size(), 2u);
+  EXPECT_LE(sessions.size(), 6u);  // 64 pages, 10 a session, less what overhead takes
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).wanted_slabs > 2; }));
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).refusals >= 1; }));
+  // More lease, and it fits.
+  SetTenant(8);
+  EXPECT_TRUE(tenant->Open({.prompt_tokens = 10, .max_tokens = 160}).ok());
+  EXPECT_EQ(tenant->Open({.prompt_tokens = 10, .max_tokens = 2000}).status().code(),
+            absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(tenant->Open({.prompt_tokens = 0, .max_tokens = 10}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(AgentTest, ScissorhandsSessionsStayWithinTheirBudgetAcrossTheWire) {
+  SetTenant(4, *MakePolicySpec("scissorhands", {{"budget", 64}, {"window", 64}}));
+  StartAgent();
+  auto connection = Connect();
+  auto tenant = *connection->Attach(kTenantToken, Options());
+  auto session = *tenant->Open({.prompt_tokens = 48, .max_tokens = 1000});
+  ASSERT_TRUE(Advance(*tenant, session.get(), 48).ok());
+  for (int i = 0; i < 400; ++i) {
+    const absl::Status status = Advance(*tenant, session.get(), 1);
+    ASSERT_TRUE(status.ok()) << status << " at " << i;
+    ASSERT_LE(session->View(0).Length(0), 64u);
+  }
+  EXPECT_LE(tenant->Statistics()->used_bytes, 6u * 8192);
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).compactions >= 10; }));
+  EXPECT_TRUE(Eventually([&] { return !manager_.Reclaims(1).empty(); }));
+}
+
+TEST_F(AgentTest, AShrunkLeaseComesBackByEvacuationWhileSessionsGoOn) {
+  SetTenant(8);
+  StartAgent();
+  auto connection = Connect();
+  auto tenant = *connection->Attach(kTenantToken, Options());
+  std::vector<std::unique_ptr<Session>> sessions;
+  for (int i = 0; i < 12; ++i) {
+    sessions.push_back(*tenant->Open({.prompt_tokens = 64, .max_tokens = 256}));
+    for (int k = 0; k < 3; ++k) ASSERT_TRUE(Advance(*tenant, sessions.back().get(), 64).ok());
+  }
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).held_slabs >= 5; }));
+  // Every second one ends: the slabs are half empty, but none is free.
+  for (size_t i = 0; i < sessions.size(); i += 2) sessions[i].reset();
+  manager_.Set(1, {.name = "t", .token = kTenantToken, .lease_slabs = 4, .limit_slabs = 16});
+  EXPECT_TRUE(Eventually([&] {
+    for (size_t i = 1; i < sessions.size(); i += 2) {
+      Step step{.session = sessions[i].get(), .tokens = 1};
+      if (!tenant->SafePoint({&step, 1}).ok()) return false;
+    }
+    return manager_.Use(1).held_slabs <= 4 && manager_.Use(1).lease_slabs == 4;
+  })) << manager_.Use(1).held_slabs;
+  // Every row is still where its session says.
+  std::vector<float> key(32), value(32);
+  for (size_t i = 1; i < sessions.size(); i += 2) {
+    const SessionView view = sessions[i]->View(0);
+    ASSERT_EQ(view.Length(2), 192u);
+    for (uint32_t row = 0; row < 192; ++row) {
+      LoadRow(tenant->layout(), tenant->base(), view.BlockOf(tenant->layout(), 1, 0, row),
+              view.RowInBlock(2, row), key.data(), value.data());
+      ASSERT_EQ(value[3], static_cast<float>(row % 128)) << i << " " << row;
+    }
+    EXPECT_TRUE(Advance(*tenant, sessions[i].get(), 1).ok());
+  }
+}
+
+TEST_F(AgentTest, AnIdleSessionIsCompactedByTheAgentItselfUnderPressure) {
+  SetTenant(8, *MakePolicySpec("scissorhands", {{"budget", 256}, {"window", 64}}));
+  StartAgent();
+  auto connection = Connect();
+  auto tenant = *connection->Attach(kTenantToken, Options());
+  std::vector<std::unique_ptr<Session>> sessions;
+  for (int i = 0; i < 4; ++i) {
+    sessions.push_back(*tenant->Open({.prompt_tokens = 64, .max_tokens = 256}));
+    for (int k = 0; k < 4; ++k) ASSERT_TRUE(Advance(*tenant, sessions.back().get(), 60).ok());
+    sessions.back()->Park();
+  }
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).used_bytes >= 4u * 15 * 8192; }));
+  manager_.Set(1, {.name = "t",
+                   .token = kTenantToken,
+                   .lease_slabs = 1,
+                   .limit_slabs = 16,
+                   .policy = *MakePolicySpec("scissorhands", {{"budget", 256}, {"window", 64}})});
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).held_slabs <= 1; }))
+      << manager_.Use(1).held_slabs << " slabs, " << manager_.Use(1).used_bytes << " bytes";
+  EXPECT_GE(manager_.Use(1).compactions, 1u);
+  for (auto& session : sessions) EXPECT_LE(session->View(0).Length(0), 256u);
+}
+
+TEST_F(AgentTest, AKilledWorkersMemoryComesBack) {
+  SetTenant(8);
+  StartAgent();
+  int ready[2];
+  ASSERT_EQ(pipe(ready), 0);
+  Process worker = Process::Fork([&] {
+    auto connection = Connection::Open({.socket = socket_, .worker = "victim"});
+    auto tenant = (*connection)->Attach(kTenantToken, Options());
+    std::vector<std::unique_ptr<Session>> sessions;
+    for (int i = 0; i < 4; ++i) {
+      sessions.push_back(*(*tenant)->Open({.prompt_tokens = 64, .max_tokens = 512}));
+      for (int k = 0; k < 8; ++k) (void)Advance(**tenant, sessions.back().get(), 64);
+    }
+    if (write(ready[1], "x", 1) != 1) return 1;
+    pause();
+    return 0;
+  });
+  char byte;
+  ASSERT_EQ(read(ready[0], &byte, 1), 1);
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).used_bytes == 4u * 32 * 8192; }));
+  worker.Kill(SIGKILL);
+  EXPECT_EQ(worker.Wait(), 128 + SIGKILL);
+  EXPECT_TRUE(Eventually(
+      [&] { return manager_.Use(1).used_bytes == 0 && manager_.Use(1).held_slabs == 0; }));
+}
+
+TEST_F(AgentTest, AnOlderManagerEpochIsRefused) {
+  SetTenant(4);
+  manager_.SetEpoch(7);
+  StartAgent();
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).lease_slabs == 4; }));
+  manager_.SetEpoch(6);
+  manager_.Set(1, {.name = "t", .token = kTenantToken, .lease_slabs = 9, .limit_slabs = 16});
+  const uint64_t now = manager_.reports();
+  ASSERT_TRUE(Eventually([&] { return manager_.reports() >= now + 5; }));
+  EXPECT_EQ(manager_.Use(1).lease_slabs, 4u);
+}
+
+}  // namespace
+}  // namespace kvpool
