@@ -379,8 +379,9 @@ absl::Status PoolLedger::CheckWorker(uint8_t slot) const {
 }
 
 absl::Status PoolLedger::CheckSessions() const {
-  for (const auto& [id, slot] : session_slots_) {
-    const Session& session = sessions_[slot];
+  for (const auto& entry : session_slots_) {
+    const SessionId id = entry.first;
+    const Session& session = sessions_[entry.second];
     const auto broken = [&](const char* what) {
       return absl::InternalError(absl::StrCat(what, " (session ", id.value(), ")"));
     };
