@@ -14,38 +14,38 @@
 namespace kvpool {
 namespace {
 
-rpc::Refusal ToRefusal(RegisterOutcome outcome) {
+rpc::RegisterRefusal ToRefusal(RegisterOutcome outcome) {
   switch (outcome) {
     case RegisterOutcome::kNameTaken:
-      return rpc::Refusal::NAME_TAKEN;
+      return rpc::RegisterRefusal::NAME_TAKEN;
     case RegisterOutcome::kTooMany:
-      return rpc::Refusal::TOO_MANY;
+      return rpc::RegisterRefusal::TOO_MANY;
     case RegisterOutcome::kBadPool:
-      return rpc::Refusal::BAD_POOL;
+      return rpc::RegisterRefusal::BAD_POOL;
     case RegisterOutcome::kStaleEpoch:
-      return rpc::Refusal::STALE_EPOCH;
+      return rpc::RegisterRefusal::STALE_EPOCH;
     case RegisterOutcome::kOk:
       break;
   }
-  return rpc::Refusal::UNKNOWN;
+  return rpc::RegisterRefusal::UNKNOWN;
 }
 
 // For the operator, who reads the manager's log.
-const char* Advice(rpc::Refusal refusal) {
+const char* Advice(rpc::RegisterRefusal refusal) {
   switch (refusal) {
-    case rpc::Refusal::BAD_TOKEN:
+    case rpc::RegisterRefusal::BAD_TOKEN:
       return "the agent has another agent token than this manager";
-    case rpc::Refusal::BAD_VERSION:
+    case rpc::RegisterRefusal::BAD_VERSION:
       return "the agent speaks another protocol version; upgrade the older side";
-    case rpc::Refusal::BAD_NAME:
+    case rpc::RegisterRefusal::BAD_NAME:
       return "an agent's name is a-z, 0-9 and hyphens";
-    case rpc::Refusal::NAME_TAKEN:
+    case rpc::RegisterRefusal::NAME_TAKEN:
       return "another agent of this name is connected; give each agent its own name";
-    case rpc::Refusal::TOO_MANY:
+    case rpc::RegisterRefusal::TOO_MANY:
       return "the manager serves no more agents; forget those that are gone";
-    case rpc::Refusal::BAD_POOL:
+    case rpc::RegisterRefusal::BAD_POOL:
       return "the pool must be whole slabs, and all agents must have slabs of the same size";
-    case rpc::Refusal::STALE_EPOCH:
+    case rpc::RegisterRefusal::STALE_EPOCH:
       return "the agent has followed a newer manager; this one runs on an old database";
     default:
       return "the store failed";
@@ -106,19 +106,19 @@ class AgentService::ManagerServer final : public rpc::Manager::Server {
     const bool good_token =
         token.size() <= limits::kTokenBytes &&
         EqualInConstantTime(Sha256({token.begin(), token.size()}), service_.agent_token_hash_);
-    if (!good_token) return Refuse(context, rpc::Refusal::BAD_TOKEN);
+    if (!good_token) return Refuse(context, rpc::RegisterRefusal::BAD_TOKEN);
     connection_->Authenticated();
     if (params.getProtocolVersion() != limits::kProtocolVersion) {
-      return Refuse(context, rpc::Refusal::BAD_VERSION);
+      return Refuse(context, rpc::RegisterRefusal::BAD_VERSION);
     }
     const std::string name(params.getAgent().begin(), params.getAgent().size());
-    if (!CheckName("agent", name).ok()) return Refuse(context, rpc::Refusal::BAD_NAME);
+    if (!CheckName("agent", name).ok()) return Refuse(context, rpc::RegisterRefusal::BAD_NAME);
     auto agent = CheckedAgentInfo(params);
-    if (!agent.ok()) return Refuse(context, rpc::Refusal::BAD_POOL);
+    if (!agent.ok()) return Refuse(context, rpc::RegisterRefusal::BAD_POOL);
     return service_.control_.Register(*agent, params.getHighestEpoch())
         .then([this, context, agent = *std::move(agent)](
                   absl::StatusOr<Registration> registered) mutable -> kj::Promise<void> {
-          if (!registered.ok()) return Refuse(context, rpc::Refusal::UNKNOWN);
+          if (!registered.ok()) return Refuse(context, rpc::RegisterRefusal::UNKNOWN);
           if (registered->outcome != RegisterOutcome::kOk) {
             return Refuse(context, ToRefusal(registered->outcome));
           }
@@ -134,7 +134,7 @@ class AgentService::ManagerServer final : public rpc::Manager::Server {
   }
 
  private:
-  kj::Promise<void> Refuse(RegisterContext& context, rpc::Refusal refusal) {
+  kj::Promise<void> Refuse(RegisterContext& context, rpc::RegisterRefusal refusal) {
     ++service_.counters_.refused;
     service_.log_.Warn("agent refused", {{"peer", peer_}, {"why", Advice(refusal)}});
     context.getResults().getResult().setRefused(refusal);
