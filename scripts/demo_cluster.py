@@ -54,7 +54,7 @@ class Cluster:
                    "--http", f"127.0.0.1:{self.http_port}",
                    "--database", self.folder / "manager.sqlite",
                    "--agent-token-file", self.agent_token,
-                   "--operator-token-file", self.operator_token, "--learning", "200 ms")
+                   "--operator-token-file", self.operator_token, "--learning", "1 s")
         self.wait("the manager is ready", lambda: self.get("/readyz") is not None)
 
     def start_agent(self, name, pool_mib):
