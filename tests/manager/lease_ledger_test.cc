@@ -406,7 +406,7 @@ TEST(LeaseLedgerPropertyTest, NothingIsExceededAndItConverges) {
   for (unsigned seed = 0; seed < 10000; ++seed) {
     SCOPED_TRACE(seed);
     Simulation simulation(seed);
-    for (int step = 0; step < 150; ++step) {
+    for (int step = 0; step < 100; ++step) {
       simulation.Step();
       ASSERT_NO_FATAL_FAILURE(simulation.Check()) << "step " << step;
     }
