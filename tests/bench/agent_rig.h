@@ -63,6 +63,12 @@ class AgentRig {
 // Polls until `condition` holds; DeadlineExceeded names what was waited for.
 absl::Status Await(const std::string& what, const std::function<bool()>& condition);
 
+// The model that cases run, in the source tree.
+inline constexpr char kModel[] = "worker/models/prose-5m";
+
+// A path in the source tree that this program was built from.
+std::string SourcePath(const std::string& relative);
+
 // The token of a tenant of the rig.
 std::string RigToken(uint32_t tenant);
 

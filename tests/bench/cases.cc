@@ -7,12 +7,14 @@
 
 #include "tests/bench/client_cases.h"
 #include "tests/bench/kernel_cases.h"
+#include "tests/bench/reclaim_cases.h"
+#include "tests/bench/worker_cases.h"
 
 namespace kvpool::bench {
 
 std::vector<Case> AllCases() {
   std::vector<Case> all;
-  for (auto* cases : {KernelCases, ClientCases}) {
+  for (auto* cases : {KernelCases, ClientCases, ReclaimCases, WorkerCases}) {
     for (Case& one : cases()) all.push_back(std::move(one));
   }
   return all;
