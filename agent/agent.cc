@@ -26,6 +26,7 @@
 #include "common/log.h"
 #include "common/rpc_listener.h"
 #include "common/secret.h"
+#include "proto/limits.h"
 
 namespace kvpool {
 namespace {
@@ -188,6 +189,9 @@ absl::Status Agent::Run(const AgentConfig& config, kj::AsyncIoContext& io) {
   if (!journal.ok()) return journal.status();
   absl::StatusOr<PoolLedger> ledger = PoolLedger::Make(pool, journal->memory());
   if (!ledger.ok()) return ledger.status();
+  // A descriptor a slab, and some for connections and shared memories of workers.
+  const uint64_t files = pool.slabs + limits::kConnections * 4 + limits::kWorkers * 8 + 64;
+  if (absl::Status status = RaiseFileLimit(files); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<HostDevice>> device =
       HostDevice::Make(pool.slab_bytes, pool.slabs);
   if (!device.ok()) return device.status();

@@ -154,6 +154,12 @@ absl::Status Attachment::Snapshot(AgentSession* session) {
   if (absl::Status adopted = ledger_->Adopt(session->id, words.fresh_pages); !adopted.ok()) {
     return Fail(session, std::string(adopted.message()));
   }
+  for (PageId page : words.fresh_pages) {
+    if (std::binary_search(session->compacted_pages.begin(), session->compacted_pages.end(),
+                           page)) {
+      return Fail(session, "the page list names a page of the session's compacted segment");
+    }
+  }
   const auto committed = static_cast<uint32_t>(words.committed);
   session->planes.Append(session->committed, committed - session->committed);
   session->committed = committed;
@@ -305,6 +311,8 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
     outcome.freed_pages = static_cast<uint32_t>(job.plan.freed.size());
     (void)ledger_->Release(session->id, job.plan.freed);
     session->fresh_pages.clear();
+    session->compacted_pages = job.plan.result.pages;
+    std::sort(session->compacted_pages.begin(), session->compacted_pages.end());
     session->fresh_start = session->committed;
     session->compacted_tokens =
         *std::max_element(job.plan.result.lengths.begin(), job.plan.result.lengths.end());

@@ -322,6 +322,7 @@ class PoolLedger {
   void CheckpointSlab(uint32_t index, std::vector<Record>* out) const;
   absl::Status Replay(std::span<const Record> records);
   absl::Status CheckRecord(const Record& record) const;
+  bool CanApplyToSlab(const Record& record) const;
   absl::StatusOr<Layout> GroupLayout(const Record& record) const;
 
   // Changes (pool_apply.cc): the only way in which the state changes, live and in replay.

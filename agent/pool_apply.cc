@@ -379,9 +379,10 @@ absl::Status PoolLedger::CheckWorker(uint8_t slot) const {
 }
 
 absl::Status PoolLedger::CheckSessions() const {
-  for (const auto& [id, slot] : session_slots_) {
-    const Session& session = sessions_[slot];
-    const auto broken = [&, id = id](const char* what) {
+  for (const auto& entry : session_slots_) {
+    const SessionId id = entry.first;
+    const Session& session = sessions_[entry.second];
+    const auto broken = [&](const char* what) {
       return absl::InternalError(absl::StrCat(what, " (session ", id.value(), ")"));
     };
     if (session.id != id) return broken("I1: two names for a session");

@@ -266,8 +266,6 @@ absl::Status PoolLedger::CheckRecord(const Record& record) const {
   const auto is_group = [&](uint32_t slot) {
     return slot < groups_.size() && groups_[slot] != nullptr;
   };
-  const bool is_slab = record.slab < config_.slabs;
-  const bool in_use = is_slab && slabs_[record.slab].state != SlabState::kFree;
   bool good = false;
   switch (record.type) {
     case Type::kNextIds:
@@ -296,44 +294,49 @@ absl::Status PoolLedger::CheckRecord(const Record& record) const {
     case Type::kPins:
       good = FindSession(SessionId(record.id)) != nullptr;
       break;
-    case Type::kSlab: {
-      const SlabState to = static_cast<SlabState>(record.slot);
-      good = is_slab && to <= SlabState::kStuck && is_group(record.word);
-      if (in_use) {
-        const SlabEntry& slab = slabs_[record.slab];
-        const bool emptied = to == SlabState::kFree || to >= SlabState::kDraining;
-        good = good && slab.group == record.word && !(emptied && slab.used() != 0) &&
-               !(to == SlabState::kFree && slab.offered != 0);
-      } else {
-        good = good && to != SlabState::kFree;
-      }
+    case Type::kSlab:
+    case Type::kMappings:
+    case Type::kPages:
+      good = record.slab < config_.slabs && CanApplyToSlab(record);
       break;
-    }
-    case Type::kMappings: {
-      const SlabEntry& slab = slabs_[in_use ? record.slab : 0];
-      good = in_use && (record.mask & ~record.id) == 0 &&
-             ((slab.mapped & ~record.mask) == 0 || slab.used() == 0);
-      for (uint64_t rest = record.id; rest != 0; rest &= rest - 1) {
-        good = good && is_worker(std::countr_zero(rest));
-      }
-      break;
-    }
-    case Type::kPages: {
-      const SlabEntry& slab = slabs_[in_use ? record.slab : 0];
-      const PageState to = static_cast<PageState>(record.slot);
-      good = in_use && to <= PageState::kOwned && (record.mask & ~slab.PageMask(record.word)) == 0;
-      if (to == PageState::kGranted) {
-        good = good && record.id < limits::kWorkers && (slab.mapped >> record.id & 1) != 0;
-      } else if (to == PageState::kOwned) {
-        good = good && FindSession(SessionId(record.id)) != nullptr;
-      }
-      break;
-    }
     case Type::kCheckpoint:
     case Type::kPool:
       break;
   }
   return good ? absl::OkStatus() : BadRecord(record);
+}
+
+bool PoolLedger::CanApplyToSlab(const Record& record) const {
+  const SlabEntry& slab = slabs_[record.slab];
+  const bool in_use = slab.state != SlabState::kFree;
+  if (record.type == Type::kSlab) {
+    const SlabState to = static_cast<SlabState>(record.slot);
+    if (to > SlabState::kStuck || record.word >= groups_.size() || !groups_[record.word]) {
+      return false;
+    }
+    if (!in_use) return to != SlabState::kFree;
+    const bool empties = to == SlabState::kFree || to >= SlabState::kDraining;
+    return slab.group == record.word && !(empties && slab.used() != 0) &&
+           !(to == SlabState::kFree && slab.offered != 0);
+  }
+  if (record.type == Type::kMappings) {
+    for (uint64_t rest = record.id; rest != 0; rest &= rest - 1) {
+      if (workers_[std::countr_zero(rest)] == nullptr) return false;
+    }
+    // Nobody who holds pages of a slab stops to map it.
+    return in_use && (record.mask & ~record.id) == 0 &&
+           ((slab.mapped & ~record.mask) == 0 || slab.used() == 0);
+  }
+  if (!in_use || (record.mask & ~slab.PageMask(record.word)) != 0) return false;
+  switch (static_cast<PageState>(record.slot)) {
+    case PageState::kFree:
+      return true;
+    case PageState::kGranted:
+      return record.id < limits::kWorkers && (slab.mapped >> record.id & 1) != 0;
+    case PageState::kOwned:
+      return FindSession(SessionId(record.id)) != nullptr;
+  }
+  return false;
 }
 
 absl::StatusOr<Layout> PoolLedger::GroupLayout(const Record& record) const {

@@ -29,11 +29,12 @@ struct AgentSession {
 
   Planes planes;
   uint64_t epoch = 0;
-  uint32_t compacted_tokens = 0;    // rows of the longest head in the compacted segment
-  uint32_t fresh_start = 0;         // logical position of the first fresh token
-  uint32_t committed = 0;           // as last checked; planes have a row for each below it
-  std::vector<PageId> fresh_pages;  // as last checked
-  uint64_t drained = 0;             // number of the next query to drain
+  std::vector<PageId> compacted_pages;  // sorted; a worker must not list them as fresh
+  uint32_t compacted_tokens = 0;        // rows of the longest head in the compacted segment
+  uint32_t fresh_start = 0;             // logical position of the first fresh token
+  uint32_t committed = 0;               // as last checked; planes have a row for each below it
+  std::vector<PageId> fresh_pages;      // as last checked
+  uint64_t drained = 0;                 // number of the next query to drain
 
   double recovery_mean = 1;  // running product over compactions: estimates, never guarantees
   double recovery_min = 1;

@@ -51,6 +51,7 @@ struct Worker {
   bool detached = false;  // its capability is gone; waiting for proof that its process is
   bool gone = false;      // nothing of it can touch memory any more
   kj::Own<kj::UnixEventPort::FdObserver> doorbell;
+  kj::Promise<void> watching = nullptr;  // the doorbell; ends with the worker
 };
 
 struct WorkerCounts {
@@ -152,6 +153,7 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   void RemoveIfDone(WorkerId worker);
   static void Count(const Attachment& attachment, Hostilities* sum);
   void WatchDoorbell(WorkerId worker);
+  kj::Promise<void> AwaitDoorbell(WorkerId worker);
   void Changed(TenantId tenant) {
     if (on_change_) on_change_(tenant);
   }

@@ -23,26 +23,29 @@ constexpr std::chrono::seconds kWorkerAnswers(5);
 }  // namespace
 
 void Workers::WatchDoorbell(WorkerId id) {
-  Worker* worker = Find(id);
-  if (worker == nullptr) return;
-  SharedRegions& regions = worker->attachment->regions();
-  if (worker->doorbell.get() == nullptr) {
-    worker->doorbell = kj::heap<kj::UnixEventPort::FdObserver>(
-        *deps_.port, regions.doorbell_fd(), kj::UnixEventPort::FdObserver::OBSERVE_READ);
-  }
-  auto rung = worker->doorbell->whenBecomesReadable();
+  Worker& worker = workers_.at(id);
+  SharedRegions& regions = worker.attachment->regions();
+  worker.doorbell = kj::heap<kj::UnixEventPort::FdObserver>(
+      *deps_.port, regions.doorbell_fd(), kj::UnixEventPort::FdObserver::OBSERVE_READ);
+  worker.watching = AwaitDoorbell(id).eagerlyEvaluate([this, id](kj::Exception&& error) {
+    log_.Error("a doorbell is not watched any more",
+               {{"worker", id.value()}, {"error", error.getDescription().cStr()}});
+  });
+}
+
+kj::Promise<void> Workers::AwaitDoorbell(WorkerId id) {
+  Worker& worker = workers_.at(id);
+  SharedRegions& regions = worker.attachment->regions();
+  auto rung = worker.doorbell->whenBecomesReadable();
   regions.header().agent_sleeping.store(1, std::memory_order_seq_cst);
-  tasks_.add(rung.then([this, id] {
-    Worker* woken = Find(id);
-    if (woken == nullptr) return;
-    uint64_t count = 0;
-    // Nothing to read only means that an earlier read has taken this ring, too.
-    (void)!read(woken->attachment->regions().doorbell_fd(), &count, sizeof(count));
-    TopUp(id);
-    WatchDoorbell(id);
-  }));
   // A worker that ran low before it could see the flag did not ring.
   TopUp(id);
+  return rung.then([this, id, fd = regions.doorbell_fd()] {
+    uint64_t count = 0;
+    // Nothing to read only means that an earlier read has taken this ring, too.
+    (void)!read(fd, &count, sizeof(count));
+    return AwaitDoorbell(id);
+  });
 }
 
 void Workers::TopUp(WorkerId id) {

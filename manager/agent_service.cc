@@ -1,0 +1,159 @@
+// Registration, then one exchange after the other.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "manager/agent_service.h"
+
+#include <kj/debug.h>
+
+#include <utility>
+
+#include "manager/agent_messages.h"
+#include "proto/limits.h"
+#include "proto/manager.capnp.h"
+
+namespace kvpool {
+namespace {
+
+rpc::RegisterRefusal ToRefusal(RegisterOutcome outcome) {
+  switch (outcome) {
+    case RegisterOutcome::kNameTaken:
+      return rpc::RegisterRefusal::NAME_TAKEN;
+    case RegisterOutcome::kTooMany:
+      return rpc::RegisterRefusal::TOO_MANY;
+    case RegisterOutcome::kBadPool:
+      return rpc::RegisterRefusal::BAD_POOL;
+    case RegisterOutcome::kStaleEpoch:
+      return rpc::RegisterRefusal::STALE_EPOCH;
+    case RegisterOutcome::kOk:
+      break;
+  }
+  return rpc::RegisterRefusal::UNKNOWN;
+}
+
+// For the operator, who reads the manager's log.
+const char* Advice(rpc::RegisterRefusal refusal) {
+  switch (refusal) {
+    case rpc::RegisterRefusal::BAD_TOKEN:
+      return "the agent has another agent token than this manager";
+    case rpc::RegisterRefusal::BAD_VERSION:
+      return "the agent speaks another protocol version; upgrade the older side";
+    case rpc::RegisterRefusal::BAD_NAME:
+      return "an agent's name is a-z, 0-9 and hyphens";
+    case rpc::RegisterRefusal::NAME_TAKEN:
+      return "another agent of this name is connected; give each agent its own name";
+    case rpc::RegisterRefusal::TOO_MANY:
+      return "the manager serves no more agents; forget those that are gone";
+    case rpc::RegisterRefusal::BAD_POOL:
+      return "the pool must be whole slabs, and all agents must have slabs of the same size";
+    case rpc::RegisterRefusal::STALE_EPOCH:
+      return "the agent has followed a newer manager; this one runs on an old database";
+    default:
+      return "the store failed";
+  }
+}
+
+}  // namespace
+
+// One registered agent. Dropped when the agent lets go of it or its connection ends.
+class AgentService::LinkServer final : public rpc::Link::Server {
+ public:
+  LinkServer(AgentService& service, AgentInfo agent, uint64_t link,
+             kj::Own<RpcConnection> connection)
+      : service_(service), agent_(std::move(agent)), link_(link), connection_(kj::mv(connection)) {}
+
+  ~LinkServer() noexcept(false) {
+    service_.control_.cluster().Disconnect(agent_.name, link_);
+    service_.log_.Info("agent disconnected", {{"agent", agent_.name}});
+  }
+
+  kj::Promise<void> exchange(ExchangeContext context) override {
+    Cluster& cluster = service_.control_.cluster();
+    if (!cluster.IsLive(agent_.name, link_)) {
+      connection_->Close();
+      KJ_FAIL_REQUIRE("a newer connection of this agent has taken over");
+    }
+    const TimePoint now = BootClock::now();
+    auto report = CheckedReport(context.getParams().getReport(), agent_, now);
+    if (!report.ok()) {
+      ++service_.counters_.bad_reports;
+      service_.log_.Warn("report refused, connection cut",
+                         {{"agent", agent_.name}, {"why", std::string(report.status().message())}});
+      connection_->Close();
+      KJ_FAIL_REQUIRE("the report is impossible");
+    }
+    context.releaseParams();
+    ++service_.counters_.reports;
+    ToProto(cluster.Exchange(agent_.name, *std::move(report), now),
+            context.getResults().initOrders());
+    return kj::READY_NOW;
+  }
+
+ private:
+  AgentService& service_;
+  const AgentInfo agent_;
+  const uint64_t link_;
+  kj::Own<RpcConnection> connection_;
+};
+
+class AgentService::ManagerServer final : public rpc::Manager::Server {
+ public:
+  ManagerServer(AgentService& service, std::string peer, kj::Own<RpcConnection> connection)
+      : service_(service), peer_(std::move(peer)), connection_(kj::mv(connection)) {}
+
+  kj::Promise<void> register_(RegisterContext context) override {
+    const auto params = context.getParams().getParams();
+    const auto token = params.getToken();
+    const bool good_token =
+        token.size() <= limits::kTokenBytes &&
+        EqualInConstantTime(Sha256({token.begin(), token.size()}), service_.agent_token_hash_);
+    if (!good_token) return Refuse(context, rpc::RegisterRefusal::BAD_TOKEN);
+    connection_->Authenticated();
+    if (params.getProtocolVersion() != limits::kProtocolVersion) {
+      return Refuse(context, rpc::RegisterRefusal::BAD_VERSION);
+    }
+    const std::string name(params.getAgent().begin(), params.getAgent().size());
+    if (!CheckName("agent", name).ok()) return Refuse(context, rpc::RegisterRefusal::BAD_NAME);
+    auto agent = CheckedAgentInfo(params);
+    if (!agent.ok()) return Refuse(context, rpc::RegisterRefusal::BAD_POOL);
+    return service_.control_.Register(*agent, params.getHighestEpoch())
+        .then([this, context, agent = *std::move(agent)](
+                  absl::StatusOr<Registration> registered) mutable -> kj::Promise<void> {
+          if (!registered.ok()) return Refuse(context, rpc::RegisterRefusal::UNKNOWN);
+          if (registered->outcome != RegisterOutcome::kOk) {
+            return Refuse(context, ToRefusal(registered->outcome));
+          }
+          ++service_.counters_.registrations;
+          service_.log_.Info("agent registered", {{"agent", agent.name},
+                                                  {"peer", peer_},
+                                                  {"slabs", agent.slabs()},
+                                                  {"slab_bytes", agent.slab_bytes.value()}});
+          context.getResults().getResult().setLink(kj::heap<LinkServer>(
+              service_, std::move(agent), registered->link, kj::addRef(*connection_)));
+          return kj::READY_NOW;
+        });
+  }
+
+ private:
+  kj::Promise<void> Refuse(RegisterContext& context, rpc::RegisterRefusal refusal) {
+    ++service_.counters_.refused;
+    service_.log_.Warn("agent refused", {{"peer", peer_}, {"why", Advice(refusal)}});
+    context.getResults().getResult().setRefused(refusal);
+    return kj::READY_NOW;
+  }
+
+  AgentService& service_;
+  const std::string peer_;
+  kj::Own<RpcConnection> connection_;
+};
+
+AgentService::AgentService(Control& control, const std::string& agent_token)
+    : control_(control), agent_token_hash_(Sha256(agent_token)), log_("agents") {}
+
+BootstrapFactory AgentService::Factory() {
+  return [this](RpcPeer peer, kj::Own<RpcConnection> connection) -> capnp::Capability::Client {
+    return rpc::Manager::Client(
+        kj::heap<ManagerServer>(*this, std::move(peer.text), kj::mv(connection)));
+  };
+}
+
+}  // namespace kvpool

@@ -1,0 +1,155 @@
+// All the manager knows, in one place: tenants, agents and their use, leases, the last reclaims.
+// Turns an agent's report into its orders. Pure: it takes values and time; RPC, HTTP, SQLite and
+// the clock are the shell's (service.h, api.h, store.h). One thread at a time: the RPC thread.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/clock.h"
+#include "common/ids.h"
+#include "common/units.h"
+#include "manager/lease_ledger.h"
+#include "manager/tenants.h"
+
+namespace kvpool {
+
+// An agent as it introduced itself.
+struct AgentInfo {
+  std::string name;
+  uint64_t incarnation = 0;  // another number: another pool
+  Bytes pool_bytes;          // whole slabs that it can lease out
+  Bytes slab_bytes;
+  std::string device;  // for people
+
+  int64_t slabs() const { return pool_bytes / slab_bytes; }
+  bool operator==(const AgentInfo&) const = default;
+};
+
+// What an agent says about one tenant; counts are since the agent started.
+struct TenantUse {
+  LeaseReport lease;
+  int64_t held_slabs = 0;
+  Bytes used;
+  int64_t wanted_slabs = 0;
+  uint32_t sessions = 0;
+  uint32_t workers = 0;
+  uint64_t refusals = 0;
+  uint64_t compactions = 0;
+  double recovery_sum = 0;
+  uint64_t recovery_count = 0;
+  double recovery_min = 1;
+};
+
+// One thing done to a tenant that was over its lease or due by its policy.
+struct ReclaimEntry {
+  TenantId tenant;
+  std::string agent;
+  TimePoint time;
+  std::string step;    // "compaction"
+  std::string reason;  // "lease-shrink"
+  std::string policy;
+  uint32_t sessions = 0;
+  Bytes bytes;
+  double recovery = -1;  // negative: not measured
+};
+
+struct AgentReport {
+  uint64_t seq = 0;
+  std::vector<TenantUse> tenants;
+  std::vector<ReclaimEntry> reclaims;  // oldest first
+  int64_t free_slabs = 0;
+  int64_t stuck_slabs = 0;
+};
+
+struct TenantOrders {
+  const Tenant* tenant;
+  LeaseOrder lease;
+  int64_t limit_slabs = 0;
+};
+
+struct AgentOrders {
+  uint64_t epoch = 0;
+  std::vector<TenantOrders> tenants;
+  bool complete = false;  // false: an agent keeps what is not named
+};
+
+enum class RegisterOutcome { kOk, kNameTaken, kTooMany, kBadPool, kStaleEpoch };
+
+class Cluster {
+ public:
+  struct Agent {
+    AgentInfo info;
+    bool connected = false;
+    uint64_t link = 0;  // of its last connection
+    TimePoint last_report;
+    int64_t free_slabs = 0;
+    int64_t stuck_slabs = 0;
+    std::map<TenantId, TenantUse> use;
+  };
+
+  struct Start {
+    uint64_t epoch = 0;
+    TenantTable tenants;
+    std::vector<AgentInfo> known_agents;
+    TimePoint learn_until;  // then it goes on without agents that have not come back
+  };
+
+  explicit Cluster(Start start);
+
+  const TenantTable& tenants() const { return tenants_; }
+  const std::map<std::string, Agent>& agents() const { return agents_; }
+  const LeaseLedger& ledger() const { return ledger_; }
+  uint64_t epoch() const { return ledger_.epoch(); }
+  bool Learning(TimePoint now) const { return ledger_.Learning() && now < learn_until_; }
+  // Of all known agents; none without agents.
+  std::optional<Bytes> Capacity() const;
+  // The size of every slab in the cluster; zero without agents.
+  Bytes SlabBytes() const;
+  // At most limits::kReclaimsKept, newest first.
+  const std::deque<ReclaimEntry>& ReclaimsOf(TenantId tenant) const;
+
+  // Whether the agent may register, with the highest epoch it has seen. All agents of a cluster
+  // have slabs of one size.
+  RegisterOutcome CheckAgent(const AgentInfo& info, uint64_t highest_epoch) const;
+  // A new connection of an agent that passed; returns its link. A link of before is dead.
+  uint64_t Connect(const AgentInfo& info);
+  // Does nothing for a dead link.
+  void Disconnect(const std::string& agent, uint64_t link);
+  // FailedPrecondition while it is connected.
+  absl::Status CheckForget(const std::string& agent) const;
+  void Forget(const std::string& agent);
+
+  // Takes a report of a live link, and answers it. An older report changes nothing.
+  bool IsLive(const std::string& agent, uint64_t link) const;
+  AgentOrders Exchange(const std::string& agent, AgentReport report, TimePoint now);
+
+  void CommitTenants(const std::vector<Tenant>& changed);
+  // FailedPrecondition while it has leases.
+  absl::Status CheckRemove(const std::string& tenant) const;
+  void RemoveTenant(const std::string& tenant);
+
+ private:
+  void Take(Agent& agent, AgentReport report, TimePoint now);
+  void PlanSometimes(TimePoint now);
+  void Plan();
+  AgentOrders OrdersFor(const std::string& agent) const;
+  int64_t LimitSlabs(const Tenant& tenant) const;
+
+  TenantTable tenants_;
+  LeaseLedger ledger_;
+  std::map<std::string, Agent> agents_;
+  std::map<TenantId, std::deque<ReclaimEntry>> reclaims_;
+  TimePoint learn_until_;
+  TimePoint next_plan_;
+  uint64_t last_link_ = 0;
+};
+
+}  // namespace kvpool

@@ -1,0 +1,148 @@
+// Check, write, commit.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "manager/control.h"
+
+#include <type_traits>
+#include <utility>
+
+#include "common/quantity.h"
+
+namespace kvpool {
+namespace {
+
+std::string Describe(const Tenant* tenant) {
+  if (tenant == nullptr) return "none";
+  return "guaranteed " + FormatBytes(tenant->spec.guaranteed) + ", limit " +
+         FormatBytes(tenant->spec.limit) + ", " + ToString(tenant->spec.policy);
+}
+
+}  // namespace
+
+Control::Control(Cluster cluster, std::unique_ptr<Store> store)
+    : cluster_(std::move(cluster)), store_(std::move(store)), log_("control") {}
+
+template <typename F>
+std::invoke_result_t<F&> Control::TakeTurn(F change) {
+  auto turn = last_turn_.then(kj::mv(change)).fork();
+  last_turn_ =
+      turn.addBranch().then([](auto&&) {}, [](kj::Exception&&) {}).eagerlyEvaluate(nullptr);
+  return turn.addBranch();
+}
+
+kj::Promise<absl::StatusOr<std::vector<Tenant>>> Control::Apply(std::vector<TenantSpec> specs,
+                                                                std::optional<uint64_t> revision) {
+  using Result = absl::StatusOr<std::vector<Tenant>>;
+  return TakeTurn([this, specs = std::move(specs), revision]() -> kj::Promise<Result> {
+    if (revision.has_value()) {
+      absl::Status status = cluster_.tenants().CheckRevision(specs.at(0).name, *revision);
+      if (!status.ok()) return Result(status);
+    }
+    Result changed = cluster_.tenants().PlanApply(specs, cluster_.Capacity());
+    if (!changed.ok() || changed->empty()) return changed;
+    return Offload(store_thread_, [store = store_.get(),
+                                   tenants = *changed] { return store->SaveTenants(tenants); })
+        .then([this, changed = *std::move(changed)](absl::Status saved) mutable -> Result {
+          if (!saved.ok()) return saved;
+          for (const Tenant& tenant : changed) {
+            log_.Info("tenant changed",
+                      {{"tenant", tenant.spec.name},
+                       {"before", Describe(cluster_.tenants().Find(tenant.spec.name))},
+                       {"after", Describe(&tenant)}});
+          }
+          cluster_.CommitTenants(changed);
+          return std::move(changed);
+        });
+  });
+}
+
+kj::Promise<absl::Status> Control::RemoveTenant(std::string name) {
+  return TakeTurn([this, name = std::move(name)]() -> kj::Promise<absl::Status> {
+    if (absl::Status status = cluster_.CheckRemove(name); !status.ok()) return status;
+    // Without a limit it is given no lease while the store works.
+    const Tenant before = *cluster_.tenants().Find(name);
+    Tenant leaving = before;
+    leaving.spec.guaranteed = leaving.spec.limit = 0_B;
+    cluster_.CommitTenants({leaving});
+    return Offload(store_thread_,
+                   [store = store_.get(), id = before.id] { return store->RemoveTenant(id); })
+        .then([this, before](absl::Status removed) {
+          if (removed.ok()) {
+            cluster_.RemoveTenant(before.spec.name);
+            log_.Info("tenant deleted",
+                      {{"tenant", before.spec.name}, {"before", Describe(&before)}});
+          } else {
+            cluster_.CommitTenants({before});
+          }
+          return removed;
+        });
+  });
+}
+
+kj::Promise<absl::Status> Control::SaveTenant(absl::StatusOr<Tenant> tenant) {
+  if (!tenant.ok()) return tenant.status();
+  return Offload(store_thread_,
+                 [store = store_.get(), saved = *tenant] { return store->SaveTenants({saved}); })
+      .then([this, tenant = *std::move(tenant)](absl::Status saved) {
+        if (saved.ok()) cluster_.CommitTenants({tenant});
+        return saved;
+      });
+}
+
+kj::Promise<absl::StatusOr<std::string>> Control::CreateToken(std::string name) {
+  using Result = absl::StatusOr<std::string>;
+  return TakeTurn([this, name = std::move(name)]() -> kj::Promise<Result> {
+    Result token = NewToken();
+    if (!token.ok()) return token;
+    return SaveTenant(cluster_.tenants().PlanAddToken(name, Sha256(*token)))
+        .then([this, name, token](absl::Status saved) -> Result {
+          if (!saved.ok()) return saved;
+          log_.Info("token created", {{"tenant", name}, {"id", TokenId(Sha256(*token))}});
+          return token;
+        });
+  });
+}
+
+kj::Promise<absl::Status> Control::RevokeToken(std::string name, std::string token_id) {
+  return TakeTurn([this, name = std::move(name), token_id = std::move(token_id)] {
+    return SaveTenant(cluster_.tenants().PlanRevokeToken(name, token_id))
+        .then([this, name, token_id](absl::Status saved) {
+          if (saved.ok()) log_.Info("token revoked", {{"tenant", name}, {"id", token_id}});
+          return saved;
+        });
+  });
+}
+
+kj::Promise<absl::StatusOr<Registration>> Control::Register(AgentInfo agent,
+                                                            uint64_t highest_epoch) {
+  using Result = absl::StatusOr<Registration>;
+  return TakeTurn([this, agent = std::move(agent), highest_epoch]() -> kj::Promise<Result> {
+    const RegisterOutcome outcome = cluster_.CheckAgent(agent, highest_epoch);
+    if (outcome != RegisterOutcome::kOk) return Result(Registration{.outcome = outcome});
+    const auto known = cluster_.agents().find(agent.name);
+    if (known != cluster_.agents().end() && known->second.info == agent) {
+      return Result(Registration{.link = cluster_.Connect(agent)});
+    }
+    return Offload(store_thread_, [store = store_.get(), agent] { return store->SaveAgent(agent); })
+        .then([this, agent](absl::Status saved) -> Result {
+          if (!saved.ok()) return saved;
+          return Registration{.link = cluster_.Connect(agent)};
+        });
+  });
+}
+
+kj::Promise<absl::Status> Control::ForgetAgent(std::string name) {
+  return TakeTurn([this, name = std::move(name)]() -> kj::Promise<absl::Status> {
+    if (absl::Status status = cluster_.CheckForget(name); !status.ok()) return status;
+    return Offload(store_thread_, [store = store_.get(), name] { return store->RemoveAgent(name); })
+        .then([this, name](absl::Status removed) {
+          if (removed.ok()) {
+            cluster_.Forget(name);
+            log_.Info("agent forgotten", {{"agent", name}});
+          }
+          return removed;
+        });
+  });
+}
+
+}  // namespace kvpool

@@ -1,0 +1,62 @@
+// The cluster and its store, changed together: a change is checked, written, and takes effect once
+// the write is acknowledged. Changes take turns, so that each is checked against what the one
+// before left. KJ thread; the store runs on a thread of its own.
+//
+// A change that has begun is finished even if nobody waits for its result any more.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kj/async.h>
+
+#include <boost/asio/thread_pool.hpp>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/kj_asio.h"
+#include "common/log.h"
+#include "manager/cluster.h"
+#include "manager/store.h"
+
+namespace kvpool {
+
+struct Registration {
+  RegisterOutcome outcome = RegisterOutcome::kOk;
+  uint64_t link = 0;
+};
+
+class Control {
+ public:
+  Control(Cluster cluster, std::unique_ptr<Store> store);
+
+  Cluster& cluster() { return cluster_; }
+  const Cluster& cluster() const { return cluster_; }
+
+  // Creates and updates tenants, all or nothing; `revision`, where given, is what the (only) tenant
+  // must be at. Returns those that changed. Errors as TenantTable's.
+  kj::Promise<absl::StatusOr<std::vector<Tenant>>> Apply(std::vector<TenantSpec> specs,
+                                                         std::optional<uint64_t> revision);
+  kj::Promise<absl::Status> RemoveTenant(std::string name);
+  // A new worker token: the only time that it can be seen.
+  kj::Promise<absl::StatusOr<std::string>> CreateToken(std::string tenant);
+  kj::Promise<absl::Status> RevokeToken(std::string tenant, std::string token_id);
+
+  kj::Promise<absl::StatusOr<Registration>> Register(AgentInfo agent, uint64_t highest_epoch);
+  kj::Promise<absl::Status> ForgetAgent(std::string name);
+
+ private:
+  template <typename F>
+  std::invoke_result_t<F&> TakeTurn(F change);
+  kj::Promise<absl::Status> SaveTenant(absl::StatusOr<Tenant> tenant);
+
+  Cluster cluster_;
+  std::unique_ptr<Store> store_;
+  Logger log_;
+  boost::asio::thread_pool store_thread_{1};
+  kj::Promise<void> last_turn_ = kj::READY_NOW;
+};
+
+}  // namespace kvpool

@@ -1,0 +1,150 @@
+// Revoke by acknowledgement: what counts, and what may therefore be ordered.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "manager/lease_ledger.h"
+
+#include <algorithm>
+
+namespace kvpool {
+
+int64_t LeaseLedger::Lease::Committed() const {
+  return orders.empty() ? promise : std::max(promise, orders.front().slabs);
+}
+
+void LeaseLedger::Lease::Add(Order order) {
+  while (!orders.empty() && orders.back().slabs <= order.slabs) orders.pop_back();
+  orders.push_back(order);
+}
+
+void LeaseLedger::Lease::Acknowledge(uint64_t seq, int64_t slabs) {
+  promise = slabs;
+  std::erase_if(orders, [&](const Order& order) { return order.seq < seq; });
+}
+
+int64_t LeaseLedger::Agent::Committed() const {
+  int64_t sum = 0;
+  for (const auto& [tenant, lease] : leases) sum += lease.Committed();
+  return sum;
+}
+
+LeaseLedger::LeaseLedger(uint64_t epoch, const std::vector<std::string>& known_agents)
+    : epoch_(epoch), unheard_(known_agents) {}
+
+void LeaseLedger::Connect(const std::string& name, uint64_t incarnation, int64_t capacity_slabs) {
+  Agent& agent = agents_[name];
+  if (agent.incarnation != incarnation) agent = Agent{.incarnation = incarnation};
+  agent.connected = true;
+  agent.heard = false;
+  agent.report_seq = 0;
+  agent.capacity = capacity_slabs;
+}
+
+void LeaseLedger::Disconnect(const std::string& name) { agents_.at(name).connected = false; }
+
+void LeaseLedger::Forget(const std::string& name) {
+  agents_.erase(name);
+  std::erase(unheard_, name);
+}
+
+void LeaseLedger::Remove(TenantId tenant) {
+  for (auto& [name, agent] : agents_) agent.leases.erase(tenant);
+}
+
+bool LeaseLedger::Report(const std::string& name, uint64_t seq,
+                         const std::vector<LeaseReport>& tenants) {
+  Agent& agent = agents_.at(name);
+  if (seq <= agent.report_seq) return false;
+  agent.report_seq = seq;
+  agent.heard = true;
+  std::erase(unheard_, name);
+
+  std::map<TenantId, Lease> never_ordered;
+  for (auto& [tenant, lease] : agent.leases) {
+    if (lease.orders.empty()) never_ordered.emplace(tenant, lease);
+  }
+  for (const LeaseReport& report : tenants) {
+    never_ordered.erase(report.tenant);
+    Lease& lease = agent.leases[report.tenant];
+    if (report.epoch < epoch_) {
+      // It has applied none of this epoch's orders: they all stand beside the old promise.
+      lease.promise = report.slabs;
+    } else if (report.epoch == epoch_ && report.seq <= last_seq_) {
+      lease.Acknowledge(report.seq, report.slabs);
+    }
+  }
+  for (const auto& [tenant, lease] : never_ordered) agent.leases.erase(tenant);
+  return true;
+}
+
+void LeaseLedger::Plan(const std::vector<LeaseTarget>& targets) {
+  if (Learning()) return;
+  const std::vector<std::string> ready = ReadyAgents();
+  for (const LeaseTarget& target : targets) {
+    for (size_t a = 0; a < ready.size(); ++a) {
+      Lease& lease = agents_.at(ready[a]).leases[target.tenant];
+      if (target.slabs[a] < lease.Ordered()) lease.Add({++last_seq_, target.slabs[a]});
+    }
+  }
+  std::vector<int64_t> agent_room;
+  for (const std::string& name : ready) {
+    agent_room.push_back(agents_.at(name).capacity - agents_.at(name).Committed());
+  }
+  for (const LeaseTarget& target : targets) {
+    int64_t tenant_room = target.limit - Committed(target.tenant);
+    for (size_t a = 0; a < ready.size(); ++a) {
+      Lease& lease = agents_.at(ready[a]).leases.at(target.tenant);
+      const int64_t before = lease.Committed();
+      const int64_t fits = before + std::min(tenant_room, agent_room[a]);
+      const int64_t slabs = std::min(target.slabs[a], fits);
+      if (slabs > lease.Ordered()) {
+        lease.Add({++last_seq_, slabs});
+      } else if (lease.orders.empty()) {
+        lease.Add({++last_seq_, lease.promise});  // confirms what an earlier manager granted
+      }
+      tenant_room -= lease.Committed() - before;
+      agent_room[a] -= lease.Committed() - before;
+    }
+  }
+}
+
+std::vector<LeaseOrder> LeaseLedger::Orders(const std::string& name) const {
+  std::vector<LeaseOrder> orders;
+  for (const auto& [tenant, lease] : agents_.at(name).leases) {
+    if (lease.orders.empty()) continue;
+    orders.push_back({tenant, lease.orders.back().seq, lease.orders.back().slabs});
+  }
+  return orders;
+}
+
+std::vector<std::string> LeaseLedger::ReadyAgents() const {
+  std::vector<std::string> names;
+  for (const auto& [name, agent] : agents_) {
+    if (agent.connected && agent.heard) names.push_back(name);
+  }
+  return names;
+}
+
+const LeaseLedger::Lease* LeaseLedger::Find(TenantId tenant, const std::string& name) const {
+  const auto agent = agents_.find(name);
+  if (agent == agents_.end()) return nullptr;
+  const auto lease = agent->second.leases.find(tenant);
+  return lease == agent->second.leases.end() ? nullptr : &lease->second;
+}
+
+int64_t LeaseLedger::Committed(TenantId tenant, const std::string& name) const {
+  const Lease* lease = Find(tenant, name);
+  return lease == nullptr ? 0 : lease->Committed();
+}
+
+int64_t LeaseLedger::Committed(TenantId tenant) const {
+  int64_t sum = 0;
+  for (const auto& [name, agent] : agents_) sum += Committed(tenant, name);
+  return sum;
+}
+
+int64_t LeaseLedger::Ordered(TenantId tenant, const std::string& name) const {
+  const Lease* lease = Find(tenant, name);
+  return lease == nullptr ? 0 : lease->Ordered();
+}
+
+}  // namespace kvpool

@@ -1,0 +1,130 @@
+// Which slabs every tenant may hold at every agent, as far as the manager can know: revoke by
+// acknowledgement. A pure state machine: it takes reports and targets and returns orders; it has no
+// clock, sends nothing and keeps nothing on disk. One thread at a time.
+//
+// The rule: a lease counts from the moment it is ordered until the agent has acknowledged a newer
+// order, and a promise counts until the agent has made a lower one. A grow is ordered only when all
+// that counts still fits afterwards; a shrink frees nothing before it is acknowledged. So messages
+// may be lost, doubled, late and reordered: memory can stay unused for a while, a tenant's limit
+// and an agent's capacity are never exceeded. Time alone never takes a lease away.
+//
+// A new manager (a higher epoch) knows no leases. It orders nothing until it has learned them: from
+// the first report of every agent it knows of. An agent of an unknown or returning name is learned
+// from its own first report.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "common/ids.h"
+
+namespace kvpool {
+
+// One tenant's line in an agent's report.
+struct LeaseReport {
+  TenantId tenant;
+  uint64_t epoch = 0;  // of the order that the agent applied last
+  uint64_t seq = 0;    // likewise
+  int64_t slabs = 0;   // the agent's promise: it holds at most these from now on
+};
+
+// One tenant's line in an agent's orders.
+struct LeaseOrder {
+  TenantId tenant;
+  uint64_t seq = 0;   // unique within the epoch, counts up
+  int64_t slabs = 0;  // what it may hold
+};
+
+// What the allocator would like a tenant to have.
+struct LeaseTarget {
+  TenantId tenant;
+  int64_t limit = 0;           // slabs, over all agents
+  std::vector<int64_t> slabs;  // [agent], in the order of LeaseLedger::ReadyAgents
+};
+
+class LeaseLedger {
+ public:
+  // `known_agents`: whom a manager of an earlier epoch may have given leases.
+  LeaseLedger(uint64_t epoch, const std::vector<std::string>& known_agents);
+
+  uint64_t epoch() const { return epoch_; }
+  // Whether Plan does nothing yet. Ends when every known agent has reported.
+  bool Learning() const { return !unheard_.empty(); }
+  // Goes on without the known agents that are missing; their leases count as none until they are
+  // back. For the case that one will never be.
+  void StopLearning() { unheard_.clear(); }
+
+  // A new connection of an agent; its report numbers start again. Another incarnation than before
+  // has a new pool and no leases.
+  void Connect(const std::string& agent, uint64_t incarnation, int64_t capacity_slabs);
+  // Its leases stay, and nothing is ordered from it.
+  void Disconnect(const std::string& agent);
+  // Its leases count no more. Requires that it is not connected.
+  void Forget(const std::string& agent);
+  // Drops the orders for a tenant that is no more. Requires that nothing of it is committed.
+  void Remove(TenantId tenant);
+
+  // Takes a connected agent's report; returns false and ignores it unless `seq` is higher than in
+  // the report before. A tenant that is not listed and was never ordered has no lease.
+  bool Report(const std::string& agent, uint64_t seq, const std::vector<LeaseReport>& tenants);
+
+  // Orders what brings the leases nearer to the targets, as far as the rule allows: all shrinks,
+  // and those grows (or parts of them) that fit now. Tenants without a target are left alone.
+  void Plan(const std::vector<LeaseTarget>& targets);
+
+  // The standing order for each tenant that has one. To be repeated until acknowledged.
+  std::vector<LeaseOrder> Orders(const std::string& agent) const;
+
+  // Agents that Plan can order from: connected, and heard since. Sorted by name.
+  std::vector<std::string> ReadyAgents() const;
+  int64_t CapacityOf(const std::string& agent) const { return agents_.at(agent).capacity; }
+  // All that counts: at the agent, and for the tenant at the agent or at all agents.
+  int64_t CommittedAt(const std::string& agent) const { return agents_.at(agent).Committed(); }
+  int64_t Committed(TenantId tenant, const std::string& agent) const;
+  int64_t Committed(TenantId tenant) const;
+  // What the tenant may hold at the agent by the standing order.
+  int64_t Ordered(TenantId tenant, const std::string& agent) const;
+
+ private:
+  struct Order {
+    uint64_t seq;
+    int64_t slabs;
+  };
+
+  struct Lease {
+    int64_t promise = 0;
+    // The standing order last; before it those that the agent may still be following: from the
+    // acknowledged one on, without any that a later, larger one covers. So slabs fall from front to
+    // back.
+    std::vector<Order> orders;
+
+    int64_t Committed() const;
+    int64_t Ordered() const { return orders.empty() ? promise : orders.back().slabs; }
+    void Add(Order order);
+    void Acknowledge(uint64_t seq, int64_t slabs);
+  };
+
+  struct Agent {
+    bool connected = false;
+    bool heard = false;  // reported since it connected
+    uint64_t incarnation = 0;
+    uint64_t report_seq = 0;
+    int64_t capacity = 0;
+    std::map<TenantId, Lease> leases;
+
+    int64_t Committed() const;
+  };
+
+  const Lease* Find(TenantId tenant, const std::string& agent) const;
+
+  uint64_t epoch_;
+  uint64_t last_seq_ = 0;
+  std::vector<std::string> unheard_;  // known agents that have not reported in this epoch
+  std::map<std::string, Agent> agents_;
+};
+
+}  // namespace kvpool

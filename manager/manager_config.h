@@ -1,0 +1,37 @@
+// The settings of kvpool-manager, and the secrets in the files they name. Values, any thread.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/config.h"
+#include "proto/limits.h"
+
+namespace kvpool {
+
+struct ManagerConfig {
+  std::string agents = "127.0.0.1:7600";
+  std::string http = "127.0.0.1:7610";
+  std::string database = "/var/lib/kvpool/manager.db";
+  std::string agent_token_file;
+  std::string operator_token_file;
+  Duration learning = std::max<Duration>(std::chrono::seconds(5),
+                                         std::chrono::milliseconds(3 * limits::kReportMillis));
+  std::string log_level = "info";
+  std::string log_format = "text";
+};
+
+void Declare(ManagerConfig* config, Settings* settings);
+
+struct ManagerSecrets {
+  std::string agent_token;
+  std::optional<std::string> operator_token;  // when a file was named
+};
+
+absl::StatusOr<ManagerSecrets> ReadSecrets(const ManagerConfig& config);
+
+}  // namespace kvpool

@@ -1,0 +1,38 @@
+// The manager's metrics, brought up to date when they are asked for. Reads the cluster: RPC thread.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <set>
+#include <string>
+
+#include "common/http_server.h"
+#include "common/metrics.h"
+#include "common/rpc_listener.h"
+#include "manager/agent_service.h"
+#include "manager/cluster.h"
+
+namespace kvpool {
+
+class ManagerMetrics {
+ public:
+  ManagerMetrics();
+
+  void Update(const Cluster& cluster, const AgentService::Counters& agents,
+              const RpcListener::Counters& rpc, const HttpServer::Counters& http, TimePoint now);
+  // The text of /metrics.
+  std::string Serialize() { return metrics_.Serialize(); }
+
+ private:
+  void UpdateTenants(const Cluster& cluster);
+
+  Metrics metrics_;
+  Gauge epoch_, learning_, tenants_, capacity_, guaranteed_;
+  MetricFamily<Gauge> agents_;
+  MetricFamily<Counter> registrations_, reports_, rpc_refused_, http_;
+  MetricFamily<Gauge> tenant_guaranteed_, tenant_limit_, tenant_leased_, tenant_held_, tenant_used_,
+      tenant_wanted_;
+  std::set<std::string> shown_tenants_;  // that have series
+};
+
+}  // namespace kvpool

@@ -1,0 +1,67 @@
+// The tenants as the operator has set them: budgets, policies and tokens. Pure: a change is planned
+// (checked, nothing happens), made durable by someone else, and then committed here. Knows nothing
+// of leases and use. One thread at a time.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/ids.h"
+#include "common/secret.h"
+#include "common/tenants_file.h"
+
+namespace kvpool {
+
+struct Tenant {
+  TenantId id;
+  TenantSpec spec;
+  uint64_t revision = 0;           // counts the changes of `spec`, from 1
+  std::vector<Sha256Hash> tokens;  // of its workers
+};
+
+// How people name a token that they cannot see any more: the first digits of its hash.
+std::string TokenId(const Sha256Hash& hash);
+
+class TenantTable {
+ public:
+  // `next_id` is above every id that was ever given.
+  TenantTable(std::vector<Tenant> tenants, TenantId next_id);
+
+  const std::map<std::string, Tenant>& by_name() const { return tenants_; }
+  const Tenant* Find(const std::string& name) const;
+  // NotFound, in words.
+  absl::StatusOr<Tenant> Get(const std::string& name) const;
+
+  // The tenants that differ from now if these were created or updated; the others stay. All or
+  // nothing. `capacity`: of all known agents, none when no agent is known; a sum of guarantees
+  // above it is InvalidArgument, unless the change makes the sum no larger. ResourceExhausted above
+  // limits::kTenants.
+  absl::StatusOr<std::vector<Tenant>> PlanApply(const std::vector<TenantSpec>& specs,
+                                                std::optional<Bytes> capacity) const;
+  // Aborted unless the tenant has this revision (0: does not exist).
+  absl::Status CheckRevision(const std::string& name, uint64_t revision) const;
+
+  // NotFound; ResourceExhausted above limits::kTokensPerTenant.
+  absl::StatusOr<Tenant> PlanAddToken(const std::string& name, const Sha256Hash& hash) const;
+  absl::StatusOr<Tenant> PlanRevokeToken(const std::string& name,
+                                         const std::string& token_id) const;
+
+  void Commit(const std::vector<Tenant>& changed);
+  void Remove(const std::string& name);
+
+ private:
+  absl::Status CheckGuarantees(const std::map<std::string, Bytes>& guarantees,
+                               Bytes capacity) const;
+
+  std::map<std::string, Tenant> tenants_;
+  TenantId next_id_;
+};
+
+}  // namespace kvpool

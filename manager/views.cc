@@ -1,0 +1,151 @@
+// Sums and JSON.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "manager/views.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/tenant_json.h"
+
+namespace kvpool {
+namespace {
+
+int64_t MillisSince(TimePoint then, TimePoint now) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(now - then).count();
+}
+
+// One tenant at one agent.
+boost::json::object ShareView(const Cluster& cluster, const Cluster::Agent& agent,
+                              TenantId tenant) {
+  const Bytes slab = agent.info.slab_bytes;
+  const auto found = agent.use.find(tenant);
+  const TenantUse use = found == agent.use.end() ? TenantUse() : found->second;
+  return {{"leased", (slab * cluster.ledger().Committed(tenant, agent.info.name)).value()},
+          {"ordered", (slab * cluster.ledger().Ordered(tenant, agent.info.name)).value()},
+          {"held", (slab * use.held_slabs).value()},
+          {"used", use.used.value()},
+          {"wanted", (slab * use.wanted_slabs).value()},
+          {"sessions", use.sessions},
+          {"workers", use.workers}};
+}
+
+boost::json::object RecoveryView(const TenantTotals& totals) {
+  if (totals.recovery_count == 0) return {{"mean", nullptr}, {"min", nullptr}};
+  return {{"mean", totals.recovery_sum / static_cast<double>(totals.recovery_count)},
+          {"min", totals.recovery_min}};
+}
+
+}  // namespace
+
+TenantTotals TotalsOf(const Cluster& cluster, const Tenant& tenant) {
+  TenantTotals totals;
+  for (const auto& [name, agent] : cluster.agents()) {
+    const Bytes slab = agent.info.slab_bytes;
+    totals.leased += slab * cluster.ledger().Committed(tenant.id, name);
+    totals.ordered += slab * cluster.ledger().Ordered(tenant.id, name);
+    const auto found = agent.use.find(tenant.id);
+    if (found == agent.use.end()) continue;
+    const TenantUse& use = found->second;
+    totals.held += slab * use.held_slabs;
+    totals.used += use.used;
+    totals.wanted += slab * use.wanted_slabs;
+    totals.sessions += use.sessions;
+    totals.workers += use.workers;
+    totals.refusals += use.refusals;
+    totals.compactions += use.compactions;
+    totals.recovery_sum += use.recovery_sum;
+    totals.recovery_count += use.recovery_count;
+    totals.recovery_min = std::min(totals.recovery_min, use.recovery_min);
+  }
+  return totals;
+}
+
+boost::json::object TenantView(const Cluster& cluster, const Tenant& tenant) {
+  const TenantTotals totals = TotalsOf(cluster, tenant);
+  boost::json::object json = ToJson(tenant.spec);
+  json["id"] = tenant.id.value();
+  json["revision"] = tenant.revision;
+  json["leased"] = totals.leased.value();
+  json["ordered"] = totals.ordered.value();
+  json["held"] = totals.held.value();
+  json["used"] = totals.used.value();
+  json["wanted"] = totals.wanted.value();
+  json["overage"] = std::max<int64_t>((totals.leased - tenant.spec.limit).value(), 0);
+  json["sessions"] = totals.sessions;
+  json["workers"] = totals.workers;
+  json["refusals"] = totals.refusals;
+  json["compactions"] = totals.compactions;
+  json["recovery"] = RecoveryView(totals);
+  boost::json::array agents, tokens;
+  for (const auto& [name, agent] : cluster.agents()) {
+    boost::json::object share = ShareView(cluster, agent, tenant.id);
+    share["agent"] = name;
+    agents.push_back(std::move(share));
+  }
+  for (const Sha256Hash& hash : tenant.tokens) tokens.emplace_back(TokenId(hash));
+  json["agents"] = std::move(agents);
+  json["tokens"] = std::move(tokens);
+  return json;
+}
+
+boost::json::object TenantsView(const Cluster& cluster, TimePoint now) {
+  boost::json::array tenants;
+  for (const auto& [name, tenant] : cluster.tenants().by_name()) {
+    tenants.push_back(TenantView(cluster, tenant));
+  }
+  return {{"epoch", cluster.epoch()},
+          {"learning", cluster.Learning(now)},
+          {"capacity", cluster.Capacity().value_or(0_B).value()},
+          {"tenants", std::move(tenants)}};
+}
+
+boost::json::object AgentView(const Cluster& cluster, const Cluster::Agent& agent, TimePoint now) {
+  const Bytes slab = agent.info.slab_bytes;
+  boost::json::array tenants;
+  Bytes leased;
+  for (const auto& [name, tenant] : cluster.tenants().by_name()) {
+    leased += slab * cluster.ledger().Committed(tenant.id, agent.info.name);
+    boost::json::object share = ShareView(cluster, agent, tenant.id);
+    share["tenant"] = name;
+    tenants.push_back(std::move(share));
+  }
+  const bool reported = agent.last_report != TimePoint();
+  return {{"name", agent.info.name},
+          {"connected", agent.connected},
+          {"device", agent.info.device},
+          {"pool", agent.info.pool_bytes.value()},
+          {"slab", slab.value()},
+          {"leased", leased.value()},
+          {"free", (slab * agent.free_slabs).value()},
+          {"stuck", (slab * agent.stuck_slabs).value()},
+          {"report_age_ms", reported ? boost::json::value(MillisSince(agent.last_report, now))
+                                     : boost::json::value(nullptr)},
+          {"tenants", std::move(tenants)}};
+}
+
+boost::json::object AgentsView(const Cluster& cluster, TimePoint now) {
+  boost::json::array agents;
+  for (const auto& [name, agent] : cluster.agents()) {
+    agents.push_back(AgentView(cluster, agent, now));
+  }
+  return {{"agents", std::move(agents)}};
+}
+
+boost::json::object ReclaimsView(const Cluster& cluster, const Tenant& tenant, TimePoint now) {
+  boost::json::array reclaims;
+  for (const ReclaimEntry& entry : cluster.ReclaimsOf(tenant.id)) {
+    reclaims.push_back({{"agent", entry.agent},
+                        {"age_ms", MillisSince(entry.time, now)},
+                        {"step", entry.step},
+                        {"reason", entry.reason},
+                        {"policy", entry.policy},
+                        {"sessions", entry.sessions},
+                        {"bytes", entry.bytes.value()},
+                        {"recovery", entry.recovery < 0 ? boost::json::value(nullptr)
+                                                        : boost::json::value(entry.recovery)}});
+  }
+  return {{"tenant", tenant.spec.name}, {"reclaims", std::move(reclaims)}};
+}
+
+}  // namespace kvpool

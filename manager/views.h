@@ -1,0 +1,38 @@
+// The cluster as operators see it: sums over agents, and JSON. Pure, any thread that may read the
+// cluster. docs/operating.md explains each number.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <boost/json.hpp>
+
+#include "common/clock.h"
+#include "manager/cluster.h"
+
+namespace kvpool {
+
+// One tenant over all agents.
+struct TenantTotals {
+  Bytes leased;   // all that counts: what it may hold, and what it has not given back yet
+  Bytes ordered;  // what it may hold once every agent has followed its orders
+  Bytes held;     // slabs in its hands
+  Bytes used;     // pages in sessions
+  Bytes wanted;   // what it could use now
+  uint64_t sessions = 0;
+  uint64_t workers = 0;
+  uint64_t refusals = 0;
+  uint64_t compactions = 0;
+  double recovery_sum = 0;
+  uint64_t recovery_count = 0;
+  double recovery_min = 1;
+};
+
+TenantTotals TotalsOf(const Cluster& cluster, const Tenant& tenant);
+
+boost::json::object TenantView(const Cluster& cluster, const Tenant& tenant);
+boost::json::object TenantsView(const Cluster& cluster, TimePoint now);
+boost::json::object AgentView(const Cluster& cluster, const Cluster::Agent& agent, TimePoint now);
+boost::json::object AgentsView(const Cluster& cluster, TimePoint now);
+boost::json::object ReclaimsView(const Cluster& cluster, const Tenant& tenant, TimePoint now);
+
+}  // namespace kvpool

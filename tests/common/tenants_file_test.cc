@@ -1,0 +1,125 @@
+// Tenants files: what a good one means, and what each mistake is answered with.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "common/tenants_file.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "proto/limits.h"
+
+namespace kvpool {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+std::string Message(const absl::Status& status) { return std::string(status.message()); }
+
+TEST(TenantsFileTest, ReadsEveryField) {
+  const auto tenants = ParseTenants(R"(version: 1
+tenants:
+  - name: chat
+    guaranteed: 8 MiB
+    limit: 24 MiB
+    policy: {name: scissorhands, budget: 512}
+  - {name: batch-2, guaranteed: 0, limit: 4194304}
+)",
+                                    "t.yaml");
+  ASSERT_TRUE(tenants.ok()) << tenants.status();
+  ASSERT_EQ(tenants->size(), 2u);
+  const TenantSpec& chat = (*tenants)[0];
+  EXPECT_EQ(chat.name, "chat");
+  EXPECT_EQ(chat.guaranteed, 8_MiB);
+  EXPECT_EQ(chat.limit, 24_MiB);
+  EXPECT_EQ(ToString(chat.policy), "scissorhands(budget=512,drop=256,recent=10,window=400)");
+  EXPECT_EQ((*tenants)[1], (TenantSpec{.name = "batch-2", .limit = 4_MiB}));
+}
+
+TEST(TenantsFileTest, NoTenantsIsAFile) {
+  const auto tenants = ParseTenants("version: 1\ntenants: []\n", "t.yaml");
+  ASSERT_TRUE(tenants.ok());
+  EXPECT_TRUE(tenants->empty());
+}
+
+struct Mistake {
+  const char* text;
+  const char* where;
+  const char* what;
+};
+
+TEST(TenantsFileTest, EveryMistakeIsNamedWithItsLine) {
+  const Mistake mistakes[] = {
+      {"tenants: []", "t.yaml:1", "\"version\" is missing"},
+      {"version: 2\ntenants: []", "t.yaml:1", "2 is outside 1..1"},
+      {"version: 1", "t.yaml:1", "\"tenants\" is missing"},
+      {"version: 1\ntenants: {a: 1}", "t.yaml:2", "expected a list"},
+      {"version: 1\ntenants: []\nowner: me", "t.yaml:3", "unknown key \"owner\""},
+      {"version: 1\ntenants:\n- {name: a, guaranteed: 0, limit: 1, limit: 2}", "t.yaml:3",
+       "\"limit\" is there twice"},
+      {"version: 1\ntenants:\n- {name: a, guaranteed: 0, limit: 1,\n   weight: 2}", "t.yaml:4",
+       "unknown key \"weight\""},
+      {"version: 1\ntenants:\n- {guaranteed: 0, limit: 1}", "t.yaml:3", "\"name\" is missing"},
+      {"version: 1\ntenants:\n- {name: a, limit: 1}", "t.yaml:3", "\"guaranteed\" is missing"},
+      {"version: 1\ntenants:\n- {name: a, guaranteed: 0}", "t.yaml:3", "\"limit\" is missing"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 12 GB", "t.yaml:5", "GiB"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: -1\n  limit: 1", "t.yaml:4", "-1"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 2048 TiB", "t.yaml:5",
+       "outside"},
+      {"version: 1\ntenants:\n- {name: a, guaranteed: 8 MiB, limit: 4 MiB}", "t.yaml:3",
+       "8 MiB > 4 MiB"},
+      {"version: 1\ntenants:\n- {name: Team A, guaranteed: 0, limit: 1}", "t.yaml:3",
+       "name \"Team A\" is not allowed"},
+      {"version: 1\ntenants:\n- {name: a, guaranteed: 0, limit: 1}\n"
+       "- {name: a, guaranteed: 0, limit: 1}",
+       "t.yaml:4", "is there twice; first at t.yaml:3"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1\n  policy: full", "t.yaml:6",
+       "expected a policy"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1\n  policy: {name: best}",
+       "t.yaml:6", "policy \"best\" is not known"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1\n"
+       "  policy: {name: full, budget: 7}",
+       "t.yaml:6", "no parameter \"budget\""},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1\n"
+       "  policy: {name: scissorhands, budget: many}",
+       "t.yaml:6", "many"},
+      {"version: 1\ntenants:\n- name: a\n  limit: [1, 2]\n  guaranteed: 0", "t.yaml:4",
+       "single value"},
+  };
+  for (const Mistake& mistake : mistakes) {
+    const auto tenants = ParseTenants(mistake.text, "t.yaml");
+    ASSERT_FALSE(tenants.ok()) << mistake.text;
+    EXPECT_THAT(Message(tenants.status()), StartsWith(mistake.where)) << mistake.text;
+    EXPECT_THAT(Message(tenants.status()), HasSubstr(mistake.what)) << mistake.text;
+  }
+}
+
+TEST(TenantsFileTest, TooManyTenantsAreRefused) {
+  const auto file = [](uint32_t count) {
+    std::string text = "version: 1\ntenants:\n";
+    for (uint32_t i = 0; i < count; ++i) {
+      text += "- {name: t" + std::to_string(i) + ", guaranteed: 0, limit: 1}\n";
+    }
+    return text;
+  };
+  EXPECT_TRUE(ParseTenants(file(limits::kTenants), "t.yaml").ok());
+  const auto tenants = ParseTenants(file(limits::kTenants + 1), "t.yaml");
+  ASSERT_FALSE(tenants.ok());
+  EXPECT_THAT(Message(tenants.status()), HasSubstr(" tenants are too many"));
+}
+
+TEST(TenantsFileTest, Names) {
+  for (const char* good : {"a", "7", "team-a", "a--b", "0x"}) {
+    EXPECT_TRUE(CheckName("tenant", good).ok()) << good;
+  }
+  const std::string longest(limits::kNameBytes, 'a');
+  EXPECT_TRUE(CheckName("tenant", longest).ok());
+  for (const std::string& bad :
+       {std::string(), std::string("-a"), std::string("a-"), std::string("A"), std::string("a_b"),
+        std::string("a b"), std::string("a\0b", 3), std::string("\xc3\xa4"), longest + "a"}) {
+    EXPECT_FALSE(CheckName("tenant", bad).ok()) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace kvpool
