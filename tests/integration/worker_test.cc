@@ -1,0 +1,165 @@
+// Manager, agent and worker as real processes, running the committed model: the main job.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "tests/integration/cluster.h"
+
+namespace kvpool {
+namespace {
+
+constexpr char kModel[] = "worker/models/prose-5m";
+constexpr char kPrompts[] = "worker/demo/prompts.txt";
+
+// Runs kvpool-worker to its end and returns its exit code; `log` holds what it printed.
+int RunWorker(std::vector<std::string> args, const std::string& log) {
+  args.insert(args.begin(), {"--model", kModel});
+  return Process("kvpool-worker", std::move(args), log).Wait();
+}
+
+// {id: generated token ids} from a worker's JSON lines.
+std::map<int64_t, boost::json::array> Generated(const std::string& log) {
+  std::map<int64_t, boost::json::array> results;
+  std::ifstream file(log);
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("{\"id\"", 0) != 0) continue;
+    const boost::json::object result = boost::json::parse(line).as_object();
+    results[result.at("id").to_number<int64_t>()] = result.at("tokens").as_array();
+  }
+  return results;
+}
+
+std::string ReadAll(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+class WorkerTest : public testing::Test {
+ protected:
+  std::vector<std::string> PoolArgs(const std::string& tenant) {
+    return {"--kv",     "pool", "--agent",      cluster_.Socket("a"),
+            "--tenant", tenant, "--token-file", tenant + "=" + cluster_.TokenFile(tenant)};
+  }
+
+  // Waits until the agent knows the tenant's newest token and has a lease for it.
+  void AwaitLease(const std::string& tenant) {
+    ASSERT_TRUE(Eventually(
+        [&] { return cluster_.GetTenant(tenant).at("ordered").to_number<int64_t>() > 0; }));
+    const std::string page = Cluster::CallAt(cluster_.agent_http("a"), "GET", "/metrics").body;
+    ASSERT_TRUE(Eventually([&] {
+      return Cluster::CallAt(cluster_.agent_http("a"), "GET", "/metrics")
+                 .body.find("kvpool_agent_tenant_lease_bytes{tenant=\"" + tenant + "\"}") !=
+             std::string::npos;
+    }));
+  }
+
+  Cluster cluster_;
+};
+
+TEST_F(WorkerTest, UnderFullThePoolGivesTheSameTokensAsPrivateMemory) {
+  cluster_.StartAgent("a", 16);
+  cluster_.PutTenant("library", R"({"guaranteed": "16 MiB", "limit": "32 MiB"})");
+  cluster_.MakeToken("library");
+  AwaitLease("library");
+  std::vector<std::string> args = {"--prompts", kPrompts, "--max-tokens", "40",
+                                   "--batch",   "8",      "-o",           "json"};
+  std::vector<std::string> pool_args = PoolArgs("library");
+  pool_args.insert(pool_args.end(), args.begin(), args.end());
+  args.insert(args.end(), {"--kv", "private"});
+  ASSERT_EQ(RunWorker(args, cluster_.File("private.log")), 0);
+  ASSERT_EQ(RunWorker(pool_args, cluster_.File("pool.log")), 0)
+      << ReadAll(cluster_.File("pool.log"));
+  const auto expected = Generated(cluster_.File("private.log"));
+  EXPECT_EQ(expected.size(), 40u);
+  EXPECT_EQ(Generated(cluster_.File("pool.log")), expected);
+  EXPECT_TRUE(Eventually(
+      [&] { return cluster_.GetTenant("library").at("held").to_number<int64_t>() == 0; }));
+}
+
+TEST_F(WorkerTest, ATightBudgetIsKeptWhileEverySessionFinishes) {
+  cluster_.StartAgent("a", 8);
+  cluster_.PutTenant("press", R"({"guaranteed": "2 MiB", "limit": "4 MiB", "policy":
+      {"name": "scissorhands", "budget": 64, "window": 64, "recent": 16}})");
+  cluster_.MakeToken("press");
+  AwaitLease("press");
+  std::vector<std::string> args = PoolArgs("press");
+  args.insert(args.end(), {"--prompts", kPrompts, "--max-tokens", "150", "--batch", "16", "-o",
+                           "json", "--json", cluster_.File("press.json")});
+  int64_t peak = 0;
+  Process worker = [&] {
+    args.insert(args.begin(), {"--model", kModel});
+    return Process("kvpool-worker", args, cluster_.File("press.log"));
+  }();
+  ASSERT_TRUE(Eventually(
+      [&] {
+        const boost::json::object tenant = cluster_.GetTenant("press");
+        peak = std::max(peak, tenant.at("held").to_number<int64_t>());
+        EXPECT_LE(tenant.at("held").to_number<int64_t>(), 4 << 20);
+        EXPECT_LE(tenant.at("leased").to_number<int64_t>(), 4 << 20);
+        return !worker.Running();
+      },
+      std::chrono::seconds(60)));
+  EXPECT_GT(peak, 0);
+  EXPECT_EQ(Generated(cluster_.File("press.log")).size(), 40u);
+  const boost::json::object tenant = cluster_.GetTenant("press");
+  EXPECT_GT(tenant.at("compactions").to_number<int64_t>(), 40);
+  const double recovery = tenant.at("recovery").at("mean").to_number<double>();
+  EXPECT_GT(recovery, 0.3);
+  EXPECT_LE(recovery, 1.0);
+  const HttpResponse reclaims = cluster_.Call("GET", "/v1/tenants/press/reclaims");
+  EXPECT_NE(reclaims.body.find("compaction"), std::string::npos) << reclaims.body;
+}
+
+TEST_F(WorkerTest, TheDashboardNamesOnlyMetricsThatTheDaemonsServe) {
+  cluster_.StartAgent("a", 8);
+  cluster_.PutTenant("press", R"({"guaranteed": "2 MiB", "limit": "4 MiB", "policy":
+      {"name": "scissorhands", "budget": 64, "window": 64, "recent": 16}})");
+  cluster_.MakeToken("press");
+  AwaitLease("press");
+  std::vector<std::string> args = PoolArgs("press");
+  args.insert(args.end(),
+              {"--prompts", kPrompts, "--max-tokens", "100", "--batch", "40", "-o", "json"});
+  ASSERT_EQ(RunWorker(args, cluster_.File("press.log")), 0) << ReadAll(cluster_.File("press.log"));
+  std::ofstream(cluster_.File("agent.txt"))
+      << Cluster::CallAt(cluster_.agent_http("a"), "GET", "/metrics").body;
+  std::ofstream(cluster_.File("manager.txt")) << cluster_.Call("GET", "/metrics").body;
+  const std::string command = "python3 scripts/check_dashboard.py --metrics " +
+                              cluster_.File("agent.txt") + " " + cluster_.File("manager.txt");
+  EXPECT_EQ(system(command.c_str()), 0);
+}
+
+TEST_F(WorkerTest, ARestartedManagerKeepsTenantsAndTakesNothingFromTheAgent) {
+  cluster_.StartAgent("a", 8);
+  cluster_.PutTenant("library", R"({"guaranteed": "8 MiB", "limit": "16 MiB"})");
+  cluster_.MakeToken("library");
+  AwaitLease("library");
+  cluster_.StopManager();
+  // Without a manager the last lease holds.
+  std::vector<std::string> args = PoolArgs("library");
+  args.insert(args.end(), {"--prompts", kPrompts, "--max-tokens", "10", "--batch", "8"});
+  EXPECT_EQ(RunWorker(args, cluster_.File("alone.log")), 0) << ReadAll(cluster_.File("alone.log"));
+  cluster_.StartManager();
+  EXPECT_EQ(cluster_.GetTenant("library").at("limit").to_number<int64_t>(), 16 << 20);
+  EXPECT_TRUE(Eventually(
+      [&] { return cluster_.GetTenant("library").at("leased").to_number<int64_t>() > 0; }));
+}
+
+TEST_F(WorkerTest, AWorkerSaysWhatIsWrong) {
+  cluster_.StartAgent("a", 8);
+  cluster_.PutTenant("library", R"({"guaranteed": "8 MiB", "limit": "16 MiB"})");
+  cluster_.WriteSecret("library.token", "kvp_not_a_token");
+  std::vector<std::string> args = PoolArgs("library");
+  args.insert(args.end(), {"--prompts", kPrompts});
+  EXPECT_NE(RunWorker(args, cluster_.File("wrong.log")), 0);
+  EXPECT_NE(ReadAll(cluster_.File("wrong.log")).find("no tenant of this agent has this token"),
+            std::string::npos)
+      << ReadAll(cluster_.File("wrong.log"));
+}
+
+}  // namespace
+}  // namespace kvpool
