@@ -41,15 +41,15 @@ inline constexpr uint32_t kHeads = 256;               // query or KV heads of a 
 inline constexpr uint32_t kHeadDim = 1024;            // key or value dim of a geometry
 
 // Agent <-> manager.
-inline constexpr uint32_t kAgents = 1024;           // agents a manager serves
-inline constexpr uint32_t kTenants = 512;           // tenants a manager knows
-inline constexpr uint32_t kSlabsPerAgent = 1 << 20;  // slabs of an agent's pool
+inline constexpr uint32_t kAgents = 1024;                  // agents a manager serves
+inline constexpr uint32_t kTenants = 512;                  // tenants a manager knows
+inline constexpr uint32_t kSlabsPerAgent = 1 << 20;        // slabs of an agent's pool
 inline constexpr int64_t kTenantBytes = int64_t{1} << 50;  // largest budget of a tenant
-inline constexpr uint32_t kTokensPerTenant = 16;    // worker tokens a tenant may have
-inline constexpr uint32_t kReclaimsPerReport = 64;  // reclaim records in one report
-inline constexpr uint32_t kPolicyTextBytes = 256;   // text of a policy or device in a report
-inline constexpr uint32_t kReclaimsKept = 20;       // reclaim records kept for each tenant
-inline constexpr uint32_t kReportMillis = 250;      // how often an agent reports
+inline constexpr uint32_t kTokensPerTenant = 16;           // worker tokens a tenant may have
+inline constexpr uint32_t kReclaimsPerReport = 64;         // reclaim records in one report
+inline constexpr uint32_t kPolicyTextBytes = 256;          // text of a policy or device in a report
+inline constexpr uint32_t kReclaimsKept = 20;              // reclaim records kept for each tenant
+inline constexpr uint32_t kReportMillis = 250;             // how often an agent reports
 
 // Files that an operator writes.
 inline constexpr uint32_t kConfigFileBytes = 1 << 20;  // a configuration or tenants file

@@ -58,7 +58,7 @@ TEST(CliTableTest, AnswersOfAnotherVersionAreShownAsFarAsPossible) {
 }
 
 TEST(CliPolicyTest, FromAFlag) {
-  EXPECT_EQ(ToString(*ParsePolicy("full")), "full");
+  EXPECT_EQ(ToString(*ParsePolicy("full")), "full(recovery_every=16)");
   EXPECT_EQ(ToString(*ParsePolicy("streaming,recent=60,sinks=2")),
             "streaming(recent=60,sinks=2,slack=64)");
   for (const char* bad : {"", "best", "full,x=1", "streaming,recent", "streaming,recent=",
