@@ -291,20 +291,28 @@ class AgentServer final : public rpc::Agent::Server {
              "the token or the worker's name is too long");
       return kj::READY_NOW;
     }
-    const TenantState* tenant =
-        peer_->deps.book->FindByToken(Sha256(std::string(params.getToken().cStr())));
-    if (tenant == nullptr) {
+    const Sha256Hash hash = Sha256(params.getToken().cStr());
+    const std::string worker = params.getWorker().cStr();
+    if (Accept(hash, worker, result)) return kj::READY_NOW;
+    // The token may have been made a moment ago.
+    return peer_->deps.refresh().then([this, context, hash, worker]() mutable {
+      auto result = context.getResults().initResult();
+      if (Accept(hash, worker, result)) return;
       Refuse(result.initRefused(), rpc::RefusalReason::BAD_TOKEN,
              "no tenant of this agent has this token (make one: kvpoolctl token create TENANT)");
-      return kj::READY_NOW;
-    }
-    peer_->connection->Authenticated();
-    result.setTenant(kj::heap<TenantServer>(kj::addRef(*peer_), tenant->id,
-                                            std::string(params.getWorker().cStr())));
-    return kj::READY_NOW;
+    });
   }
 
  private:
+  bool Accept(const Sha256Hash& hash, const std::string& worker,
+              rpc::AuthenticateResult::Builder result) {
+    const TenantState* tenant = peer_->deps.book->FindByToken(hash);
+    if (tenant == nullptr) return false;
+    peer_->connection->Authenticated();
+    result.setTenant(kj::heap<TenantServer>(kj::addRef(*peer_), tenant->id, worker));
+    return true;
+  }
+
   kj::Own<Peer> peer_;
 };
 

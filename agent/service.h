@@ -9,6 +9,8 @@
 
 #include <capnp/capability.h>
 
+#include <functional>
+
 #include "agent/tenant_book.h"
 #include "agent/workers.h"
 #include "common/rpc_listener.h"
@@ -20,6 +22,8 @@ struct ServiceDeps {
   TenantBook* book = nullptr;
   PoolLedger* ledger = nullptr;
   kj::UnixEventPort* port = nullptr;
+  // Asks the manager for news; resolves when they have come, or at once without a manager.
+  std::function<kj::Promise<void>()> refresh;
 };
 
 // The bootstrap capability of one worker's connection.

@@ -48,7 +48,10 @@ absl::Status CheckRules(const PolicySpec& spec) {
 
 const std::vector<PolicySchema>& PolicySchemas() {
   static const auto* const schemas = new std::vector<PolicySchema>{
-      {"full", "Keeps every key; never compacted.", {}},
+      {"full",
+       "Keeps every key; never compacted.",
+       {{"recovery_every", "queries", "one query in this many is scored, for recovery; 0: none", 16,
+         0, 65535}}},
       {"streaming",
        "StreamingLLM (arXiv 2309.17453): the first `sinks` and the last `recent` keys.",
        {{"sinks", "tokens", "first keys that always stay", 4, 0, kMaxTokens},
