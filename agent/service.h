@@ -15,11 +15,14 @@
 
 namespace kvpool {
 
+class AgentMetrics;
+
 struct ServiceDeps {
   Workers* workers = nullptr;
   TenantBook* book = nullptr;
   PoolLedger* ledger = nullptr;
   kj::UnixEventPort* port = nullptr;
+  AgentMetrics* metrics = nullptr;
 };
 
 // The bootstrap capability of one worker's connection.
