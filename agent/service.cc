@@ -104,7 +104,8 @@ struct Peer final : public kj::Refcounted {
       auto observer = kj::heap<kj::UnixEventPort::FdObserver>(
           *self->deps.port, self->info.pidfd.get(), kj::UnixEventPort::FdObserver::OBSERVE_READ);
       auto promise = observer->whenBecomesReadable();
-      return promise.attach(kj::mv(observer), kj::mv(self));
+      // The observer goes before the descriptor that it observes.
+      return promise.attach(kj::mv(observer)).attach(kj::mv(self));
     });
   }
 
