@@ -131,7 +131,8 @@ absl::Status Agent::Listen() {
                             .refresh = [this]() -> kj::Promise<void> {
                               return link_ == nullptr ? kj::Promise<void>(kj::READY_NOW)
                                                       : link_->Refresh();
-                            }};
+                            },
+                            .metrics = &metrics_};
   auto listener =
       RpcListener::Listen(*io_.lowLevelProvider, {.address = UnixPath{config_.socket}},
                           [service](RpcPeer peer, kj::Own<RpcConnection> connection) {

@@ -28,6 +28,8 @@ class AgentMetrics {
 
   // How long one turn of the RPC thread's work took.
   void ObserveTurn(Duration turn);
+  // A call of a worker's that was refused, for a reason of the wire's.
+  void CountRefusedCall(const std::string& reason);
   // One reclaim record, as it happens.
   void ObserveReclaim(const TenantState& tenant, const ReclaimRecord& record);
 
@@ -47,6 +49,7 @@ class AgentMetrics {
   MetricFamily<Gauge> workers_;
   MetricFamily<Counter> compactions_;
   MetricFamily<Counter> refusals_;
+  MetricFamily<Counter> refused_calls_;
   MetricFamily<Counter> reclaims_;
   MetricFamily<Counter> reclaimed_bytes_;
   MetricFamily<Histogram> recovery_;

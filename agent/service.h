@@ -17,6 +17,8 @@
 
 namespace kvpool {
 
+class AgentMetrics;
+
 struct ServiceDeps {
   Workers* workers = nullptr;
   TenantBook* book = nullptr;
@@ -24,6 +26,7 @@ struct ServiceDeps {
   kj::UnixEventPort* port = nullptr;
   // Asks the manager for news; resolves when they have come, or at once without a manager.
   std::function<kj::Promise<void>()> refresh;
+  AgentMetrics* metrics = nullptr;
 };
 
 // The bootstrap capability of one worker's connection.

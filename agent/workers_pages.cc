@@ -67,9 +67,10 @@ void Workers::TopUp(WorkerId id) {
 kj::Promise<absl::Status> Workers::Reserve(WorkerId id, uint32_t pages) {
   Worker* worker = Find(id);
   if (worker == nullptr) return absl::Status(absl::FailedPreconditionError("detached"));
-  if (pages == 0 || pages > shm::kRingSlots) {
-    return absl::Status(absl::InvalidArgumentError(
-        absl::StrCat("reserve of ", pages, " pages, allowed is 1..", shm::kRingSlots)));
+  if (pages == 0) return absl::Status(absl::InvalidArgumentError("reserve of no pages"));
+  if (pages > shm::kRingSlots) {
+    return absl::Status(absl::OutOfRangeError(
+        absl::StrCat("reserve of ", pages, " pages, a magazine holds at most ", shm::kRingSlots)));
   }
   worker->attachment->Collect();
   if (worker->attachment->Fill(std::max(pages, worker->attachment->target())) >= pages) {
