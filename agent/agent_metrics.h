@@ -11,6 +11,7 @@
 #include "agent/pool.h"
 #include "agent/tenant_book.h"
 #include "agent/workers.h"
+#include "common/clock.h"
 #include "common/metrics.h"
 #include "common/rpc_listener.h"
 
@@ -59,6 +60,20 @@ class AgentMetrics {
   Counter unscored_;
   Counter connections_refused_;
   Histogram turn_;
+};
+
+// One turn of the RPC thread, from construction to destruction. A variable in a function that does
+// not wait.
+class Turn {
+ public:
+  explicit Turn(AgentMetrics* metrics) : metrics_(metrics), begin_(BootClock::now()) {}
+  ~Turn() { metrics_->ObserveTurn(BootClock::now() - begin_); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  AgentMetrics* const metrics_;
+  const TimePoint begin_;
 };
 
 }  // namespace kvpool

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "agent/agent_metrics.h"
 #include "agent/memory_server.h"
 #include "agent/workers.h"
 #include "common/kj_asio.h"
@@ -49,6 +50,7 @@ kj::Promise<void> Workers::AwaitDoorbell(WorkerId id) {
 }
 
 void Workers::TopUp(WorkerId id) {
+  const Turn turn(deps_.metrics);
   Worker* worker = Find(id);
   if (worker == nullptr) return;
   Attachment& attachment = *worker->attachment;
