@@ -213,7 +213,9 @@ class PoolLedger {
    public:
     explicit Divisor(uint32_t divisor = 1) : factor_((uint64_t{1} << 63) / divisor + 1) {}
     uint32_t Divide(uint32_t n) const {
-      return static_cast<uint32_t>(static_cast<unsigned __int128>(factor_) * n >> 63);
+      // By 2^63, with n doubled so that the quotient is the product's upper half.
+      return static_cast<uint32_t>(static_cast<unsigned __int128>(factor_) * (uint64_t{n} << 1) >>
+                                   64);
     }
 
    private:

@@ -153,6 +153,9 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   void RemoveIfDone(WorkerId worker);
   static void Count(const Attachment& attachment, Hostilities* sum);
   void WatchDoorbell(WorkerId worker);
+  // Tops up until less than half a magazine moves, for one turn at most: a worker that is in such a
+  // hurry would ring again before this thread could sleep.
+  void ServeMagazine(WorkerId worker);
   kj::Promise<void> AwaitDoorbell(WorkerId worker);
   void Changed(TenantId tenant) {
     if (on_change_) on_change_(tenant);

@@ -21,6 +21,9 @@ namespace {
 // what it has; nothing is given twice.
 constexpr std::chrono::seconds kWorkerAnswers(5);
 
+// How long the RPC thread stays with one magazine.
+constexpr std::chrono::milliseconds kTurn(1);
+
 }  // namespace
 
 void Workers::WatchDoorbell(WorkerId id) {
@@ -45,8 +48,19 @@ kj::Promise<void> Workers::AwaitDoorbell(WorkerId id) {
     uint64_t count = 0;
     // Nothing to read only means that an earlier read has taken this ring, too.
     (void)!read(fd, &count, sizeof(count));
+    ServeMagazine(id);
     return AwaitDoorbell(id);
   });
+}
+
+void Workers::ServeMagazine(WorkerId id) {
+  const TimePoint end = BootClock::now() + kTurn;
+  const Attachment& attachment = *workers_.at(id).attachment;
+  uint64_t before = 0;
+  do {
+    before = attachment.traffic();
+    TopUp(id);
+  } while (attachment.traffic() - before >= attachment.target() / 2 && BootClock::now() < end);
 }
 
 void Workers::TopUp(WorkerId id) {
