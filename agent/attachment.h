@@ -67,6 +67,8 @@ class Attachment {
   uint32_t target() const { return target_; }
   // Pages in the ring that the worker has not taken, as far as its index can be believed.
   uint32_t waiting();
+  // Pages that went through the rings so far, either way.
+  uint64_t traffic() const { return granted_ + collected_; }
   uint64_t bad_returns() const { return bad_returns_; }
   uint64_t bad_page_lists() const { return bad_page_lists_; }
 

@@ -433,18 +433,6 @@ uint32_t PoolLedger::FindGroup(TenantId tenant, const Layout& layout) const {
   return unused;
 }
 
-PoolLedger::Place PoolLedger::Locate(PageId page) const {
-  const uint32_t slab = slab_stride_.Divide(page.value());
-  if (slab >= config_.slabs || slabs_[slab].state == SlabState::kFree) return {};
-  const Group& group = *groups_[slabs_[slab].group];
-  const uint32_t index = group.page_stride.Divide(page.value() - slab * slab_granules_);
-  // Any value lies near a page; a page is its own.
-  if (index >= slabs_[slab].pages.size() || group.layout.Page(SlabIndex(slab), index) != page) {
-    return {};
-  }
-  return {.slab = slab, .index = index};
-}
-
 std::optional<SlabIndex> PoolLedger::FullestSlab(const Group& group, const Worker& worker) const {
   for (uint32_t bucket = 0; bucket < kBuckets; ++bucket) {
     if (group.slabs_in[bucket] == 0) continue;

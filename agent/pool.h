@@ -213,7 +213,9 @@ class PoolLedger {
    public:
     explicit Divisor(uint32_t divisor = 1) : factor_((uint64_t{1} << 63) / divisor + 1) {}
     uint32_t Divide(uint32_t n) const {
-      return static_cast<uint32_t>(static_cast<unsigned __int128>(factor_) * n >> 63);
+      // By 2^63, with n doubled so that the quotient is the product's upper half.
+      return static_cast<uint32_t>(static_cast<unsigned __int128>(factor_) * (uint64_t{n} << 1) >>
+                                   64);
     }
 
    private:
@@ -336,6 +338,7 @@ class PoolLedger {
   void Close(Session* session);
   void SetMappings(uint32_t slab, uint64_t offered, uint64_t mapped);
   void SetOwner(uint32_t slab, uint32_t word, uint64_t mask, Owner owner);
+  void CountPages(uint32_t slab, Owner owner, int64_t change);
   void RemoveFromSession(const Page& page);
   void Relist(uint32_t slab);
   void DropGroupIfUnused(uint32_t group);
@@ -363,5 +366,18 @@ class PoolLedger {
   uint64_t paged_ = 0;               // pages of all slabs in use
   std::vector<uint16_t> layer_map_;  // of the group that is being made
 };
+
+// Here for speed: it is asked about every page that a worker returns.
+inline PoolLedger::Place PoolLedger::Locate(PageId page) const {
+  const uint32_t slab = slab_stride_.Divide(page.value());
+  if (slab >= config_.slabs || slabs_[slab].state == SlabState::kFree) return {};
+  const Group& group = *groups_[slabs_[slab].group];
+  const uint32_t index = group.page_stride.Divide(page.value() - slab * slab_granules_);
+  // Any value lies near a page; a page is its own.
+  if (index >= slabs_[slab].pages.size() || group.layout.Page(SlabIndex(slab), index) != page) {
+    return {};
+  }
+  return {.slab = slab, .index = index};
+}
 
 }  // namespace kvpool

@@ -187,34 +187,47 @@ void PoolLedger::SetMappings(uint32_t slab, uint64_t offered, uint64_t mapped) {
 
 void PoolLedger::SetOwner(uint32_t index, uint32_t word, uint64_t mask, Owner owner) {
   SlabEntry& slab = slabs_[index];
-  Group& group = *groups_[slab.group];
-  const PageState to = StateOf(owner);
-  std::array<int32_t, 3> change{};  // of pages in each state
-  for (uint64_t rest = mask; rest != 0; rest &= rest - 1) {
-    const uint32_t i = word * 64 + std::countr_zero(rest);
-    Page& page = slab.pages[i];
-    --change[static_cast<int>(StateOf(page.owner))];
-    ++change[static_cast<int>(to)];
-    if (page.owner >= kFirstSession) {
-      RemoveFromSession(page);
-    } else if (page.owner != kNobody) {
-      --workers_[page.owner - GrantedTo(0)]->granted_pages;
+  Page* const pages = &slab.pages[size_t{word} * 64];
+  for (uint64_t rest = mask; rest != 0;) {
+    // Those that have the owner of the first: nearly always all.
+    const Owner from = pages[std::countr_zero(rest)].owner;
+    uint32_t count = 0;
+    uint64_t others = 0;
+    for (; rest != 0; rest &= rest - 1) {
+      Page& page = pages[std::countr_zero(rest)];
+      if (page.owner != from) {
+        others |= rest & -rest;
+        continue;
+      }
+      if (from >= kFirstSession) RemoveFromSession(page);
+      page.owner = owner;
+      ++count;
     }
-    page.owner = owner;
-    if (to == PageState::kGranted) {
-      ++workers_[owner - GrantedTo(0)]->granted_pages;
-    } else if (to == PageState::kOwned) {
-      std::vector<PageId>& pages = sessions_[owner - kFirstSession].pages;
-      page.place = static_cast<uint32_t>(pages.size());
-      pages.push_back(group.layout.Page(SlabIndex(index), i));
+    CountPages(index, from, -int64_t{count});
+    CountPages(index, owner, int64_t{count});
+    rest = others;
+  }
+  if (owner >= kFirstSession) {
+    std::vector<PageId>& list = sessions_[owner - kFirstSession].pages;
+    const Layout& layout = groups_[slab.group]->layout;
+    for (uint64_t rest = mask; rest != 0; rest &= rest - 1) {
+      const uint32_t bit = std::countr_zero(rest);
+      pages[bit].place = static_cast<uint32_t>(list.size());
+      list.push_back(layout.Page(SlabIndex(index), word * 64 + bit));
     }
   }
-  slab.free[word] = to == PageState::kFree ? slab.free[word] | mask : slab.free[word] & ~mask;
-  for (int state = 0; state < 3; ++state) {
-    slab.pages_in[state] += change[state];
-    if (state > 0 || slab.state == SlabState::kLeased) group.pages_in[state] += change[state];
-  }
+  slab.free[word] = owner == kNobody ? slab.free[word] | mask : slab.free[word] & ~mask;
   Relist(index);
+}
+
+void PoolLedger::CountPages(uint32_t index, Owner owner, int64_t change) {
+  SlabEntry& slab = slabs_[index];
+  const int state = static_cast<int>(StateOf(owner));
+  slab.pages_in[state] += change;
+  if (state > 0 || slab.state == SlabState::kLeased) groups_[slab.group]->pages_in[state] += change;
+  if (owner != kNobody && owner < kFirstSession) {
+    workers_[owner - GrantedTo(0)]->granted_pages += change;
+  }
 }
 
 // The session's last page takes the place of the one that goes.

@@ -13,6 +13,8 @@ namespace {
 
 // How soon a tenant that is still over its lease is looked at again without an event.
 constexpr auto kBeat = 20 * kj::MILLISECONDS;
+// How soon the memory of a STUCK slab is looked for again.
+constexpr auto kStuckPause = 5 * kj::SECONDS;
 
 }  // namespace
 
@@ -106,18 +108,25 @@ kj::Promise<void> Reclaimer::Drain(SlabIndex slab) {
       // Somebody has not unmapped it. It stays charged, and is tried again.
       return deps_.timer->afterDelay(kBeat).then([this, slab] { return Drain(slab); });
     }
-    return Offload(*deps_.pool, [device = deps_.device, slab] { return device->DestroySlab(slab); })
-        .then([this, slab](ReturnProof proof) {
-          if (proof == ReturnProof::kReturned) {
-            (void)deps_.ledger->FreeSlab(slab);
-          } else {
-            (void)deps_.ledger->MarkStuck(slab);
-            log_.Error("a slab's memory did not come back; it stays charged to its tenant",
-                       {{"slab", slab.value()}});
-          }
-          if (on_progress_) on_progress_();
-        });
+    return Destroy(slab);
   });
+}
+
+kj::Promise<void> Reclaimer::Destroy(SlabIndex slab) {
+  return Offload(*deps_.pool, [device = deps_.device, slab] { return device->DestroySlab(slab); })
+      .then([this, slab](ReturnProof proof) -> kj::Promise<void> {
+        if (proof == ReturnProof::kReturned) {
+          (void)deps_.ledger->FreeSlab(slab);
+          if (on_progress_) on_progress_();
+          return kj::READY_NOW;
+        }
+        // The first time only: a slab that is STUCK already is not marked again.
+        if (deps_.ledger->MarkStuck(slab).ok()) {
+          log_.Error("a slab's memory did not come back; it stays charged to its tenant",
+                     {{"slab", slab.value()}});
+        }
+        return deps_.timer->afterDelay(kStuckPause).then([this, slab] { return Destroy(slab); });
+      });
 }
 
 }  // namespace kvpool

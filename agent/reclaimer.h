@@ -45,6 +45,7 @@ class Reclaimer final : private kj::TaskSet::ErrorHandler {
   // Holds slabs and has no worker.
   bool Abandoned(TenantId tenant) const;
   kj::Promise<void> Drain(SlabIndex slab);
+  kj::Promise<void> Destroy(SlabIndex slab);
   void DrainEmpty(TenantId tenant);
   void taskFailed(kj::Exception&& error) override;
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "agent/agent_metrics.h"
 #include "agent/memory_server.h"
 #include "agent/workers.h"
 #include "common/kj_asio.h"
@@ -19,6 +20,9 @@ namespace {
 // How long a worker may take to map or unmap slabs, or to return pages. One that takes longer keeps
 // what it has; nothing is given twice.
 constexpr std::chrono::seconds kWorkerAnswers(5);
+
+// How long the RPC thread stays with one magazine.
+constexpr std::chrono::milliseconds kTurn(1);
 
 }  // namespace
 
@@ -44,11 +48,23 @@ kj::Promise<void> Workers::AwaitDoorbell(WorkerId id) {
     uint64_t count = 0;
     // Nothing to read only means that an earlier read has taken this ring, too.
     (void)!read(fd, &count, sizeof(count));
+    ServeMagazine(id);
     return AwaitDoorbell(id);
   });
 }
 
+void Workers::ServeMagazine(WorkerId id) {
+  const TimePoint end = BootClock::now() + kTurn;
+  const Attachment& attachment = *workers_.at(id).attachment;
+  uint64_t before = 0;
+  do {
+    before = attachment.traffic();
+    TopUp(id);
+  } while (attachment.traffic() - before >= attachment.target() / 2 && BootClock::now() < end);
+}
+
 void Workers::TopUp(WorkerId id) {
+  const Turn turn(deps_.metrics);
   Worker* worker = Find(id);
   if (worker == nullptr) return;
   Attachment& attachment = *worker->attachment;
@@ -67,9 +83,10 @@ void Workers::TopUp(WorkerId id) {
 kj::Promise<absl::Status> Workers::Reserve(WorkerId id, uint32_t pages) {
   Worker* worker = Find(id);
   if (worker == nullptr) return absl::Status(absl::FailedPreconditionError("detached"));
-  if (pages == 0 || pages > shm::kRingSlots) {
-    return absl::Status(absl::InvalidArgumentError(
-        absl::StrCat("reserve of ", pages, " pages, allowed is 1..", shm::kRingSlots)));
+  if (pages == 0) return absl::Status(absl::InvalidArgumentError("reserve of no pages"));
+  if (pages > shm::kRingSlots) {
+    return absl::Status(absl::OutOfRangeError(
+        absl::StrCat("reserve of ", pages, " pages, a magazine holds at most ", shm::kRingSlots)));
   }
   worker->attachment->Collect();
   if (worker->attachment->Fill(std::max(pages, worker->attachment->target())) >= pages) {

@@ -65,6 +65,9 @@ class TenantImpl final : public Tenant {
   absl::Status Ping() override { return setup_.calls->Ping(); }
   absl::StatusOr<TenantStatistics> Statistics() override { return setup_.calls->Statistics(); }
 
+  // For benchmarks and tests, which cycle pages without sessions.
+  Magazine& magazine() { return *setup_.magazine; }
+
  private:
   friend class SessionImpl;
 

@@ -27,7 +27,7 @@ struct TenantSpec {
   std::string name;
   Bytes guaranteed;   // can always be held, where its demand can be placed
   Bytes limit;        // never exceeded
-  PolicySpec policy;  // "full" unless said otherwise
+  PolicySpec policy = *MakePolicySpec("full", {});  // unless said otherwise
 
   bool operator==(const TenantSpec&) const = default;
 };

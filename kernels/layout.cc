@@ -69,10 +69,6 @@ absl::StatusOr<Layout> Layout::Make(const Geometry& geometry, Bytes slab_bytes) 
   return layout;
 }
 
-PageId Layout::Page(SlabIndex slab, uint32_t index) const {
-  return PageId(slab.value() * slab_granules_ + index * geometry_.kv_heads * block_granules_);
-}
-
 uint32_t Layout::PageIndex(PageId page) const {
   return page.value() % slab_granules_ / (geometry_.kv_heads * block_granules_);
 }

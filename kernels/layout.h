@@ -52,7 +52,9 @@ class Layout {
   uint32_t value_offset() const { return kPageTokens * key_row_bytes(); }
 
   // page `index` (< pages_per_slab()) of a slab.
-  PageId Page(SlabIndex slab, uint32_t index) const;
+  PageId Page(SlabIndex slab, uint32_t index) const {
+    return PageId(slab.value() * slab_granules_ + index * geometry_.kv_heads * block_granules_);
+  }
   SlabIndex SlabOf(PageId page) const { return SlabIndex(page.value() / slab_granules_); }
   SlabIndex SlabOf(BlockId block) const { return SlabIndex(block.value() / slab_granules_); }
   // Index of a page inside its slab. Requires IsPage(page).

@@ -27,18 +27,19 @@ inline constexpr uint32_t kTokenBytes = 128;           // length of any token
 inline constexpr uint32_t kNameBytes = 64;             // tenant, agent and worker names
 
 // Worker <-> agent.
-inline constexpr uint32_t kWorkers = 64;              // attachments an agent
-inline constexpr uint32_t kSessionsPerWorker = 1024;  // session slots an attachment
-inline constexpr uint32_t kRunningPerWorker = 256;    // query windows an attachment
-inline constexpr uint32_t kSessionTokens = 1 << 20;   // tokens a session
-inline constexpr uint32_t kWindowQueries = 32;        // W: depth of a query window
-inline constexpr uint32_t kMagazinePages = 8192;      // ring slots, a power of two
-inline constexpr uint32_t kMagazineShare = 64;        // a magazine holds 1/64 of the lease
-inline constexpr uint32_t kBatchItems = 256;          // sessions in a drain or hand-over
-inline constexpr uint32_t kSlabsPerCall = 16;         // slabs granted or revoked in one call
-inline constexpr uint32_t kLayers = 256;              // cached or model layers of a geometry
-inline constexpr uint32_t kHeads = 256;               // query or KV heads of a geometry
-inline constexpr uint32_t kHeadDim = 1024;            // key or value dim of a geometry
+inline constexpr uint32_t kWorkers = 64;                     // attachments an agent
+inline constexpr uint32_t kSessionsPerWorker = 1024;         // session slots an attachment
+inline constexpr uint32_t kRunningPerWorker = 256;           // query windows an attachment
+inline constexpr uint32_t kSessionTokens = 1 << 20;          // tokens a session
+inline constexpr uint64_t kSharedBytes = uint64_t{1} << 40;  // both memories of an attachment
+inline constexpr uint32_t kWindowQueries = 32;               // W: depth of a query window
+inline constexpr uint32_t kMagazinePages = 8192;             // ring slots, a power of two
+inline constexpr uint32_t kMagazineShare = 64;               // a magazine holds 1/64 of the lease
+inline constexpr uint32_t kBatchItems = 256;                 // sessions in a drain or hand-over
+inline constexpr uint32_t kSlabsPerCall = 16;                // slabs granted or revoked in one call
+inline constexpr uint32_t kLayers = 256;                     // cached or model layers of a geometry
+inline constexpr uint32_t kHeads = 256;                      // query or KV heads of a geometry
+inline constexpr uint32_t kHeadDim = 1024;                   // key or value dim of a geometry
 
 // Agent <-> manager.
 inline constexpr uint32_t kAgents = 1024;                  // agents a manager serves

@@ -6,7 +6,8 @@
 namespace kvpool {
 
 PolicyNeeds FullPolicy::Needs() const {
-  return {.queries = QueryNeed::kSampled, .sample_every = kRecoverySampleEvery};
+  if (recovery_every_ == 0) return {.queries = QueryNeed::kNone};
+  return {.queries = QueryNeed::kSampled, .sample_every = recovery_every_};
 }
 
 uint32_t FullPolicy::PeakTokens(uint32_t max_tokens, uint32_t /*chunk*/) const {

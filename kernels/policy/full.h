@@ -1,6 +1,7 @@
-// full: keeps every key, never compacts. The baseline. No parameters.
+// full: keeps every key, never compacts. The baseline.
 //
-// Queries: one in 16, for recovery only (which is 1 as long as nothing is dropped).
+// Queries: one in `recovery_every`, for recovery only (which is 1 as long as nothing is dropped);
+// 0: none.
 //
 // Immutable, any thread.
 //
@@ -13,10 +14,14 @@ namespace kvpool {
 
 class FullPolicy : public Policy {
  public:
+  explicit FullPolicy(uint32_t recovery_every) : recovery_every_(recovery_every) {}
   PolicyNeeds Needs() const override;
   uint32_t PeakTokens(uint32_t max_tokens, uint32_t chunk) const override;
   std::optional<uint32_t> CompactAt() const override { return std::nullopt; }
   std::optional<Selection> Compact(uint32_t length) const override;
+
+ private:
+  const uint32_t recovery_every_;
 };
 
 }  // namespace kvpool

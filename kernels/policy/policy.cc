@@ -18,7 +18,7 @@ std::unique_ptr<const Policy> MakePolicy(const PolicySpec& spec) {
     return std::make_unique<ScissorhandsPolicy>(get("budget"), get("window"), get("recent"),
                                                 get("drop"));
   }
-  return std::make_unique<FullPolicy>();
+  return std::make_unique<FullPolicy>(get("recovery_every"));
 }
 
 }  // namespace kvpool

@@ -3,10 +3,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/bench/cases.h"
 
+#include <utility>
+
+#include "tests/bench/client_cases.h"
 #include "tests/bench/kernel_cases.h"
+#include "tests/bench/reclaim_cases.h"
+#include "tests/bench/worker_cases.h"
 
 namespace kvpool::bench {
 
-std::vector<Case> AllCases() { return KernelCases(); }
+std::vector<Case> AllCases() {
+  std::vector<Case> all;
+  for (auto* cases : {KernelCases, ClientCases, ReclaimCases, WorkerCases}) {
+    for (Case& one : cases()) all.push_back(std::move(one));
+  }
+  return all;
+}
 
 }  // namespace kvpool::bench

@@ -29,6 +29,8 @@ TEST(Policy, FullNeverCompacts) {
   EXPECT_EQ(needs.sample_every, 16u);
   EXPECT_EQ(needs.prompt_rows, 0u);
   EXPECT_EQ(needs.planes, PlaneSet{});
+  EXPECT_EQ(Make("full", {{"recovery_every", 4}})->Needs().sample_every, 4u);
+  EXPECT_EQ(Make("full", {{"recovery_every", 0}})->Needs().queries, QueryNeed::kNone);
 }
 
 TEST(Policy, StreamingKeepsSinksAndTheNewest) {
