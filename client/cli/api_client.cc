@@ -26,7 +26,8 @@ absl::StatusCode CodeOf(int http_status) {
     case 503:
       return absl::StatusCode::kUnavailable;
     default:
-      return http_status < 500 ? absl::StatusCode::kInvalidArgument : absl::StatusCode::kInternal;
+      return http_status < 500 ? absl::StatusCode::kFailedPrecondition
+                               : absl::StatusCode::kInternal;
   }
 }
 

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "client/cli/render.h"
 #include "common/quantity.h"
 #include "common/tenant_json.h"
@@ -98,7 +97,14 @@ absl::Status Commands::SetTenant(const std::string& name, const TenantChange& ch
   }
   if (change.guaranteed.has_value()) body["guaranteed"] = change.guaranteed->value();
   if (change.limit.has_value()) body["limit"] = change.limit->value();
-  if (change.policy.has_value()) body["policy"] = ToJson(*change.policy);
+  if (change.policy.has_value() || !change.parameters.empty()) {
+    const json::value* policy = now->if_contains("policy");
+    const auto before = PolicyFromJson(policy == nullptr ? json::value() : *policy);
+    if (!before.ok()) return absl::InternalError(before.status().message());
+    const auto after = ChangedPolicy(*before, change);
+    if (!after.ok()) return after.status();
+    body["policy"] = ToJson(*after);
+  }
   if (change.if_revision.has_value()) body["revision"] = *change.if_revision;
   return Print(api_.Put(*path, body), RenderChanges);
 }
@@ -159,22 +165,20 @@ absl::Status Commands::Top(const std::function<Next()>& before_each) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<PolicySpec> ParsePolicy(const std::string& text) {
-  const std::vector<std::string> parts = absl::StrSplit(text, ',');
+absl::StatusOr<PolicySpec> ChangedPolicy(const PolicySpec& now, const TenantChange& change) {
+  const std::string name = change.policy.value_or(now.name);
   std::map<std::string, int64_t> parameters;
-  for (size_t i = 1; i < parts.size(); ++i) {
-    const size_t equals = parts[i].find('=');
-    if (equals == std::string::npos) {
-      return absl::InvalidArgumentError(absl::StrCat("\"", parts[i], "\" is not parameter=value"));
+  if (name == now.name) parameters = now.parameters;
+  for (const std::string& text : change.parameters) {
+    const size_t equals = text.find('=');
+    const auto value = ParseInteger(equals == std::string::npos ? "" : text.substr(equals + 1));
+    if (!value.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("\"", text, "\" is not NAME=NUMBER, such as budget=256"));
     }
-    const std::string name = parts[i].substr(0, equals);
-    const auto value = ParseInteger(parts[i].substr(equals + 1));
-    if (!value.ok()) return value.status();
-    if (!parameters.emplace(name, *value).second) {
-      return absl::InvalidArgumentError(absl::StrCat("\"", name, "\" is there twice"));
-    }
+    parameters[text.substr(0, equals)] = *value;
   }
-  return MakePolicySpec(parts[0], parameters);
+  return MakePolicySpec(name, parameters);
 }
 
 }  // namespace kvpool

@@ -9,6 +9,7 @@
 #include <optional>
 #include <ostream>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "client/cli/api_client.h"
@@ -23,7 +24,8 @@ enum class OutputFormat { kTable, kJson };
 struct TenantChange {
   std::optional<Bytes> guaranteed;
   std::optional<Bytes> limit;
-  std::optional<PolicySpec> policy;
+  std::optional<std::string> policy;    // its name; another one begins with its defaults
+  std::vector<std::string> parameters;  // of the policy, "budget=256"
   std::optional<int64_t> if_revision;
 };
 
@@ -57,7 +59,7 @@ class Commands {
   std::ostream& out_;
 };
 
-// "scissorhands" or "scissorhands,budget=256,recent=16".
-absl::StatusOr<PolicySpec> ParsePolicy(const std::string& text);
+// `now` with the change's policy and parameters.
+absl::StatusOr<PolicySpec> ChangedPolicy(const PolicySpec& now, const TenantChange& change);
 
 }  // namespace kvpool

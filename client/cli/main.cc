@@ -10,6 +10,7 @@
 #include <map>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "client/cli/commands.h"
 #include "common/config.h"
@@ -26,18 +27,21 @@ constexpr char kFooter[] = R"(Examples:
   kvpoolctl apply -f tenants.yaml
   kvpoolctl get tenants
   kvpoolctl describe tenant chat
-  kvpoolctl set tenant chat --limit "12 GiB" --policy scissorhands,budget=512
+  kvpoolctl set tenant chat --limit "12 GiB"
+  kvpoolctl set tenant chat --policy scissorhands --param budget=512
   kvpoolctl token create chat > chat.token
   kvpoolctl top
 
 Exit codes:
-  0 done   1 failed   2 wrong usage   3 not found   4 conflict: in use, or changed by somebody else
-  5 the server cannot be reached or is not ready)";
+  0 done   1 failed or refused   2 wrong command line or file   3 not found
+  4 conflict: in use, or changed by somebody else   5 the server cannot be reached or is not ready)";
 
 int ExitCode(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kOk:
       return 0;
+    case absl::StatusCode::kInvalidArgument:
+      return kUsage;
     case absl::StatusCode::kNotFound:
       return 3;
     case absl::StatusCode::kAborted:
@@ -56,6 +60,7 @@ struct Flags {
   std::string output = "table";
   std::string kind, name, file, token_id;
   std::string guaranteed, limit, policy;
+  std::vector<std::string> parameters;
   int64_t if_revision = 0;
   std::string interval = "2 s";
   bool once = false;
@@ -130,18 +135,23 @@ void AddSet(CLI::App& app, Flags& f, Command& command) {
                          ->check(Parsed("SIZE", ParseBytes));
   auto* limit =
       set->add_option("--limit", f.limit, "such as \"12 GiB\"")->check(Parsed("SIZE", ParseBytes));
-  auto* policy = set->add_option("--policy", f.policy, "such as scissorhands,budget=512")
-                     ->check(Parsed("POLICY", ParsePolicy));
+  std::vector<std::string> policies;
+  for (const PolicySchema& schema : PolicySchemas()) policies.push_back(schema.name);
+  auto* policy = set->add_option("--policy", f.policy, "by name; another one begins with defaults")
+                     ->check(CLI::IsMember(policies));
+  auto* parameters =
+      set->add_option("--param", f.parameters, "of the policy, such as budget=512; repeatable");
   auto* revision =
       set->add_option("--if-revision", f.if_revision, "only if the tenant is at this revision");
-  set->callback([&, guaranteed, limit, policy, revision] {
-    if (guaranteed->count() + limit->count() + policy->count() == 0) {
-      throw CLI::RequiredError("at least one of --guaranteed, --limit, --policy");
+  set->callback([&, guaranteed, limit, policy, parameters, revision] {
+    if (guaranteed->count() + limit->count() + policy->count() + parameters->count() == 0) {
+      throw CLI::RequiredError("at least one of --guaranteed, --limit, --policy, --param");
     }
     TenantChange change;
     if (guaranteed->count() > 0) change.guaranteed = *ParseBytes(f.guaranteed);
     if (limit->count() > 0) change.limit = *ParseBytes(f.limit);
-    if (policy->count() > 0) change.policy = *ParsePolicy(f.policy);
+    if (policy->count() > 0) change.policy = f.policy;
+    change.parameters = f.parameters;
     if (revision->count() > 0) change.if_revision = f.if_revision;
     command = [&f, change](Commands& c) { return c.SetTenant(f.name, change); };
   });

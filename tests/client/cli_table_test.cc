@@ -57,14 +57,20 @@ TEST(CliTableTest, AnswersOfAnotherVersionAreShownAsFarAsPossible) {
   EXPECT_EQ(RenderChanges({}), "");
 }
 
-TEST(CliPolicyTest, FromAFlag) {
-  EXPECT_EQ(ToString(*ParsePolicy("full")), "full(recovery_every=16)");
-  EXPECT_EQ(ToString(*ParsePolicy("streaming,recent=60,sinks=2")),
+TEST(CliPolicyTest, ParametersChangeAloneOrWithThePolicy) {
+  const PolicySpec now = *MakePolicySpec("streaming", {{"recent", 60}});
+  EXPECT_EQ(ChangedPolicy(now, {})->Get("recent"), 60);
+  EXPECT_EQ(ToString(*ChangedPolicy(now, {.parameters = {"sinks=2"}})),
             "streaming(recent=60,sinks=2,slack=64)");
-  for (const char* bad : {"", "best", "full,x=1", "streaming,recent", "streaming,recent=",
-                          "streaming,recent=many", "streaming,recent=1,recent=2", "streaming,"}) {
-    EXPECT_FALSE(ParsePolicy(bad).ok()) << bad;
+  EXPECT_EQ(ChangedPolicy(now, {.policy = "streaming", .parameters = {"sinks=2"}})->Get("recent"),
+            60);
+  EXPECT_EQ(
+      ChangedPolicy(now, {.policy = "scissorhands", .parameters = {"budget=512"}})->Get("budget"),
+      512);
+  for (const char* bad : {"recent", "recent=", "recent=many", "=1", "x=1", "", "recent=0"}) {
+    EXPECT_FALSE(ChangedPolicy(now, {.parameters = {bad}}).ok()) << bad;
   }
+  EXPECT_FALSE(ChangedPolicy(now, {.policy = "best"}).ok());
 }
 
 }  // namespace
