@@ -1,7 +1,7 @@
 // One session as the agent knows it: its place in shared memory, its segments as last checked, its
 // planes, and what has been done to it. Plain state; the rules are in attachment.h.
 //
-// Lives on the RPC thread. While `running` is set, a job has the planes and the rows are pinned.
+// Lives on the RPC thread. While `job` is set, a job has the planes and the rows are pinned.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once

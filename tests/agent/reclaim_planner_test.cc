@@ -250,6 +250,9 @@ void CheckPlan(const ReclaimInput& input, const ReclaimPlan& plan) {
   }
   for (const SlabIndex slab : plan.cancel) EXPECT_EQ(going.erase(slab), 1u);
   EXPECT_TRUE(plan.evacuate.empty() || plan.cancel.empty());
+  if (!plan.cancel.empty()) {
+    EXPECT_EQ(static_cast<int64_t>(going.size()), wanted) << "cancelled too much";
+  }
   EXPECT_LE(static_cast<int64_t>(going.size()), wanted);
   if (wanted == 0) {
     EXPECT_TRUE(going.empty() && plan.take.empty() && plan.ask.empty());
