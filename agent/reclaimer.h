@@ -45,6 +45,8 @@ class Reclaimer final : private kj::TaskSet::ErrorHandler {
   // Holds slabs and has no worker.
   bool Abandoned(TenantId tenant) const;
   kj::Promise<void> Drain(SlabIndex slab);
+  // Frees the slab when its memory was taken away and has stayed away.
+  void Settle(SlabIndex slab, ReturnProof emptied);
   void DrainEmpty(TenantId tenant);
   void taskFailed(kj::Exception&& error) override;
 
