@@ -124,8 +124,15 @@ Agent::Agent(const AgentConfig& config, kj::AsyncIoContext& io, JournalMemory jo
 }
 
 absl::Status Agent::Listen() {
-  const ServiceDeps service{
-      .workers = &workers_, .book = &book_, .ledger = &ledger_, .port = &io_.unixEventPort};
+  const ServiceDeps service{.workers = &workers_,
+                            .book = &book_,
+                            .ledger = &ledger_,
+                            .port = &io_.unixEventPort,
+                            .refresh = [this]() -> kj::Promise<void> {
+                              return link_ == nullptr ? kj::Promise<void>(kj::READY_NOW)
+                                                      : link_->Refresh();
+                            },
+                            .metrics = &metrics_};
   auto listener =
       RpcListener::Listen(*io_.lowLevelProvider, {.address = UnixPath{config_.socket}},
                           [service](RpcPeer peer, kj::Own<RpcConnection> connection) {

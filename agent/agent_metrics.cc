@@ -35,6 +35,8 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                                           "Sessions compacted for a tenant.")),
       refusals_(metrics_.CounterFamily("kvpool_agent_refusals_total",
                                        "Typed refusals of pages or sessions.")),
+      refused_calls_(metrics_.CounterFamily("kvpool_agent_refused_calls_total",
+                                            "Calls of workers that were refused, by reason.")),
       reclaims_(metrics_.CounterFamily("kvpool_agent_reclaims_total",
                                        "Reclaims by step of the reclaim order and reason.")),
       reclaimed_bytes_(metrics_.CounterFamily("kvpool_agent_reclaimed_bytes_total",
@@ -74,6 +76,10 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
 
 void AgentMetrics::ObserveTurn(Duration turn) {
   turn_.Observe(std::chrono::duration<double>(turn).count());
+}
+
+void AgentMetrics::CountRefusedCall(const std::string& reason) {
+  refused_calls_.With({{"reason", reason}}).Add();
 }
 
 void AgentMetrics::ObserveReclaim(const TenantState& tenant, const ReclaimRecord& record) {

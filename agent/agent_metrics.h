@@ -11,6 +11,7 @@
 #include "agent/pool.h"
 #include "agent/tenant_book.h"
 #include "agent/workers.h"
+#include "common/clock.h"
 #include "common/metrics.h"
 #include "common/rpc_listener.h"
 
@@ -28,6 +29,8 @@ class AgentMetrics {
 
   // How long one turn of the RPC thread's work took.
   void ObserveTurn(Duration turn);
+  // A call of a worker's that was refused, for a reason of the wire's.
+  void CountRefusedCall(const std::string& reason);
   // One reclaim record, as it happens.
   void ObserveReclaim(const TenantState& tenant, const ReclaimRecord& record);
 
@@ -47,6 +50,7 @@ class AgentMetrics {
   MetricFamily<Gauge> workers_;
   MetricFamily<Counter> compactions_;
   MetricFamily<Counter> refusals_;
+  MetricFamily<Counter> refused_calls_;
   MetricFamily<Counter> reclaims_;
   MetricFamily<Counter> reclaimed_bytes_;
   MetricFamily<Histogram> recovery_;
@@ -56,6 +60,20 @@ class AgentMetrics {
   Counter unscored_;
   Counter connections_refused_;
   Histogram turn_;
+};
+
+// One turn of the RPC thread, from construction to destruction. A variable in a function that does
+// not wait.
+class Turn {
+ public:
+  explicit Turn(AgentMetrics* metrics) : metrics_(metrics), begin_(BootClock::now()) {}
+  ~Turn() { metrics_->ObserveTurn(BootClock::now() - begin_); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  AgentMetrics* const metrics_;
+  const TimePoint begin_;
 };
 
 }  // namespace kvpool

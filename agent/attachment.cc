@@ -191,6 +191,11 @@ absl::StatusOr<DrainJob> Attachment::BeginDrain(uint32_t slot, uint32_t window, 
         " is next, a window holds ", shm::kWindowQueries, ", there are ", setup_.sizes.windows));
   }
   if (absl::Status status = Snapshot(session); !status.ok()) return status;
+  // A token has one query: so numbers cannot run ahead, and the next one never wraps.
+  if (count > session->committed || first > session->committed - count) {
+    return absl::InvalidArgumentError(absl::StrCat("queries ", first, " + ", count, " of only ",
+                                                   session->committed, " committed tokens"));
+  }
   unscored_ += first - session->drained;
   session->drained = first + count;
   session->job = AgentSession::Job::kDrain;

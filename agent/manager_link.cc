@@ -84,6 +84,14 @@ void ManagerLink::Hurry() {
   }
 }
 
+kj::Promise<void> ManagerLink::Refresh() {
+  if (state_ != State::kRegistered) return kj::READY_NOW;
+  auto refreshed = kj::newPromiseAndFulfiller<void>();
+  refreshing_.add(kj::mv(refreshed.fulfiller));
+  Hurry();
+  return kj::mv(refreshed.promise);
+}
+
 kj::Promise<void> ManagerLink::Run() {
   return Session()
       .then([] {},
@@ -96,6 +104,8 @@ kj::Promise<void> ManagerLink::Run() {
             })
       .then([this] {
         state_ = State::kConnecting;
+        for (auto& waiting : refreshing_) waiting->fulfill();
+        refreshing_.clear();
         link_ = nullptr;
         client_ = nullptr;
         return Pause();
@@ -167,7 +177,11 @@ kj::Promise<void> ManagerLink::Exchange() {
   auto request = KJ_ASSERT_NONNULL(link_).exchangeRequest();
   FillReport(request.initReport());
   return WithDeadline(request.send(), deps_.io->provider->getTimer(), kCallDeadline)
-      .then([this](auto&& response) { Apply(response.getOrders()); });
+      .then([this](auto&& response) {
+        Apply(response.getOrders());
+        for (auto& waiting : refreshing_) waiting->fulfill();
+        refreshing_.clear();
+      });
 }
 
 void ManagerLink::FillReport(rpc::Report::Builder report) {

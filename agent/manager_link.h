@@ -42,6 +42,9 @@ class ManagerLink final : private kj::TaskSet::ErrorHandler {
 
   // Reports at once instead of at the next interval: demand or an acknowledgement changed.
   void Hurry();
+  // Resolves after the next applied message, at once without a manager. For a token that was made a
+  // moment ago and has not come yet.
+  kj::Promise<void> Refresh();
   enum class State : uint8_t { kConnecting, kRegistered };
   State state() const { return state_; }
 
@@ -66,6 +69,7 @@ class ManagerLink final : private kj::TaskSet::ErrorHandler {
   uint64_t seq_ = 0;
   uint32_t report_millis_;
   kj::Maybe<kj::Own<kj::PromiseFulfiller<void>>> hurry_;
+  kj::Vector<kj::Own<kj::PromiseFulfiller<void>>> refreshing_;
   uint32_t failures_ = 0;
   std::minstd_rand jitter_;
   kj::TaskSet tasks_;

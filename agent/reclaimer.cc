@@ -13,6 +13,8 @@ namespace {
 
 // How soon a tenant that is still over its lease is looked at again without an event.
 constexpr auto kBeat = 20 * kj::MILLISECONDS;
+// How soon the memory of a STUCK slab is looked for again.
+constexpr auto kStuckPause = 5 * kj::SECONDS;
 
 }  // namespace
 
@@ -100,31 +102,38 @@ void Reclaimer::DrainEmpty(TenantId tenant) {
   }
 }
 
-void Reclaimer::Settle(SlabIndex slab, ReturnProof emptied) {
-  if (emptied == ReturnProof::kReturned &&
-      deps_.device->DestroySlab(slab) == ReturnProof::kReturned) {
-    (void)deps_.ledger->FreeSlab(slab);
-  } else {
-    (void)deps_.ledger->MarkStuck(slab);
-    log_.Error("a slab's memory did not come back; it stays charged to its tenant",
-               {{"slab", slab.value()}});
-  }
-  if (on_progress_) on_progress_();
-}
-
 kj::Promise<void> Reclaimer::Drain(SlabIndex slab) {
   return deps_.workers->Revoke(slab).then([this, slab]() -> kj::Promise<void> {
     if (!deps_.ledger->WorkersOf(slab).empty()) {
       // Somebody has not unmapped it. It stays charged, and is tried again.
       return deps_.timer->afterDelay(kBeat).then([this, slab] { return Drain(slab); });
     }
-    return Offload(*deps_.pool, [device = deps_.device, slab] { return device->EmptySlab(slab); })
-        .then([this, slab](ReturnProof emptied) {
-          // The watch holds up no kernel thread, and slabs are watched together.
-          return deps_.timer->afterDelay(kReturnWatch.count() * kj::MILLISECONDS)
-              .then([this, slab, emptied] { Settle(slab, emptied); });
-        });
+    return Destroy(slab);
   });
+}
+
+kj::Promise<void> Reclaimer::Destroy(SlabIndex slab) {
+  return Offload(*deps_.pool, [device = deps_.device, slab] { return device->EmptySlab(slab); })
+      .then([this, slab](ReturnProof emptied) {
+        // The watch holds up no kernel thread, and slabs are watched together.
+        return deps_.timer->afterDelay(kReturnWatch.count() * kj::MILLISECONDS)
+            .then([this, slab, emptied] { return Settle(slab, emptied); });
+      });
+}
+
+kj::Promise<void> Reclaimer::Settle(SlabIndex slab, ReturnProof emptied) {
+  if (emptied == ReturnProof::kReturned &&
+      deps_.device->DestroySlab(slab) == ReturnProof::kReturned) {
+    (void)deps_.ledger->FreeSlab(slab);
+    if (on_progress_) on_progress_();
+    return kj::READY_NOW;
+  }
+  // The first time only: a slab that is STUCK already is not marked again.
+  if (deps_.ledger->MarkStuck(slab).ok()) {
+    log_.Error("a slab's memory did not come back; it stays charged to its tenant",
+               {{"slab", slab.value()}});
+  }
+  return deps_.timer->afterDelay(kStuckPause).then([this, slab] { return Destroy(slab); });
 }
 
 }  // namespace kvpool

@@ -3,10 +3,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/service.h"
 
+#include <capnp/schema.h>
 #include <kj/debug.h>
 
 #include <utility>
 
+#include "agent/agent_metrics.h"
 #include "agent/memory_server.h"
 #include "common/secret.h"
 #include "proto/agent.capnp.h"
@@ -35,24 +37,15 @@ rpc::RefusalReason ReasonOf(const absl::Status& status) {
   }
 }
 
-void Refuse(rpc::Refusal::Builder builder, rpc::RefusalReason reason, const std::string& text) {
-  builder.setReason(reason);
-  builder.setText(text);
+// The wire's name of a reason, for the metric.
+std::string NameOf(rpc::RefusalReason reason) {
+  const auto enumerants = capnp::Schema::from<rpc::RefusalReason>().getEnumerants();
+  return enumerants[static_cast<uint16_t>(reason)].getProto().getName().cStr();
 }
 
-void Refuse(rpc::Refusal::Builder builder, const absl::Status& status) {
-  Refuse(builder, ReasonOf(status), std::string(status.message()));
-}
+std::string ToString(capnp::Text::Reader text) { return {text.begin(), text.size()}; }
 
-void SetOutcome(rpc::Outcome::Builder builder, const absl::Status& status) {
-  if (status.ok()) {
-    builder.setOk();
-  } else {
-    Refuse(builder.initRefused(), status);
-  }
-}
-
-absl::StatusOr<Geometry> FromCapnp(rpc::Geometry::Reader reader) {
+absl::StatusOr<Layout> FromCapnp(rpc::Geometry::Reader reader, Bytes slab_bytes) {
   if (reader.getGroups().size() != 1) {
     return absl::InvalidArgumentError("a geometry has exactly one layer group for now");
   }
@@ -76,7 +69,10 @@ absl::StatusOr<Geometry> FromCapnp(rpc::Geometry::Reader reader) {
       return absl::InvalidArgumentError("the geometry's dtype is not known here");
   }
   for (uint16_t layer : group.getKvOfLayer()) geometry.kv_of_layer.push_back(layer);
-  return geometry;
+  const GeometryLimits most{
+      .layers = limits::kLayers, .heads = limits::kHeads, .head_dim = limits::kHeadDim};
+  if (absl::Status status = CheckGeometry(geometry, most); !status.ok()) return status;
+  return Layout::Make(geometry, slab_bytes);
 }
 
 class SessionServer final : public rpc::Session::Server {
@@ -108,8 +104,22 @@ struct Peer final : public kj::Refcounted {
       auto observer = kj::heap<kj::UnixEventPort::FdObserver>(
           *self->deps.port, self->info.pidfd.get(), kj::UnixEventPort::FdObserver::OBSERVE_READ);
       auto promise = observer->whenBecomesReadable();
-      return promise.attach(kj::mv(observer), kj::mv(self));
+      // The observer goes before the descriptor that it observes.
+      return promise.attach(kj::mv(observer)).attach(kj::mv(self));
     });
+  }
+
+  void Refuse(rpc::Refusal::Builder builder, rpc::RefusalReason reason, const std::string& text) {
+    deps.metrics->CountRefusedCall(NameOf(reason));
+    builder.setReason(reason);
+    builder.setText(text);
+  }
+  void Refuse(rpc::Refusal::Builder builder, const absl::Status& status) {
+    Refuse(builder, ReasonOf(status), std::string(status.message()));
+  }
+  void SetOutcome(rpc::Outcome::Builder builder, const absl::Status& status) {
+    if (status.ok()) return builder.setOk();
+    Refuse(builder.initRefused(), status);
   }
 
   const ServiceDeps deps;
@@ -126,18 +136,23 @@ class AttachmentServer final : public rpc::Attachment::Server {
   kj::Promise<void> reserve(ReserveContext context) override {
     return workers()
         .Reserve(worker_, context.getParams().getPages())
-        .then([context](absl::Status status) mutable {
-          SetOutcome(context.getResults().initResult(), status);
+        .then([peer = kj::addRef(*peer_), context](absl::Status status) mutable {
+          peer->SetOutcome(context.getResults().initResult(), status);
         });
   }
 
   kj::Promise<void> openSession(OpenSessionContext context) override {
     const auto params = context.getParams().getParams();
+    auto result = context.getResults().initResult();
+    if (AllSlotsTaken()) {
+      peer_->Refuse(result.initRefused(), rpc::RefusalReason::TOO_MANY,
+                    "all session slots of this attachment are taken: attach with more maxSessions");
+      return kj::READY_NOW;
+    }
     absl::StatusOr<AgentSession*> session =
         workers().Open(worker_, params.getPromptTokens(), params.getMaxTokens());
-    auto result = context.getResults().initResult();
     if (!session.ok()) {
-      Refuse(result.initRefused(), session.status());
+      peer_->Refuse(result.initRefused(), session.status());
       return kj::READY_NOW;
     }
     const AgentSession& opened = **session;
@@ -161,9 +176,9 @@ class AttachmentServer final : public rpc::Attachment::Server {
                                            .count = item.getCount()}));
     }
     return kj::joinPromises(drains.releaseAsArray())
-        .then([context](kj::Array<absl::Status> statuses) mutable {
+        .then([peer = kj::addRef(*peer_), context](kj::Array<absl::Status> statuses) mutable {
           auto results = context.getResults().initResults(statuses.size());
-          for (size_t i = 0; i < statuses.size(); ++i) SetOutcome(results[i], statuses[i]);
+          for (size_t i = 0; i < statuses.size(); ++i) peer->SetOutcome(results[i], statuses[i]);
         });
   }
 
@@ -174,16 +189,17 @@ class AttachmentServer final : public rpc::Attachment::Server {
     for (uint32_t slot : list) slots.push_back(slot);
     return workers()
         .HandOver(worker_, std::move(slots))
-        .then([context](std::vector<CompactionOutcome> outcomes) mutable {
-          auto results = context.getResults().initResults(outcomes.size());
-          for (size_t i = 0; i < outcomes.size(); ++i) {
-            const CompactionOutcome& outcome = outcomes[i];
-            SetOutcome(results[i].initOutcome(), outcome.status);
-            results[i].setCompacted(outcome.effect == CompactionOutcome::Effect::kCompacted);
-            results[i].setMoved(outcome.effect != CompactionOutcome::Effect::kNothing);
-            results[i].setRecovery(outcome.recovery_mean);
-          }
-        });
+        .then(
+            [peer = kj::addRef(*peer_), context](std::vector<CompactionOutcome> outcomes) mutable {
+              auto results = context.getResults().initResults(outcomes.size());
+              for (size_t i = 0; i < outcomes.size(); ++i) {
+                const CompactionOutcome& outcome = outcomes[i];
+                peer->SetOutcome(results[i].initOutcome(), outcome.status);
+                results[i].setCompacted(outcome.effect == CompactionOutcome::Effect::kCompacted);
+                results[i].setMoved(outcome.effect != CompactionOutcome::Effect::kNothing);
+                results[i].setRecovery(outcome.recovery_mean);
+              }
+            });
   }
 
   kj::Promise<void> detach(DetachContext) override {
@@ -207,8 +223,15 @@ class AttachmentServer final : public rpc::Attachment::Server {
  private:
   Workers& workers() { return *peer_->deps.workers; }
 
+  bool AllSlotsTaken() {
+    const Worker* worker = workers().Find(worker_);
+    return worker != nullptr &&
+           worker->attachment->sessions().size() == worker->attachment->setup().sizes.sessions;
+  }
+
   // A message that breaks the table of limits: its sender is broken, its connection ends.
   kj::Promise<void> TooMany() {
+    peer_->deps.metrics->CountRefusedCall(NameOf(rpc::RefusalReason::TOO_MANY));
     peer_->connection->Close();
     return KJ_EXCEPTION(FAILED, "too many items in a batch");
   }
@@ -226,26 +249,32 @@ class TenantServer final : public rpc::Tenant::Server {
     const auto params = context.getParams().getParams();
     auto result = context.getResults().initResult();
     if (attached_) {
-      Refuse(result.initRefused(), rpc::RefusalReason::BAD_STATE, "a Tenant attaches once");
+      peer_->Refuse(result.initRefused(), rpc::RefusalReason::BAD_STATE, "a Tenant attaches once");
       return kj::READY_NOW;
     }
-    const absl::StatusOr<Geometry> geometry = FromCapnp(params.getGeometry());
-    if (!geometry.ok()) {
-      Refuse(result.initRefused(), rpc::RefusalReason::BAD_GEOMETRY,
-             std::string(geometry.status().message()));
+    if (peer_->deps.workers->all().size() >= limits::kWorkers) {
+      peer_->Refuse(result.initRefused(), rpc::RefusalReason::TOO_MANY,
+                    "this agent serves at most " + std::to_string(limits::kWorkers) + " workers");
+      return kj::READY_NOW;
+    }
+    absl::StatusOr<Layout> layout =
+        FromCapnp(params.getGeometry(), peer_->deps.ledger->config().slab_bytes);
+    if (!layout.ok()) {
+      peer_->Refuse(result.initRefused(), rpc::RefusalReason::BAD_GEOMETRY,
+                    std::string(layout.status().message()));
       return kj::READY_NOW;
     }
     const absl::StatusOr<WorkerId> id =
         peer_->deps.workers->Attach({.tenant = tenant_,
                                      .worker = worker_,
-                                     .geometry = *geometry,
+                                     .layout = *std::move(layout),
                                      .max_sessions = params.getMaxSessions(),
                                      .max_running = params.getMaxRunning(),
                                      .max_session_tokens = params.getMaxSessionTokens(),
                                      .chunk_tokens = params.getChunkTokens()},
                                     params.getEvents());
     if (!id.ok()) {
-      Refuse(result.initRefused(), id.status());
+      peer_->Refuse(result.initRefused(), id.status());
       return kj::READY_NOW;
     }
     attached_ = true;
@@ -281,30 +310,41 @@ class AgentServer final : public rpc::Agent::Server {
     const auto params = context.getParams().getParams();
     auto result = context.getResults().initResult();
     if (params.getProtocolVersion() != limits::kProtocolVersion) {
-      Refuse(result.initRefused(), rpc::RefusalReason::BAD_VERSION,
-             "this agent speaks protocol version " + std::to_string(limits::kProtocolVersion));
+      peer_->Refuse(
+          result.initRefused(), rpc::RefusalReason::BAD_VERSION,
+          "this agent speaks protocol version " + std::to_string(limits::kProtocolVersion));
       return kj::READY_NOW;
     }
-    if (params.getToken().size() > limits::kTokenBytes ||
-        params.getWorker().size() > limits::kNameBytes) {
-      Refuse(result.initRefused(), rpc::RefusalReason::BAD_ARGUMENT,
-             "the token or the worker's name is too long");
+    if (params.getWorker().size() > limits::kNameBytes) {
+      peer_->Refuse(
+          result.initRefused(), rpc::RefusalReason::BAD_ARGUMENT,
+          "the worker's name is longer than " + std::to_string(limits::kNameBytes) + " bytes");
       return kj::READY_NOW;
     }
-    const TenantState* tenant =
-        peer_->deps.book->FindByToken(Sha256(std::string(params.getToken().cStr())));
-    if (tenant == nullptr) {
-      Refuse(result.initRefused(), rpc::RefusalReason::BAD_TOKEN,
-             "no tenant of this agent has this token (make one: kvpoolctl token create TENANT)");
-      return kj::READY_NOW;
-    }
-    peer_->connection->Authenticated();
-    result.setTenant(kj::heap<TenantServer>(kj::addRef(*peer_), tenant->id,
-                                            std::string(params.getWorker().cStr())));
-    return kj::READY_NOW;
+    const std::string worker = ToString(params.getWorker());
+    const bool too_long = params.getToken().size() > limits::kTokenBytes;
+    const Sha256Hash hash = too_long ? Sha256Hash() : Sha256(ToString(params.getToken()));
+    if (Accept(hash, worker, result)) return kj::READY_NOW;
+    // The token may have been made a moment ago.
+    return peer_->deps.refresh().then([this, context, hash, worker]() mutable {
+      auto result = context.getResults().initResult();
+      if (Accept(hash, worker, result)) return;
+      peer_->Refuse(
+          result.initRefused(), rpc::RefusalReason::BAD_TOKEN,
+          "no tenant of this agent has this token (make one: kvpoolctl token create TENANT)");
+    });
   }
 
  private:
+  bool Accept(const Sha256Hash& hash, const std::string& worker,
+              rpc::AuthenticateResult::Builder result) {
+    const TenantState* tenant = peer_->deps.book->FindByToken(hash);
+    if (tenant == nullptr) return false;
+    peer_->connection->Authenticated();
+    result.setTenant(kj::heap<TenantServer>(kj::addRef(*peer_), tenant->id, worker));
+    return true;
+  }
+
   kj::Own<Peer> peer_;
 };
 

@@ -9,17 +9,24 @@
 
 #include <capnp/capability.h>
 
+#include <functional>
+
 #include "agent/tenant_book.h"
 #include "agent/workers.h"
 #include "common/rpc_listener.h"
 
 namespace kvpool {
 
+class AgentMetrics;
+
 struct ServiceDeps {
   Workers* workers = nullptr;
   TenantBook* book = nullptr;
   PoolLedger* ledger = nullptr;
   kj::UnixEventPort* port = nullptr;
+  // Asks the manager for news; resolves when they have come, or at once without a manager.
+  std::function<kj::Promise<void>()> refresh;
+  AgentMetrics* metrics = nullptr;
 };
 
 // The bootstrap capability of one worker's connection.

@@ -22,16 +22,22 @@ absl::Status CheckRange(const char* what, uint64_t value, uint64_t max) {
 
 absl::Status CheckRequest(const AttachRequest& request) {
   for (const absl::Status& status :
-       {CheckGeometry(
-            request.geometry,
-            {.layers = limits::kLayers, .heads = limits::kHeads, .head_dim = limits::kHeadDim}),
-        CheckRange("maxSessions", request.max_sessions, limits::kSessionsPerWorker),
+       {CheckRange("maxSessions", request.max_sessions, limits::kSessionsPerWorker),
         CheckRange("maxRunning", request.max_running, limits::kRunningPerWorker),
         CheckRange("maxSessionTokens", request.max_session_tokens, limits::kSessionTokens),
         CheckRange("chunkTokens", request.chunk_tokens, request.max_session_tokens)}) {
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
+}
+
+shm::ShmSizes SizesOf(const AttachRequest& request) {
+  const Geometry& geometry = request.layout.geometry();
+  return {.sessions = request.max_sessions,
+          .windows = request.max_running,
+          .session_tokens = request.max_session_tokens,
+          .planes = geometry.planes(),
+          .query_floats = geometry.model_layers() * geometry.query_heads * geometry.key_dim};
 }
 
 }  // namespace
@@ -45,24 +51,24 @@ void Workers::taskFailed(kj::Exception&& error) {
 absl::StatusOr<WorkerId> Workers::Attach(const AttachRequest& request,
                                          rpc::WorkerEvents::Client events) {
   if (absl::Status status = CheckRequest(request); !status.ok()) return status;
-  absl::StatusOr<Layout> layout = Layout::Make(request.geometry, deps_.ledger->config().slab_bytes);
-  if (!layout.ok()) return layout.status();
-  absl::StatusOr<WorkerId> id = deps_.ledger->AddWorker(request.tenant, *layout);
+  const shm::ShmSizes sizes = SizesOf(request);
+  if (const uint64_t bytes = shm::ControlBytes(sizes) + shm::TablesBytes(sizes);
+      bytes > limits::kSharedBytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "this geometry with maxSessions, maxRunning and maxSessionTokens takes ", bytes,
+        " bytes of address space, allowed are ", limits::kSharedBytes, ": ask for less"));
+  }
+  absl::StatusOr<WorkerId> id = deps_.ledger->AddWorker(request.tenant, request.layout);
   if (!id.ok()) return id.status();
-  const Geometry& geometry = request.geometry;
-  absl::StatusOr<std::unique_ptr<Attachment>> attachment = Attachment::Make(
-      {.id = *id,
-       .tenant = request.tenant,
-       .worker = request.worker,
-       .layout = *layout,
-       .sizes = {.sessions = request.max_sessions,
-                 .windows = request.max_running,
-                 .session_tokens = request.max_session_tokens,
-                 .planes = geometry.planes(),
-                 .query_floats = geometry.model_layers() * geometry.query_heads * geometry.key_dim},
-       .chunk_tokens = request.chunk_tokens,
-       .base = deps_.device->base()},
-      deps_.ledger);
+  absl::StatusOr<std::unique_ptr<Attachment>> attachment =
+      Attachment::Make({.id = *id,
+                        .tenant = request.tenant,
+                        .worker = request.worker,
+                        .layout = request.layout,
+                        .sizes = sizes,
+                        .chunk_tokens = request.chunk_tokens,
+                        .base = deps_.device->base()},
+                       deps_.ledger);
   if (!attachment.ok()) {
     (void)deps_.ledger->RemoveWorker(*id);
     return attachment.status();
@@ -72,7 +78,7 @@ absl::StatusOr<WorkerId> Workers::Attach(const AttachRequest& request,
   log_.Info("worker attached", {{"worker", id->value()},
                                 {"name", request.worker},
                                 {"tenant", request.tenant.value()},
-                                {"page_bytes", layout->page_bytes().value()}});
+                                {"page_bytes", request.layout.page_bytes().value()}});
   Changed(request.tenant);
   return *id;
 }
@@ -170,7 +176,10 @@ Bytes Workers::UsedBytes(TenantId tenant) const {
   Bytes used = usage.owned_bytes + usage.granted_bytes;
   for (const auto& [id, worker] : workers_) {
     if (worker.attachment->setup().tenant != tenant) continue;
-    used -= worker.attachment->layout().page_bytes() * worker.attachment->waiting();
+    // A worker that says it has taken nothing hides no more than what it was granted.
+    const uint64_t waiting =
+        std::min<uint64_t>(worker.attachment->waiting(), deps_.ledger->GrantedPages(id));
+    used -= worker.attachment->layout().page_bytes() * static_cast<int64_t>(waiting);
   }
   return std::max(used, 0_B);
 }

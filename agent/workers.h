@@ -29,11 +29,11 @@
 
 namespace kvpool {
 
-// What a worker asks for at attach, checked.
+// What a worker asks for at attach. The layout has been checked, the numbers have not.
 struct AttachRequest {
   TenantId tenant;
   std::string worker;
-  Geometry geometry;
+  Layout layout;
   uint32_t max_sessions = 0;
   uint32_t max_running = 0;
   uint32_t max_session_tokens = 0;
@@ -91,7 +91,7 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   // Called whenever a tenant's pages or sessions changed in a way that reclaim may care for.
   void OnChange(std::function<void(TenantId)> callback) { on_change_ = std::move(callback); }
 
-  // InvalidArgument: the geometry or a number; ResourceExhausted: too many workers.
+  // InvalidArgument: a number; ResourceExhausted: too many workers, or no memory.
   absl::StatusOr<WorkerId> Attach(const AttachRequest& request, rpc::WorkerEvents::Client events);
   // The capability is gone. Its memory comes back when `gone` says that the process cannot touch it
   // any more: at once for a worker that let go by itself.

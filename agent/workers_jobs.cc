@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "agent/agent_metrics.h"
 #include "agent/workers.h"
 #include "common/kj_asio.h"
 #include "proto/limits.h"
@@ -11,6 +12,7 @@
 namespace kvpool {
 
 kj::Promise<absl::Status> Workers::Drain(WorkerId id, DrainArgs args) {
+  const Turn turn(deps_.metrics);
   Worker* worker = Find(id);
   if (worker == nullptr) return absl::Status(absl::FailedPreconditionError("detached"));
   absl::StatusOr<DrainJob> job =
@@ -22,6 +24,7 @@ kj::Promise<absl::Status> Workers::Drain(WorkerId id, DrainArgs args) {
                    return kj::mv(job);
                  })
       .then([this, id, slot = args.slot](kj::Own<DrainJob> job) -> absl::Status {
+        const Turn turn(deps_.metrics);
         // The worker is still there: RemoveIfDone waits for sessions with jobs.
         workers_.at(id).attachment->EndDrain(slot, std::move(*job));
         RemoveIfDone(id);
@@ -31,6 +34,7 @@ kj::Promise<absl::Status> Workers::Drain(WorkerId id, DrainArgs args) {
 
 kj::Promise<CompactionOutcome> Workers::RunCompaction(WorkerId id, uint32_t slot,
                                                       shm::State resting) {
+  const Turn turn(deps_.metrics);
   absl::StatusOr<std::optional<CompactionJob>> job =
       workers_.at(id).attachment->BeginCompaction(slot, resting);
   if (!job.ok()) return CompactionOutcome{.status = job.status()};
@@ -41,6 +45,7 @@ kj::Promise<CompactionOutcome> Workers::RunCompaction(WorkerId id, uint32_t slot
                    return kj::mv(job);
                  })
       .then([this, id, slot, resting](kj::Own<CompactionJob> job) {
+        const Turn turn(deps_.metrics);
         CompactionOutcome outcome =
             workers_.at(id).attachment->EndCompaction(slot, std::move(*job), resting);
         RemoveIfDone(id);

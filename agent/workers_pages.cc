@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "agent/agent_metrics.h"
 #include "agent/memory_server.h"
 #include "agent/workers.h"
 #include "common/kj_asio.h"
@@ -63,6 +64,7 @@ void Workers::ServeMagazine(WorkerId id) {
 }
 
 void Workers::TopUp(WorkerId id) {
+  const Turn turn(deps_.metrics);
   Worker* worker = Find(id);
   if (worker == nullptr) return;
   Attachment& attachment = *worker->attachment;
@@ -81,9 +83,10 @@ void Workers::TopUp(WorkerId id) {
 kj::Promise<absl::Status> Workers::Reserve(WorkerId id, uint32_t pages) {
   Worker* worker = Find(id);
   if (worker == nullptr) return absl::Status(absl::FailedPreconditionError("detached"));
-  if (pages == 0 || pages > shm::kRingSlots) {
-    return absl::Status(absl::InvalidArgumentError(
-        absl::StrCat("reserve of ", pages, " pages, allowed is 1..", shm::kRingSlots)));
+  if (pages == 0) return absl::Status(absl::InvalidArgumentError("reserve of no pages"));
+  if (pages > shm::kRingSlots) {
+    return absl::Status(absl::OutOfRangeError(
+        absl::StrCat("reserve of ", pages, " pages, a magazine holds at most ", shm::kRingSlots)));
   }
   worker->attachment->Collect();
   if (worker->attachment->Fill(std::max(pages, worker->attachment->target())) >= pages) {

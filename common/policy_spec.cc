@@ -50,8 +50,8 @@ const std::vector<PolicySchema>& PolicySchemas() {
   static const auto* const schemas = new std::vector<PolicySchema>{
       {"full",
        "Keeps every key; never compacted.",
-       {{"recovery_every", "queries", "one query in this many is scored, for recovery; 0: none", 16,
-         0, 65535}}},
+       {{"recovery_every", "queries", "one query in this many is scored, for recovery; 0: none",
+         kRecoveryEvery, 0, 65535}}},
       {"streaming",
        "StreamingLLM (arXiv 2309.17453): the first `sinks` and the last `recent` keys.",
        {{"sinks", "tokens", "first keys that always stay", 4, 0, kMaxTokens},
@@ -75,7 +75,7 @@ absl::StatusOr<PolicySpec> MakePolicySpec(const std::string& name,
     return absl::InvalidArgumentError(
         absl::StrCat("policy \"", name, "\" is not known; known are ", KnownPolicies()));
   }
-  PolicySpec spec{.name = name};
+  PolicySpec spec{.name = name, .parameters = {}};
   for (const PolicyParameter& parameter : schema->parameters) {
     spec.parameters[parameter.name] = parameter.default_value;
   }

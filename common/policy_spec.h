@@ -31,10 +31,13 @@ struct PolicySchema {
   std::vector<PolicyParameter> parameters;
 };
 
+// Default of full's `recovery_every`.
+inline constexpr int64_t kRecoveryEvery = 16;
+
 // A policy by name with a value for every parameter of its schema.
 struct PolicySpec {
   std::string name = "full";
-  std::map<std::string, int64_t> parameters;
+  std::map<std::string, int64_t> parameters = {{"recovery_every", kRecoveryEvery}};
 
   // Requires that the parameter is in the policy's schema.
   int64_t Get(const std::string& parameter) const { return parameters.at(parameter); }

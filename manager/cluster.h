@@ -1,6 +1,7 @@
 // All the manager knows, in one place: tenants, agents and their use, leases, the last reclaims.
 // Turns an agent's report into its orders. Pure: it takes values and time; RPC, HTTP, SQLite and
-// the clock are the shell's (service.h, api.h, store.h). One thread at a time: the RPC thread.
+// the clock are the shell's (agent_service.h, api.h, store.h). One thread at a time, the RPC
+// thread.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once

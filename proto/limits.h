@@ -27,29 +27,30 @@ inline constexpr uint32_t kTokenBytes = 128;           // length of any token
 inline constexpr uint32_t kNameBytes = 64;             // tenant, agent and worker names
 
 // Worker <-> agent.
-inline constexpr uint32_t kWorkers = 64;              // attachments an agent
-inline constexpr uint32_t kSessionsPerWorker = 1024;  // session slots an attachment
-inline constexpr uint32_t kRunningPerWorker = 256;    // query windows an attachment
-inline constexpr uint32_t kSessionTokens = 1 << 20;   // tokens a session
-inline constexpr uint32_t kWindowQueries = 32;        // W: depth of a query window
-inline constexpr uint32_t kMagazinePages = 8192;      // ring slots, a power of two
-inline constexpr uint32_t kMagazineShare = 64;        // a magazine holds 1/64 of the lease
-inline constexpr uint32_t kBatchItems = 256;          // sessions in a drain or hand-over
-inline constexpr uint32_t kSlabsPerCall = 16;         // slabs granted or revoked in one call
-inline constexpr uint32_t kLayers = 256;              // cached or model layers of a geometry
-inline constexpr uint32_t kHeads = 256;               // query or KV heads of a geometry
-inline constexpr uint32_t kHeadDim = 1024;            // key or value dim of a geometry
+inline constexpr uint32_t kWorkers = 64;                     // attachments an agent
+inline constexpr uint32_t kSessionsPerWorker = 1024;         // session slots an attachment
+inline constexpr uint32_t kRunningPerWorker = 256;           // query windows an attachment
+inline constexpr uint32_t kSessionTokens = 1 << 20;          // tokens a session
+inline constexpr uint64_t kSharedBytes = uint64_t{1} << 40;  // both memories of an attachment
+inline constexpr uint32_t kWindowQueries = 32;               // W: depth of a query window
+inline constexpr uint32_t kMagazinePages = 8192;             // ring slots, a power of two
+inline constexpr uint32_t kMagazineShare = 64;               // a magazine holds 1/64 of the lease
+inline constexpr uint32_t kBatchItems = 256;                 // sessions in a drain or hand-over
+inline constexpr uint32_t kSlabsPerCall = 16;                // slabs granted or revoked in one call
+inline constexpr uint32_t kLayers = 256;                     // cached or model layers of a geometry
+inline constexpr uint32_t kHeads = 256;                      // query or KV heads of a geometry
+inline constexpr uint32_t kHeadDim = 1024;                   // key or value dim of a geometry
 
 // Agent <-> manager.
-inline constexpr uint32_t kAgents = 1024;           // agents a manager serves
-inline constexpr uint32_t kTenants = 512;           // tenants a manager knows
-inline constexpr uint32_t kSlabsPerAgent = 1 << 20;  // slabs of an agent's pool
+inline constexpr uint32_t kAgents = 1024;                  // agents a manager serves
+inline constexpr uint32_t kTenants = 512;                  // tenants a manager knows
+inline constexpr uint32_t kSlabsPerAgent = 1 << 20;        // slabs of an agent's pool
 inline constexpr int64_t kTenantBytes = int64_t{1} << 50;  // largest budget of a tenant
-inline constexpr uint32_t kTokensPerTenant = 16;    // worker tokens a tenant may have
-inline constexpr uint32_t kReclaimsPerReport = 64;  // reclaim records in one report
-inline constexpr uint32_t kPolicyTextBytes = 256;   // text of a policy or device in a report
-inline constexpr uint32_t kReclaimsKept = 20;       // reclaim records kept for each tenant
-inline constexpr uint32_t kReportMillis = 250;      // how often an agent reports
+inline constexpr uint32_t kTokensPerTenant = 16;           // worker tokens a tenant may have
+inline constexpr uint32_t kReclaimsPerReport = 64;         // reclaim records in one report
+inline constexpr uint32_t kPolicyTextBytes = 256;          // text of a policy or device in a report
+inline constexpr uint32_t kReclaimsKept = 20;              // reclaim records kept for each tenant
+inline constexpr uint32_t kReportMillis = 250;             // how often an agent reports
 
 // Files that an operator writes.
 inline constexpr uint32_t kConfigFileBytes = 1 << 20;  // a configuration or tenants file

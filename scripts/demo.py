@@ -30,7 +30,7 @@ POOL_MIB = 24
 TENANTS_FILE = """version: 1
 tenants:
   - name: library
-    guaranteed: 12 MiB
+    guaranteed: 8 MiB
     limit: 18 MiB
     policy: {name: full}
   - name: press
@@ -43,7 +43,7 @@ tenants:
     policy: {name: streaming, sinks: 4, recent: 156, slack: 32}
 """
 # Sessions, tokens to generate for each, agent and worker that serve them.
-LOAD = {"library": (24, 300), "press": (40, 640), "crowd": (70, 400)}
+LOAD = {"library": (64, 420), "press": (40, 640), "crowd": (70, 400)}
 WORKERS = {"worker-0": ("agent-0", ["library", "press"]), "worker-1": ("agent-1", ["crowd"])}
 POLICIES = {"library": "full", "press": "scissorhands", "crowd": "streaming"}
 CHANGES = [("crowd", "12 MiB", "raised"), ("library", "10 MiB", "lowered")]

@@ -1,4 +1,4 @@
-// See api_client.h.
+// HTTP outcomes as Status.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include "client/cli/api_client.h"
@@ -13,81 +13,73 @@
 namespace kvpool {
 namespace {
 
-constexpr std::chrono::seconds kDeadline(10);
+constexpr auto kDeadline = std::chrono::seconds(limits::kHttpSeconds);
 
-// The server's message, or the start of whatever it sent instead.
-std::string MessageIn(const HttpResponse& response) {
-  const auto json = ParseJson(response.body, limits::kHttpReplyBytes);
-  if (json.ok() && json->is_object()) {
-    const boost::json::value* error = json->as_object().if_contains("error");
-    if (error != nullptr && error->is_object()) {
-      const boost::json::value* message = error->as_object().if_contains("message");
-      if (message != nullptr && message->is_string()) return message->as_string().c_str();
-    }
+absl::StatusCode CodeOf(int http_status) {
+  switch (http_status) {
+    case 401:
+      return absl::StatusCode::kPermissionDenied;
+    case 404:
+      return absl::StatusCode::kNotFound;
+    case 409:
+      return absl::StatusCode::kAborted;
+    case 503:
+      return absl::StatusCode::kUnavailable;
+    default:
+      return http_status < 500 ? absl::StatusCode::kFailedPrecondition
+                               : absl::StatusCode::kInternal;
   }
-  return absl::StrCat("HTTP status ", response.status, " ", response.body.substr(0, 200));
 }
 
-absl::Status ErrorOf(const HttpResponse& response) {
-  const std::string message = MessageIn(response);
-  switch (response.status) {
-    case 400:
-    case 413:
-      return absl::InvalidArgumentError(message);
-    case 401:
-    case 403:
-      return absl::UnauthenticatedError(
-          absl::StrCat(message, " (pass --token-file, or set KVPOOL_TOKEN_FILE)"));
-    case 404:
-      return absl::NotFoundError(message);
-    case 409:
-      return absl::AbortedError(message);
-    default:
-      return absl::InternalError(message);
-  }
+// {"error": {"message": ...}} from the API, {"error": ...} from the HTTP server below it.
+std::string MessageOf(const boost::json::object& answer, int http_status) {
+  const boost::json::value* error = answer.if_contains("error");
+  if (error != nullptr && error->is_object()) error = error->get_object().if_contains("message");
+  if (error != nullptr && error->is_string()) return std::string(error->get_string());
+  return absl::StrCat("the server answered with HTTP status ", http_status);
 }
 
 }  // namespace
 
-ExitCode ExitCodeOf(const absl::Status& status) {
-  switch (status.code()) {
-    case absl::StatusCode::kOk:
-      return ExitCode::kOk;
-    case absl::StatusCode::kInvalidArgument:
-      return ExitCode::kUsage;
-    case absl::StatusCode::kNotFound:
-      return ExitCode::kNotFound;
-    case absl::StatusCode::kAborted:
-      return ExitCode::kConflict;
-    case absl::StatusCode::kUnavailable:
-    case absl::StatusCode::kDeadlineExceeded:
-      return ExitCode::kUnreachable;
-    default:
-      return ExitCode::kFailure;
+absl::StatusOr<boost::json::object> ApiClient::Call(const std::string& method,
+                                                    const std::string& path,
+                                                    const std::string& body) const {
+  HttpRequest request{.method = method, .path = path, .body = body};
+  if (!token_.empty()) request.headers["authorization"] = "Bearer " + token_;
+  const auto response = HttpCall(server_, request, kDeadline);
+  if (!response.ok()) {
+    return absl::UnavailableError(absl::StrCat("no answer from ", ToString(server_), ": ",
+                                               std::string(response.status().message()),
+                                               " (is kvpool-manager running? see --server)"));
   }
+  auto json = ParseJson(response->body, limits::kHttpReplyBytes);
+  if (!json.ok() || !json->is_object()) {
+    return absl::InternalError(
+        absl::StrCat("the answer of ", ToString(server_),
+                     " makes no sense; is it a kvpool-manager's http port?"));
+  }
+  if (response->status >= 400) {
+    return absl::Status(CodeOf(response->status), MessageOf(json->get_object(), response->status));
+  }
+  return std::move(json->get_object());
 }
 
-ApiClient::ApiClient(HostPort server, std::string token)
-    : server_(std::move(server)), token_(std::move(token)) {}
+absl::StatusOr<boost::json::object> ApiClient::Get(const std::string& path) const {
+  return Call("GET", path, "");
+}
 
-absl::StatusOr<boost::json::value> ApiClient::Call(const std::string& method,
-                                                   const std::string& path,
-                                                   const boost::json::value& body) const {
-  HttpRequest request{.method = method, .path = path};
-  request.headers["authorization"] = "Bearer " + token_;
-  if (!body.is_null()) {
-    request.headers["content-type"] = "application/json";
-    request.body = boost::json::serialize(body);
-  }
-  const absl::StatusOr<HttpResponse> response = HttpCall(server_, request, kDeadline);
-  if (!response.ok()) {
-    return absl::Status(response.status().code(),
-                        absl::StrCat("no answer from the manager at ", ToString(server_), ": ",
-                                     response.status().message()));
-  }
-  if (response->status / 100 != 2) return ErrorOf(*response);
-  if (response->body.empty()) return boost::json::value(nullptr);
-  return ParseJson(response->body, limits::kHttpReplyBytes);
+absl::StatusOr<boost::json::object> ApiClient::Put(const std::string& path,
+                                                   const boost::json::object& body) const {
+  return Call("PUT", path, boost::json::serialize(body));
+}
+
+absl::StatusOr<boost::json::object> ApiClient::Post(const std::string& path,
+                                                    const boost::json::object& body) const {
+  return Call("POST", path, boost::json::serialize(body));
+}
+
+absl::StatusOr<boost::json::object> ApiClient::Delete(const std::string& path) const {
+  return Call("DELETE", path, "");
 }
 
 }  // namespace kvpool

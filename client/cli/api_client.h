@@ -1,5 +1,5 @@
-// The operator API as kvpoolctl calls it: one request, JSON back, errors as statuses with what to
-// do. Main thread.
+// The operator API from the caller's side: one request, one JSON answer, errors as Status.
+// Blocking, one thread.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -7,33 +7,29 @@
 #include <boost/json.hpp>
 #include <string>
 
-#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/address.h"
 
 namespace kvpool {
 
-// What kvpoolctl exits with.
-enum class ExitCode : int {
-  kOk = 0,
-  kFailure = 1,      // the server refused, or something broke
-  kUsage = 2,        // the command line or a file is wrong
-  kNotFound = 3,     // no such tenant, agent or token
-  kConflict = 4,     // somebody else changed it, or it is in use
-  kUnreachable = 5,  // no answer from the server
-};
-ExitCode ExitCodeOf(const absl::Status& status);
-
 class ApiClient {
  public:
-  ApiClient(HostPort server, std::string token);
+  ApiClient(HostPort server, std::string token)
+      : server_(std::move(server)), token_(std::move(token)) {}
 
-  // NotFound, Aborted (conflict), InvalidArgument, Unauthenticated, Unavailable, or Internal, with
-  // the server's words. The body may be null.
-  absl::StatusOr<boost::json::value> Call(const std::string& method, const std::string& path,
-                                          const boost::json::value& body = nullptr) const;
+  // NotFound for 404, Aborted for 409, PermissionDenied for 401, InvalidArgument for other 4xx,
+  // with the server's own message. Unavailable when the server cannot be reached or is not ready.
+  absl::StatusOr<boost::json::object> Get(const std::string& path) const;
+  absl::StatusOr<boost::json::object> Put(const std::string& path,
+                                          const boost::json::object& body) const;
+  absl::StatusOr<boost::json::object> Post(const std::string& path,
+                                           const boost::json::object& body) const;
+  absl::StatusOr<boost::json::object> Delete(const std::string& path) const;
 
  private:
+  absl::StatusOr<boost::json::object> Call(const std::string& method, const std::string& path,
+                                           const std::string& body) const;
+
   const HostPort server_;
   const std::string token_;
 };

@@ -1,46 +1,65 @@
-// What kvpoolctl can do: each command calls the API and returns the text to print. Main thread.
+// What kvpoolctl does, command by command. Prints to a stream and returns how it went; knows
+// nothing of flags. One thread.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <optional>
+#include <ostream>
 #include <string>
 #include <vector>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "client/cli/api_client.h"
+#include "common/policy_spec.h"
+#include "common/units.h"
 
 namespace kvpool {
 
-enum class Output { kTable, kJson };
+enum class OutputFormat { kTable, kJson };
 
-// What `set tenant` changes; what is not set stays.
+// What `set tenant` changes; the rest stays.
 struct TenantChange {
-  std::string name;
-  std::optional<std::string> guaranteed;  // "8 MiB"
-  std::optional<std::string> limit;
-  std::optional<std::string> policy;    // by name: its parameters begin at their defaults
-  std::vector<std::string> parameters;  // "budget=256"
-  std::optional<int64_t> if_revision;   // refuse when it is another one by now
+  std::optional<Bytes> guaranteed;
+  std::optional<Bytes> limit;
+  std::optional<std::string> policy;    // its name; another one begins with its defaults
+  std::vector<std::string> parameters;  // of the policy, "budget=256"
+  std::optional<int64_t> if_revision;
 };
 
-// Errors as ApiClient's; InvalidArgument for a file or value that is wrong.
-absl::StatusOr<std::string> GetTenants(const ApiClient& api, Output output);
-absl::StatusOr<std::string> GetAgents(const ApiClient& api, Output output);
-absl::StatusOr<std::string> DescribeTenant(const ApiClient& api, const std::string& name,
-                                           Output output);
-absl::StatusOr<std::string> DescribeAgent(const ApiClient& api, const std::string& name,
-                                          Output output);
-absl::StatusOr<std::string> SetTenant(const ApiClient& api, const TenantChange& change,
-                                      Output output);
-absl::StatusOr<std::string> DeleteTenant(const ApiClient& api, const std::string& name,
-                                         Output output);
-absl::StatusOr<std::string> Apply(const ApiClient& api, const std::string& file, Output output);
-absl::StatusOr<std::string> CreateToken(const ApiClient& api, const std::string& tenant,
-                                        Output output);
-absl::StatusOr<std::string> RevokeToken(const ApiClient& api, const std::string& tenant,
-                                        const std::string& id, Output output);
-// One picture of agents and tenants.
-absl::StatusOr<std::string> Top(const ApiClient& api, Output output);
+class Commands {
+ public:
+  Commands(const ApiClient& api, OutputFormat format, std::ostream& out)
+      : api_(api), format_(format), out_(out) {}
+
+  // All, or the one of that name.
+  absl::Status GetTenants(const std::string& name);
+  absl::Status GetAgents(const std::string& name);
+  absl::Status DescribeTenant(const std::string& name);
+  absl::Status DescribeAgent(const std::string& name);
+  absl::Status SetTenant(const std::string& name, const TenantChange& change);
+  // A tenants file, "-" for standard input.
+  absl::Status Apply(const std::string& file);
+  absl::Status DeleteTenant(const std::string& name);
+  absl::Status DeleteAgent(const std::string& name);
+  absl::Status CreateToken(const std::string& tenant);
+  absl::Status RevokeToken(const std::string& tenant, const std::string& id);
+  // Prints one screen after the other, `before_each` first, until it says stop.
+  enum class Next { kShow, kStop };
+  absl::Status Top(const std::function<Next()>& before_each);
+
+ private:
+  absl::Status Print(const absl::StatusOr<boost::json::object>& answer,
+                     const std::function<std::string(const boost::json::object&)>& render);
+
+  const ApiClient& api_;
+  const OutputFormat format_;
+  std::ostream& out_;
+};
+
+// `now` with the change's policy and parameters.
+absl::StatusOr<PolicySpec> ChangedPolicy(const PolicySpec& now, const TenantChange& change);
 
 }  // namespace kvpool

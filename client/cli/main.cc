@@ -1,4 +1,4 @@
-// kvpoolctl: the operator's tool. Reads the command line, runs one command, prints, exits.
+// kvpoolctl: flags, help and exit codes. What the commands do is commands.h's.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include <unistd.h>
@@ -7,156 +7,242 @@
 #include <chrono>
 #include <functional>
 #include <iostream>
+#include <map>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "client/cli/commands.h"
+#include "common/config.h"
+#include "common/quantity.h"
 #include "common/secret.h"
 #include "common/version.h"
 
 namespace kvpool {
 namespace {
 
-constexpr char kFooter[] = R"(
-Examples:
+constexpr int kUsage = 2;
+
+constexpr char kFooter[] = R"(Examples:
   kvpoolctl apply -f tenants.yaml
   kvpoolctl get tenants
-  kvpoolctl describe tenant chat              budget, share of each agent, last 20 reclaims
-  kvpoolctl set tenant chat --limit "24 GiB"
+  kvpoolctl describe tenant chat
+  kvpoolctl set tenant chat --limit "12 GiB"
   kvpoolctl set tenant chat --policy scissorhands --param budget=512
-  kvpoolctl token create chat > chat.token    the token is shown this once
+  kvpoolctl token create chat > chat.token
+  kvpoolctl top
 
-Exit codes: 0 ok, 1 failure, 2 wrong command line or file, 3 not found,
-4 conflict (changed by somebody else, or in use), 5 the manager cannot be reached.
-)";
+Exit codes:
+  0 done   1 failed or refused   2 wrong command line or file   3 not found
+  4 conflict: in use, or changed by somebody else   5 the server cannot be reached or is not ready)";
 
-using Command = std::function<absl::StatusOr<std::string>(const ApiClient&, Output)>;
+int ExitCode(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kOk:
+      return 0;
+    case absl::StatusCode::kInvalidArgument:
+      return kUsage;
+    case absl::StatusCode::kNotFound:
+      return 3;
+    case absl::StatusCode::kAborted:
+      return 4;
+    case absl::StatusCode::kUnavailable:
+      return 5;
+    default:
+      return 1;
+  }
+}
 
-struct Options {
+struct Flags {
   std::string server = "127.0.0.1:7610";
+  std::string token;
   std::string token_file;
   std::string output = "table";
-  std::string name, id, file;
-  TenantChange change;
+  std::string kind, name, file, token_id;
+  std::string guaranteed, limit, policy;
+  std::vector<std::string> parameters;
+  int64_t if_revision = 0;
+  std::string interval = "2 s";
   bool once = false;
-  Command command;
-  bool repeat = false;
 };
 
-CLI::App* Add(CLI::App& parent, const std::string& name, const std::string& about, Options& options,
-              Command command) {
-  CLI::App* added = parent.add_subcommand(name, about);
-  added->callback([&options, command = std::move(command)] { options.command = command; });
-  return added;
+// Text that a parser of ours accepts, so that mistakes in flags are usage errors.
+template <typename Parser>
+CLI::Validator Parsed(const char* what, Parser parser) {
+  return CLI::Validator(
+      [parser](std::string& text) {
+        const auto parsed = parser(text);
+        return parsed.ok() ? "" : std::string(parsed.status().message());
+      },
+      what);
 }
 
-void AddReading(CLI::App& app, Options& o) {
-  CLI::App* get = app.add_subcommand("get", "List tenants or agents")->require_subcommand(1);
-  Add(*get, "tenants", "Every tenant: budget, use, refusals, compactions, recovery", o, GetTenants)
-      ->alias("tenant");
-  Add(*get, "agents", "Every agent: pool, leased, free, stuck", o, GetAgents)->alias("agent");
-  CLI::App* describe =
-      app.add_subcommand("describe", "Everything about one tenant or agent")->require_subcommand(1);
-  Add(*describe, "tenant", "Budget, share of each agent, last reclaims", o,
-      [&o](const ApiClient& api, Output output) { return DescribeTenant(api, o.name, output); })
-      ->add_option("name", o.name, "The tenant")
-      ->required();
-  Add(*describe, "agent", "Pool and tenants of one agent", o,
-      [&o](const ApiClient& api, Output output) { return DescribeAgent(api, o.name, output); })
-      ->add_option("name", o.name, "The agent")
-      ->required();
-  CLI::App* top = Add(app, "top", "Agents and tenants, again every second on a terminal", o, Top);
-  top->add_flag("--once", o.once, "Print once and exit");
-  top->final_callback([&o] { o.repeat = !o.once && o.output == "table" && isatty(1) == 1; });
+using Command = std::function<absl::Status(Commands&)>;
+
+absl::Status RunTop(Commands& commands, const Flags& flags) {
+  const auto interval = ParseDuration(flags.interval);
+  const bool live = !flags.once && flags.output == "table" && isatty(STDOUT_FILENO) == 1;
+  bool first = true;
+  return commands.Top([&] {
+    if (!first && !live) return Commands::Next::kStop;
+    if (!first) std::this_thread::sleep_for(*interval);
+    if (live) std::cout << "\x1b[H\x1b[2J";
+    first = false;
+    return Commands::Next::kShow;
+  });
 }
 
-void AddChanging(CLI::App& app, Options& o) {
-  CLI::App* set = app.add_subcommand("set", "Change one tenant")->require_subcommand(1);
-  CLI::App* tenant =
-      Add(*set, "tenant", "Change budget or policy; what is not named stays", o,
-          [&o](const ApiClient& api, Output output) { return SetTenant(api, o.change, output); });
-  tenant->add_option("name", o.change.name, "The tenant")->required();
-  tenant->add_option("--guaranteed", o.change.guaranteed, "Bytes it can always hold: \"8 GiB\"");
-  tenant->add_option("--limit", o.change.limit, "Bytes it never exceeds: \"24 GiB\"");
-  tenant->add_option("--policy", o.change.policy, "full, streaming or scissorhands");
-  tenant->add_option("--param", o.change.parameters, "A parameter of the policy: budget=256");
-  tenant->add_option("--if-revision", o.change.if_revision,
-                     "Refuse when the tenant is at another revision");
+// Adds `get` and `describe`, `set`, `delete`: verb, kind, name.
+void AddNouns(CLI::App& app, Flags& f, Command& command) {
+  const CLI::IsMember kinds({"tenant", "tenants", "agent", "agents"});
+  const auto is_tenant = [&f] { return f.kind.starts_with("tenant"); };
 
-  CLI::App* apply =
-      Add(app, "apply", "Create and change tenants from a file, all or nothing", o,
-          [&o](const ApiClient& api, Output output) { return Apply(api, o.file, output); });
-  apply->add_option("-f,--file", o.file, "The tenants file (YAML)")->required();
+  CLI::App* get = app.add_subcommand("get", "List tenants or agents");
+  get->add_option("kind", f.kind, "tenants or agents")->required()->check(kinds);
+  get->add_option("name", f.name, "only this one");
+  get->callback([&, is_tenant] {
+    command = [&, is_tenant](Commands& c) {
+      return is_tenant() ? c.GetTenants(f.name) : c.GetAgents(f.name);
+    };
+  });
 
-  CLI::App* remove = app.add_subcommand("delete", "Delete a tenant")->require_subcommand(1);
-  Add(*remove, "tenant", "Delete a tenant that holds nothing any more", o,
-      [&o](const ApiClient& api, Output output) { return DeleteTenant(api, o.name, output); })
-      ->add_option("name", o.name, "The tenant")
-      ->required();
+  CLI::App* describe = app.add_subcommand(
+      "describe", "Show one tenant with its last reclaims, or one agent with its tenants");
+  describe->add_option("kind", f.kind, "tenant or agent")->required()->check(kinds);
+  describe->add_option("name", f.name)->required();
+  describe->callback([&, is_tenant] {
+    command = [&, is_tenant](Commands& c) {
+      return is_tenant() ? c.DescribeTenant(f.name) : c.DescribeAgent(f.name);
+    };
+  });
 
-  CLI::App* token = app.add_subcommand("token", "Worker tokens of a tenant")->require_subcommand(1);
-  Add(*token, "create", "A new token, shown this once", o,
-      [&o](const ApiClient& api, Output output) { return CreateToken(api, o.name, output); })
-      ->add_option("tenant", o.name, "The tenant")
-      ->required();
-  CLI::App* revoke = Add(
-      *token, "revoke", "Revoke a token", o,
-      [&o](const ApiClient& api, Output output) { return RevokeToken(api, o.name, o.id, output); });
-  revoke->add_option("tenant", o.name, "The tenant")->required();
-  revoke->add_option("id", o.id, "The token's id, from describe tenant -o json")->required();
+  CLI::App* remove = app.add_subcommand(
+      "delete", "Delete a tenant without leases, or forget an agent that is gone for good");
+  remove->add_option("kind", f.kind, "tenant or agent")->required()->check(kinds);
+  remove->add_option("name", f.name)->required();
+  remove->callback([&, is_tenant] {
+    command = [&, is_tenant](Commands& c) {
+      return is_tenant() ? c.DeleteTenant(f.name) : c.DeleteAgent(f.name);
+    };
+  });
 }
 
-ExitCode Report(const absl::Status& status) {
-  std::cerr << "kvpoolctl: " << status.message() << "\n";
-  return ExitCodeOf(status);
+void AddSet(CLI::App& app, Flags& f, Command& command) {
+  CLI::App* set = app.add_subcommand("set", "Change a tenant's budget or policy");
+  set->add_option("kind", f.kind, "tenant")->required()->check(CLI::IsMember({"tenant"}));
+  set->add_option("name", f.name)->required();
+  auto* guaranteed = set->add_option("--guaranteed", f.guaranteed, "such as \"8 GiB\"")
+                         ->check(Parsed("SIZE", ParseBytes));
+  auto* limit =
+      set->add_option("--limit", f.limit, "such as \"12 GiB\"")->check(Parsed("SIZE", ParseBytes));
+  std::vector<std::string> policies;
+  for (const PolicySchema& schema : PolicySchemas()) policies.push_back(schema.name);
+  auto* policy = set->add_option("--policy", f.policy, "by name; another one begins with defaults")
+                     ->check(CLI::IsMember(policies));
+  auto* parameters =
+      set->add_option("--param", f.parameters, "of the policy, such as budget=512; repeatable");
+  auto* revision =
+      set->add_option("--if-revision", f.if_revision, "only if the tenant is at this revision");
+  set->callback([&, guaranteed, limit, policy, parameters, revision] {
+    if (guaranteed->count() + limit->count() + policy->count() + parameters->count() == 0) {
+      throw CLI::RequiredError("at least one of --guaranteed, --limit, --policy, --param");
+    }
+    TenantChange change;
+    if (guaranteed->count() > 0) change.guaranteed = *ParseBytes(f.guaranteed);
+    if (limit->count() > 0) change.limit = *ParseBytes(f.limit);
+    if (policy->count() > 0) change.policy = f.policy;
+    change.parameters = f.parameters;
+    if (revision->count() > 0) change.if_revision = f.if_revision;
+    command = [&f, change](Commands& c) { return c.SetTenant(f.name, change); };
+  });
 }
 
-ExitCode Run(const Options& options) {
-  const absl::StatusOr<HostPort> server = ParseHostPort(options.server);
-  if (!server.ok()) return Report(server.status());
-  std::string token;
-  if (!options.token_file.empty()) {
-    absl::StatusOr<std::string> read = ReadTokenFile(options.token_file);
-    if (!read.ok()) return Report(absl::InvalidArgumentError(std::string(read.status().message())));
-    token = *std::move(read);
+void AddOthers(CLI::App& app, Flags& f, Command& command) {
+  CLI::App* apply = app.add_subcommand("apply", "Create and update the tenants of a file");
+  apply->add_option("-f,--file", f.file, "tenants file (YAML), - for standard input")->required();
+  apply->callback([&] { command = [&f](Commands& c) { return c.Apply(f.file); }; });
+
+  CLI::App* token = app.add_subcommand("token", "Create or revoke a tenant's worker tokens");
+  token->require_subcommand(1);
+  CLI::App* create = token->add_subcommand("create", "Make a token and print it, this once");
+  create->add_option("tenant", f.name)->required();
+  create->callback([&] { command = [&f](Commands& c) { return c.CreateToken(f.name); }; });
+  CLI::App* revoke = token->add_subcommand("revoke", "End a token; describe tenant lists the ids");
+  revoke->add_option("tenant", f.name)->required();
+  revoke->add_option("id", f.token_id)->required();
+  revoke->callback(
+      [&] { command = [&f](Commands& c) { return c.RevokeToken(f.name, f.token_id); }; });
+
+  CLI::App* top =
+      app.add_subcommand("top", "Show tenants and agents, again and again on a terminal");
+  top->add_flag("--once", f.once, "print once and exit");
+  top->add_option("--interval", f.interval, "between two screens")
+      ->capture_default_str()
+      ->check(Parsed("DURATION", ParseDuration));
+  top->callback([&] { command = [&f](Commands& c) { return RunTop(c, f); }; });
+}
+
+void AddGlobals(CLI::App& app, Flags& f) {
+  app.set_version_flag("--version", "kvpoolctl " + std::string(Version()));
+  app.require_subcommand(1);
+  app.fallthrough();
+  app.footer(kFooter);
+  app.add_option("--server", f.server, "host:port of the manager's API")
+      ->envname("KVPOOL_SERVER")
+      ->capture_default_str()
+      ->check(Parsed("HOST:PORT", ParseHostPort));
+  auto* file = app.add_option("--token-file", f.token_file,
+                              "file with an operator's token (Env:KVPOOL_TOKEN_FILE)");
+  app.add_option("--token", f.token,
+                 "the token itself; others can see flags, prefer a file (Env:KVPOOL_TOKEN)")
+      ->excludes(file);
+  app.add_option("-o,--output", f.output, "table or json")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"table", "json"}));
+}
+
+// The first of: flags, KVPOOL_TOKEN_FILE, KVPOOL_TOKEN. Empty when there is none.
+absl::StatusOr<std::string> FindToken(const Flags& f,
+                                      const std::map<std::string, std::string>& environment) {
+  if (!f.token.empty()) return f.token;
+  if (!f.token_file.empty()) return ReadTokenFile(f.token_file);
+  if (const auto file = environment.find("KVPOOL_TOKEN_FILE"); file != environment.end()) {
+    return ReadTokenFile(file->second);
   }
-  const ApiClient api(*server, token);
-  const Output output = options.output == "json" ? Output::kJson : Output::kTable;
-  for (;;) {
-    const absl::StatusOr<std::string> text = options.command(api, output);
-    if (!text.ok()) return Report(text.status());
-    if (options.repeat) std::cout << "\x1b[H\x1b[2J";
-    std::cout << *text << std::flush;
-    if (!options.repeat) return ExitCode::kOk;
-    std::this_thread::sleep_for(std::chrono::seconds(1));
+  const auto token = environment.find("KVPOOL_TOKEN");
+  return token == environment.end() ? "" : token->second;
+}
+
+int Fail(const std::string& message, int code) {
+  std::cerr << "error: " << message << "\n";
+  return code;
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("Operates a kvpool cluster through its manager.", "kvpoolctl");
+  Flags flags;
+  Command command;
+  AddGlobals(app, flags);
+  AddNouns(app, flags, command);
+  AddSet(app, flags, command);
+  AddOthers(app, flags, command);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    return Fail(std::string(error.what()) + " (see kvpoolctl --help)", kUsage);
   }
+  const auto token = FindToken(flags, ProcessEnvironment());
+  if (!token.ok()) return Fail(std::string(token.status().message()), 1);
+  const ApiClient api(*ParseHostPort(flags.server), *token);
+  Commands commands(api, flags.output == "json" ? OutputFormat::kJson : OutputFormat::kTable,
+                    std::cout);
+  const absl::Status status = command(commands);
+  return status.ok() ? 0 : Fail(std::string(status.message()), ExitCode(status));
 }
 
 }  // namespace
 }  // namespace kvpool
 
-int main(int argc, char** argv) {
-  kvpool::Options options;
-  CLI::App app("Operates kvpool: budgets, policies and tokens of tenants, through the manager.",
-               "kvpoolctl");
-  app.footer(kvpool::kFooter);
-  app.require_subcommand(1);
-  app.fallthrough();
-  app.set_version_flag("--version", std::string(kvpool::Version()));
-  app.add_option("--server", options.server, "host:port of the manager's operator API")
-      ->envname("KVPOOL_SERVER")
-      ->capture_default_str();
-  app.add_option("--token-file", options.token_file, "File with the operator token")
-      ->envname("KVPOOL_TOKEN_FILE");
-  app.add_option("-o,--output", options.output, "table for people, json for machines")
-      ->check(CLI::IsMember({"table", "json"}))
-      ->capture_default_str();
-  kvpool::AddReading(app, options);
-  kvpool::AddChanging(app, options);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : static_cast<int>(kvpool::ExitCode::kUsage);
-  }
-  return static_cast<int>(kvpool::Run(options));
-}
+int main(int argc, char** argv) { return kvpool::Main(argc, argv); }

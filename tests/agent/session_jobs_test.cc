@@ -1,0 +1,199 @@
+// The two jobs as values: what a drain leaves in the planes, and what a compaction leaves in
+// memory.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "agent/session_jobs.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <set>
+
+namespace kvpool {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::UnorderedElementsAre;
+
+constexpr uint32_t kKeyDim = 8;
+
+// A session of fresh rows only, in the first pages of a small pool; every row names itself.
+class JobTest : public testing::Test {
+ protected:
+  static constexpr uint32_t kTokens = 40, kPages = 3;
+
+  void SetUp() override {
+    for (uint32_t i = 0; i < layout_.pages_per_slab(); ++i) {
+      pages_.push_back(layout_.Page(SlabIndex(0), i));
+    }
+    planes_ = Planes(layout_.geometry(), {.low_count_ring = 4});
+    planes_.Append(0, kTokens);
+    rows_ = {.fresh_pages = {pages_.begin(), pages_.begin() + kPages}, .fresh_tokens = kTokens};
+    std::mt19937 random(2);
+    std::normal_distribution<float> normal;
+    std::vector<float> key(kKeyDim), value(kKeyDim);
+    for (uint32_t plane = 0; plane < 4; ++plane) {
+      for (uint32_t row = 0; row < kTokens; ++row) {
+        for (float& x : key) x = normal(random);
+        std::fill(value.begin(), value.end(), static_cast<float>(row));
+        StoreRow(layout_, base(), rows_.View().BlockOf(layout_, plane / 2, plane % 2, row),
+                 rows_.View().RowInBlock(plane, row), key.data(), value.data());
+      }
+    }
+  }
+
+  std::byte* base() { return reinterpret_cast<std::byte*>(memory_.data()); }
+
+  DrainJob Drain(std::vector<uint32_t> positions, float query) {
+    const size_t floats = 2 * 4 * kKeyDim;
+    DrainJob job{.layout = &layout_, .base = base(), .rows = rows_, .planes = planes_};
+    job.queries.assign(positions.size() * floats, query);
+    job.positions = std::move(positions);
+    return job;
+  }
+  CompactionJob Compaction(std::optional<Selection> selection) {
+    return {.layout = &layout_,
+            .base = base(),
+            .rows = rows_,
+            .planes = planes_,
+            .session_pages = rows_.fresh_pages,
+            .selection = selection};
+  }
+  // Which rows a head has after a job, by their values.
+  std::multiset<float> Values(const CompactionJob& job, uint32_t plane) {
+    std::multiset<float> found;
+    std::vector<float> key(kKeyDim), value(kKeyDim);
+    for (uint32_t row = 0; row < job.plan.result.lengths[plane]; ++row) {
+      LoadRow(layout_, base(), job.plan.result.blocks[plane][row / kPageTokens], row % kPageTokens,
+              key.data(), value.data());
+      found.insert(value[kKeyDim - 1]);
+      EXPECT_EQ(value[0], static_cast<float>(job.planes.positions(plane)[row])) << row;
+    }
+    return found;
+  }
+
+  const Layout layout_ = *Layout::Make({.layers = 2,
+                                        .query_heads = 4,
+                                        .kv_heads = 2,
+                                        .key_dim = kKeyDim,
+                                        .value_dim = kKeyDim,
+                                        .dtype = Dtype::kF32,
+                                        .kv_of_layer = {0, 1}},
+                                       64_KiB);
+  std::vector<double> memory_ = std::vector<double>(64 * 1024 / sizeof(double));
+  std::vector<PageId> pages_;
+  SessionRows rows_;
+  Planes planes_;
+};
+
+TEST_F(JobTest, ADrainSpreadsEachQuerysMassOverTheRowsItSaw) {
+  DrainJob job = Drain({9, 39}, 0.5f);
+  job.Run();
+  for (uint32_t plane = 0; plane < 4; ++plane) {
+    const std::vector<float>& mass = job.planes.mass(plane);
+    // Two queries of two heads each, a share of 1 every one.
+    EXPECT_NEAR(std::accumulate(mass.begin(), mass.end(), 0.0), 4.0, 1e-3);
+    // Rows from 10 on were seen by the second query alone.
+    EXPECT_LT(std::accumulate(mass.begin() + 10, mass.end(), 0.0), 2.0);
+    EXPECT_EQ(job.planes.drain_queries(0), 2u);
+  }
+}
+
+TEST_F(JobTest, PositionsBeyondWhatIsCommittedAreClamped) {
+  DrainJob wild = Drain({std::numeric_limits<uint32_t>::max(), 40}, 0.5f);
+  wild.Run();
+  DrainJob last = Drain({39, 39}, 0.5f);
+  last.Run();
+  EXPECT_EQ(wild.positions, last.positions);
+  for (uint32_t plane = 0; plane < 4; ++plane) {
+    EXPECT_EQ(wild.planes.mass(plane), last.planes.mass(plane));
+  }
+}
+
+TEST_F(JobTest, ADrainOfASessionWithoutRowsIsHarmless) {
+  rows_ = {};
+  planes_ = Planes(layout_.geometry(), {.low_count_ring = 4});
+  DrainJob job = Drain({0, 7}, 0.5f);
+  job.Run();
+  EXPECT_EQ(job.planes.rows(0), 0u);
+}
+
+TEST_F(JobTest, NanAddsNoMassAndCountsAsLow) {
+  DrainJob job = Drain({39}, std::numeric_limits<float>::quiet_NaN());
+  job.Run();
+  for (uint32_t row = 0; row < kTokens; ++row) {
+    EXPECT_EQ(job.planes.mass(0)[row], 0.0f);
+    EXPECT_EQ(job.planes.low_counts(0, 0)[row], 1);
+  }
+}
+
+TEST_F(JobTest, ACompactionKeepsWhatItsSelectionSaysAndTellsTheRecovery) {
+  DrainJob drain = Drain({39}, 0.5f);
+  drain.Run();
+  planes_ = drain.planes;
+  CompactionJob job = Compaction(Selection{.first = 4, .recent = 8, .total = 12});
+  job.Run();
+  ASSERT_TRUE(job.status.ok()) << job.status;
+  std::multiset<float> expected;
+  for (uint32_t row = 0; row < kTokens; ++row) {
+    if (row < 4 || row >= kTokens - 8) expected.insert(static_cast<float>(row));
+  }
+  double least = 2, sum = 0;
+  for (uint32_t plane = 0; plane < 4; ++plane) {
+    EXPECT_EQ(Values(job, plane), expected);
+    double kept = 0;
+    for (float row : expected) kept += drain.planes.mass(plane)[static_cast<size_t>(row)];
+    const double share = kept / 2;  // of two query heads
+    least = std::min(least, share);
+    sum += share;
+    for (float mass : job.planes.mass(plane)) EXPECT_EQ(mass, 0.0f);
+  }
+  EXPECT_NEAR(job.recovery_min, least, 1e-4);
+  EXPECT_NEAR(job.recovery_mean, sum / 4, 1e-4);
+  EXPECT_EQ(job.plan.freed.size(), 2u);
+  EXPECT_EQ(job.plan.result.pages.size(), 1u);
+}
+
+TEST_F(JobTest, WithoutQueriesThereIsNoRecoveryToTell) {
+  CompactionJob job = Compaction(Selection{.recent = 16, .total = 16});
+  job.Run();
+  ASSERT_TRUE(job.status.ok());
+  EXPECT_LT(job.recovery_mean, 0);
+  EXPECT_LT(job.recovery_min, 0);
+}
+
+TEST_F(JobTest, AMoveKeepsEveryRowAndItsStatistics) {
+  DrainJob drain = Drain({39}, 0.5f);
+  drain.Run();
+  planes_ = drain.planes;
+  CompactionJob job = Compaction(std::nullopt);
+  job.evacuate = {pages_[1]};
+  job.replacements = {pages_[7]};
+  job.Run();
+  ASSERT_TRUE(job.status.ok()) << job.status;
+  EXPECT_THAT(job.plan.result.pages, UnorderedElementsAre(pages_[0], pages_[2], pages_[7]));
+  EXPECT_THAT(job.plan.freed, UnorderedElementsAre(pages_[1]));
+  for (uint32_t plane = 0; plane < 4; ++plane) {
+    EXPECT_EQ(Values(job, plane).size(), kTokens);
+    EXPECT_EQ(job.planes.mass(plane), drain.planes.mass(plane));
+  }
+}
+
+TEST_F(JobTest, AMoveWithoutRoomFailsAndTouchesNothing) {
+  const std::vector<double> before = memory_;
+  CompactionJob job = Compaction(std::nullopt);
+  job.evacuate = {pages_[1]};
+  job.Run();
+  EXPECT_TRUE(absl::IsFailedPrecondition(job.status));
+  EXPECT_THAT(job.status.ToString(), HasSubstr("1 replacement"));
+  EXPECT_EQ(memcmp(memory_.data(), before.data(), before.size() * sizeof(double)), 0);
+  EXPECT_EQ(job.planes.rows(0), kTokens);
+}
+
+}  // namespace
+}  // namespace kvpool

@@ -1,0 +1,215 @@
+// Orders in any order, tokens, and records that are merged but never miscounted.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "agent/tenant_book.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+
+#include "proto/limits.h"
+
+namespace kvpool {
+namespace {
+
+using Coverage = TenantBook::Coverage;
+using std::chrono::milliseconds;
+
+constexpr TenantId kA{1}, kB{2};
+
+TenantOrder Order(TenantId tenant, uint64_t seq, uint32_t lease) {
+  return {.tenant = tenant,
+          .name = "t" + std::to_string(tenant.value()),
+          .seq = seq,
+          .lease_slabs = lease,
+          .limit_slabs = 100,
+          .token_hashes = {Sha256("token" + std::to_string(tenant.value()))}};
+}
+
+ReclaimRecord Refusal(TenantId tenant, milliseconds at, uint64_t bytes = 10) {
+  return {.tenant = tenant,
+          .time = TimePoint(at),
+          .step = ReclaimStep::kRefusal,
+          .reason = ReclaimReason::kNoPages,
+          .policy = "full",
+          .sessions = 1,
+          .bytes = bytes};
+}
+
+class TenantBookTest : public testing::Test {
+ protected:
+  absl::Status Apply(uint64_t epoch, const std::vector<TenantOrder>& orders,
+                     Coverage coverage = Coverage::kPartial) {
+    return book_.Apply(epoch, coverage, orders);
+  }
+  uint32_t Lease(TenantId tenant) { return book_.Find(tenant)->lease_slabs; }
+
+  TenantBook book_;
+};
+
+TEST_F(TenantBookTest, TheNewestLeaseStands) {
+  ASSERT_TRUE(Apply(1, {Order(kA, 5, 10)}).ok());
+  ASSERT_TRUE(Apply(1, {Order(kA, 4, 20)}).ok());
+  EXPECT_EQ(Lease(kA), 10u);
+  ASSERT_TRUE(Apply(1, {Order(kA, 5, 20)}).ok());
+  EXPECT_EQ(Lease(kA), 10u) << "a doubled message is the same message";
+  ASSERT_TRUE(Apply(1, {Order(kA, 6, 7)}).ok());
+  EXPECT_EQ(Lease(kA), 7u);
+  ASSERT_TRUE(Apply(2, {Order(kA, 1, 3)}).ok());
+  EXPECT_EQ(Lease(kA), 3u) << "a new leader counts from its own beginning";
+}
+
+TEST_F(TenantBookTest, AnOlderLeaderChangesNothing) {
+  ASSERT_TRUE(Apply(3, {Order(kA, 1, 10)}).ok());
+  EXPECT_TRUE(absl::IsFailedPrecondition(
+      Apply(2, {Order(kA, 9, 99), Order(kB, 9, 99)}, Coverage::kComplete)));
+  EXPECT_EQ(Lease(kA), 10u);
+  EXPECT_EQ(book_.Find(kB), nullptr);
+  EXPECT_EQ(book_.highest_epoch(), 3u);
+}
+
+TEST_F(TenantBookTest, LeasesEndAtTheNewestWhateverTheOrderOfMessages) {
+  std::mt19937 random(4);
+  for (int round = 0; round < 500; ++round) {
+    std::vector<std::pair<uint64_t, TenantOrder>> messages;
+    for (uint64_t epoch = 1; epoch <= 3; ++epoch) {
+      for (uint64_t seq = 1; seq <= 5; ++seq) {
+        messages.emplace_back(epoch, Order(kA, seq, static_cast<uint32_t>(epoch * 10 + seq)));
+        messages.push_back(messages.back());
+      }
+    }
+    std::shuffle(messages.begin(), messages.end(), random);
+    TenantBook book;
+    uint32_t highest = 0;
+    for (const auto& [epoch, order] : messages) {
+      highest = std::max(highest, order.lease_slabs);
+      (void)book.Apply(epoch, Coverage::kPartial, {order});
+      ASSERT_EQ(book.Find(kA)->lease_slabs, highest);
+    }
+    ASSERT_EQ(highest, 35u);
+  }
+}
+
+TEST_F(TenantBookTest, OnlyACompleteMessageTakesFromThoseItDoesNotName) {
+  ASSERT_TRUE(Apply(1, {Order(kA, 1, 10), Order(kB, 1, 20)}).ok());
+  ASSERT_TRUE(Apply(1, {Order(kA, 2, 11)}, Coverage::kPartial).ok());
+  EXPECT_EQ(Lease(kB), 20u);
+  EXPECT_NE(book_.FindByToken(Sha256("token2")), nullptr);
+  ASSERT_TRUE(Apply(1, {Order(kA, 3, 12)}, Coverage::kComplete).ok());
+  EXPECT_EQ(Lease(kA), 12u);
+  EXPECT_EQ(Lease(kB), 0u);
+  EXPECT_EQ(book_.FindByToken(Sha256("token2")), nullptr);
+  ASSERT_NE(book_.Find(kB), nullptr) << "its sessions still need its policy";
+  EXPECT_NE(book_.Find(kB)->policy, nullptr);
+}
+
+TEST_F(TenantBookTest, TokensAreThoseOfTheLastOrder) {
+  TenantOrder order = Order(kA, 1, 10);
+  order.token_hashes = {Sha256("old"), Sha256("both")};
+  ASSERT_TRUE(Apply(1, {order}).ok());
+  EXPECT_EQ(book_.FindByToken(Sha256("old"))->id, kA);
+  order.token_hashes = {Sha256("both"), Sha256("new")};
+  ASSERT_TRUE(Apply(1, {order, Order(kB, 1, 1)}).ok());
+  EXPECT_EQ(book_.FindByToken(Sha256("old")), nullptr);
+  EXPECT_EQ(book_.FindByToken(Sha256("both"))->id, kA);
+  EXPECT_EQ(book_.FindByToken(Sha256("new"))->id, kA);
+  EXPECT_EQ(book_.FindByToken(Sha256("token2"))->id, kB);
+  EXPECT_EQ(book_.FindByToken(Sha256("")), nullptr);
+  EXPECT_EQ(book_.FindByToken({}), nullptr);
+}
+
+TEST_F(TenantBookTest, APolicyIsMadeAnewOnlyWhenItChanges) {
+  TenantOrder order = Order(kA, 1, 10);
+  ASSERT_TRUE(Apply(1, {order}).ok());
+  const auto before = book_.Find(kA)->policy;
+  order.seq = 2;
+  ASSERT_TRUE(Apply(1, {order}).ok());
+  EXPECT_EQ(book_.Find(kA)->policy, before);
+  order.policy = *MakePolicySpec("streaming", {});
+  ASSERT_TRUE(Apply(1, {order}).ok());
+  EXPECT_NE(book_.Find(kA)->policy, before);
+  EXPECT_FALSE(before->CompactAt().has_value()) << "sessions that have the old one keep it";
+}
+
+TEST_F(TenantBookTest, PromisesWhatIsHeldUntilItHasComeBack) {
+  ASSERT_TRUE(Apply(1, {Order(kA, 1, 4)}).ok());
+  EXPECT_EQ(TenantBook::Promise(*book_.Find(kA), 9), 9u);
+  EXPECT_EQ(TenantBook::Promise(*book_.Find(kA), 4), 4u);
+  EXPECT_EQ(TenantBook::Promise(*book_.Find(kA), 0), 4u);
+}
+
+// ---- Records ------------------------------------------------------------------------------------
+
+TEST_F(TenantBookTest, RefusalsWithinASecondAreOneRecordAndCountOneByOne) {
+  ASSERT_TRUE(Apply(1, {Order(kA, 1, 4), Order(kB, 1, 4)}).ok());
+  int observed = 0;
+  book_.OnRecord([&](const TenantState&, const ReclaimRecord&) { ++observed; });
+  for (int i = 0; i < 100; ++i) book_.Record(Refusal(kA, milliseconds(i * 9)));
+  book_.Record(Refusal(kB, milliseconds(5)));
+  ReclaimRecord other_reason = Refusal(kA, milliseconds(6));
+  other_reason.reason = ReclaimReason::kAdmission;
+  book_.Record(other_reason);
+  book_.Record(Refusal(kA, milliseconds(1000)));
+  const std::vector<ReclaimRecord> records = book_.TakeRecords();
+  ASSERT_EQ(records.size(), 4u);
+  EXPECT_EQ(records[0].sessions, 100u);
+  EXPECT_EQ(records[0].bytes, 1000u);
+  EXPECT_EQ(records[1].tenant, kB);
+  EXPECT_EQ(records[2].reason, ReclaimReason::kAdmission);
+  EXPECT_EQ(records[3].bytes, 10u) << "a second later it is news";
+  EXPECT_EQ(book_.Find(kA)->counters.refusals, 102u);
+  EXPECT_EQ(book_.Find(kB)->counters.refusals, 1u);
+  EXPECT_EQ(observed, 103);
+  EXPECT_TRUE(book_.TakeRecords().empty());
+  book_.Record(Refusal(kA, milliseconds(1001)));
+  EXPECT_EQ(book_.TakeRecords().size(), 1u) << "what has been reported takes no more";
+}
+
+TEST_F(TenantBookTest, CompactionsAreNeverMergedAndTheirRecoveryIsSummed) {
+  ASSERT_TRUE(Apply(1, {Order(kA, 1, 4)}).ok());
+  ReclaimRecord record{.tenant = kA, .sessions = 2, .recovery = 0.9f, .recovery_min = 0.5f};
+  book_.Record(record);
+  record.recovery = 0.7f;
+  record.recovery_min = 0.6f;
+  book_.Record(record);
+  record.recovery = record.recovery_min = -1;  // nothing was measured
+  book_.Record(record);
+  EXPECT_EQ(book_.TakeRecords().size(), 3u);
+  const TenantCounters& counters = book_.Find(kA)->counters;
+  EXPECT_EQ(counters.compactions, 6u);
+  EXPECT_EQ(counters.refusals, 0u);
+  EXPECT_EQ(counters.recovery_count, 2u);
+  EXPECT_NEAR(counters.recovery_sum, 1.6, 1e-6);
+  EXPECT_NEAR(counters.recovery_min, 0.5, 1e-6);
+}
+
+TEST_F(TenantBookTest, TheLogIsBoundedAndTheCountersAreNot) {
+  ASSERT_TRUE(Apply(1, {Order(kA, 1, 4)}).ok());
+  constexpr int kRecords = 5000;
+  for (int i = 0; i < kRecords; ++i) book_.Record(Refusal(kA, std::chrono::seconds(2 * i), i));
+  std::vector<ReclaimRecord> all;
+  for (;;) {
+    const std::vector<ReclaimRecord> some = book_.TakeRecords();
+    if (some.empty()) break;
+    EXPECT_LE(some.size(), limits::kReclaimsPerReport);
+    all.insert(all.end(), some.begin(), some.end());
+  }
+  ASSERT_EQ(all.size(), 1024u);
+  EXPECT_EQ(all.back().bytes, kRecords - 1u);
+  for (size_t i = 1; i < all.size(); ++i) EXPECT_EQ(all[i].bytes, all[i - 1].bytes + 1);
+  EXPECT_EQ(book_.Find(kA)->counters.refusals, uint64_t{kRecords});
+}
+
+TEST_F(TenantBookTest, CountersOutliveOrders) {
+  ASSERT_TRUE(Apply(1, {Order(kA, 1, 4)}).ok());
+  book_.Record(Refusal(kA, milliseconds(0)));
+  ASSERT_TRUE(Apply(2, {}, Coverage::kComplete).ok());
+  ASSERT_TRUE(Apply(3, {Order(kA, 1, 6)}, Coverage::kComplete).ok());
+  EXPECT_EQ(book_.Find(kA)->counters.refusals, 1u);
+  EXPECT_EQ(Lease(kA), 6u);
+}
+
+}  // namespace
+}  // namespace kvpool

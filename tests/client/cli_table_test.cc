@@ -1,0 +1,77 @@
+// How kvpoolctl writes numbers and tables, and what it makes of answers it does not know.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "client/cli/commands.h"
+#include "client/cli/render.h"
+#include "client/cli/table.h"
+
+namespace kvpool {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(CliTableTest, Sizes) {
+  EXPECT_EQ(HumanBytes(0), "0 B");
+  EXPECT_EQ(HumanBytes(1023), "1023 B");
+  EXPECT_EQ(HumanBytes(1024), "1 KiB");
+  EXPECT_EQ(HumanBytes((1 << 20) - 1), "1.0 MiB") << "not 1024.0 KiB";
+  EXPECT_EQ(HumanBytes(25 << 19), "12.5 MiB");
+  EXPECT_EQ(HumanBytes(int64_t{1} << 50), "1 PiB");
+}
+
+TEST(CliTableTest, Ages) {
+  EXPECT_EQ(HumanAge(340), "340ms");
+  EXPECT_EQ(HumanAge(12'999), "12s");
+  EXPECT_EQ(HumanAge(300'000), "5m");
+  EXPECT_EQ(HumanAge(3 * 3600'000), "3h");
+  EXPECT_EQ(HumanAge(int64_t{5} * 86400'000), "5d");
+}
+
+TEST(CliTableTest, Bars) {
+  EXPECT_EQ(Bar(0, 10, 4), "....");
+  EXPECT_EQ(Bar(5, 10, 4), "##..");
+  EXPECT_EQ(Bar(25, 10, 4), "####");
+  EXPECT_EQ(Bar(5, 0, 4), "....");
+}
+
+TEST(CliTableTest, ColumnsLineUp) {
+  Table table({{"NAME"}, {"SIZE", Align::kRight}, {"NOTE"}});
+  table.Add({"a", "5", ""});
+  table.Add({"longer", "12345", "x"});
+  EXPECT_EQ(table.ToText(1),
+            " NAME     SIZE  NOTE\n"
+            " a           5\n"
+            " longer  12345  x\n");
+}
+
+TEST(CliTableTest, AnswersOfAnotherVersionAreShownAsFarAsPossible) {
+  const boost::json::array odd = {
+      nullptr, 7, {{"name", 7}, {"limit", "x"}}, {{"name", "a"}, {"policy", {{"name", "full"}}}}};
+  EXPECT_THAT(RenderTenants(odd), HasSubstr("full"));
+  EXPECT_THAT(RenderAgents(odd), HasSubstr("away"));
+  EXPECT_THAT(RenderTenant({}, {}), HasSubstr("none"));
+  EXPECT_THAT(RenderTop({}, {}), HasSubstr("TENANT"));
+  EXPECT_EQ(RenderChanges({}), "");
+}
+
+TEST(CliPolicyTest, ParametersChangeAloneOrWithThePolicy) {
+  const PolicySpec now = *MakePolicySpec("streaming", {{"recent", 60}});
+  EXPECT_EQ(ChangedPolicy(now, {})->Get("recent"), 60);
+  EXPECT_EQ(ToString(*ChangedPolicy(now, {.parameters = {"sinks=2"}})),
+            "streaming(recent=60,sinks=2,slack=64)");
+  EXPECT_EQ(ChangedPolicy(now, {.policy = "streaming", .parameters = {"sinks=2"}})->Get("recent"),
+            60);
+  EXPECT_EQ(
+      ChangedPolicy(now, {.policy = "scissorhands", .parameters = {"budget=512"}})->Get("budget"),
+      512);
+  for (const char* bad : {"recent", "recent=", "recent=many", "=1", "x=1", "", "recent=0"}) {
+    EXPECT_FALSE(ChangedPolicy(now, {.parameters = {bad}}).ok()) << bad;
+  }
+  EXPECT_FALSE(ChangedPolicy(now, {.policy = "best"}).ok());
+}
+
+}  // namespace
+}  // namespace kvpool

@@ -1,0 +1,312 @@
+// kvpoolctl as a process against kvpool-manager as a process, with an agent that has no memory:
+// every command, every exit code, a lease and its revocation end to end.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <boost/json.hpp>
+#include <fstream>
+#include <sstream>
+
+#include "common/address.h"
+#include "tests/integration/process.h"
+#include "tests/manager/fake_agent.h"
+
+namespace kvpool {
+namespace {
+
+namespace json = boost::json;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+constexpr int64_t kMiB = 1 << 20;
+
+std::string ReadAll(const std::string& path) {
+  std::ifstream file(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+struct Outcome {
+  int code;
+  std::string output;  // stdout and stderr
+};
+
+class CliTest : public ::testing::Test {
+ protected:
+  CliTest() {
+    WriteFile("agent.token", "agent-token\n");
+    WriteFile("operator.token", "operator-token\n");
+    StartManager();
+  }
+
+  void WriteFile(const std::string& name, const std::string& text) {
+    std::ofstream(folder_ / name) << text;
+    std::filesystem::permissions(
+        folder_ / name, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+  }
+
+  // Both addresses are picked by the system; the log names them.
+  void StartManager() {
+    const std::string log = folder_ / "manager.log";
+    std::filesystem::remove(log);
+    manager_ =
+        Process("kvpool-manager",
+                {"--agents", "127.0.0.1:0", "--http", "127.0.0.1:0", "--database",
+                 folder_ / "manager.db", "--agent-token-file", folder_ / "agent.token",
+                 "--operator-token-file", folder_ / "operator.token", "--log-format", "json"},
+                log);
+    std::string line;
+    ASSERT_TRUE(Eventually([&] {
+      const std::string text = ReadAll(log);
+      const size_t at = text.find("manager started");
+      if (at == std::string::npos || text.find('\n', at) == std::string::npos) return false;
+      const size_t begin = text.rfind('\n', at) + 1;
+      line = text.substr(begin, text.find('\n', at) - begin);
+      return true;
+    })) << ReadAll(log);
+    const json::value started = json::parse(line);
+    agents_ = std::string(started.at("agents").as_string());
+    http_ = std::string(started.at("http").as_string());
+  }
+
+  // kvpoolctl with server and token set.
+  Outcome Ctl(std::vector<std::string> args) {
+    args.insert(args.begin(), {"--server", http_, "--token-file", folder_ / "operator.token"});
+    return Bare(args);
+  }
+  Outcome Bare(const std::vector<std::string>& args) {
+    const std::string out = folder_ / ("out" + std::to_string(++runs_));
+    Process process("kvpoolctl", args, out);
+    const int code = process.Wait();
+    return {code, ReadAll(out)};
+  }
+  json::value CtlJson(std::vector<std::string> args) {
+    args.insert(args.end(), {"-o", "json"});
+    const Outcome outcome = Ctl(args);
+    EXPECT_EQ(outcome.code, 0) << outcome.output;
+    return json::parse(outcome.output);
+  }
+  void Apply(const std::string& tenants) {
+    WriteFile("tenants.yaml", "version: 1\ntenants:\n" + tenants);
+    const Outcome outcome = Ctl({"apply", "-f", folder_ / "tenants.yaml"});
+    EXPECT_EQ(outcome.code, 0) << outcome.output;
+  }
+  FakeAgentOptions Agent(const std::string& name) {
+    return {.manager = *ParseAddress(agents_), .name = name};
+  }
+
+  TempDir folder_;
+  Process manager_;
+  std::string agents_, http_;
+  int runs_ = 0;
+};
+
+TEST_F(CliTest, ApplyGetSetDescribeDelete) {
+  WriteFile("tenants.yaml", R"(version: 1
+tenants:
+  - name: chat
+    guaranteed: 8 MiB
+    limit: 24 MiB
+    policy: {name: scissorhands, budget: 512}
+  - {name: batch, guaranteed: 0, limit: 12 MiB}
+)");
+  Outcome outcome = Ctl({"apply", "-f", folder_ / "tenants.yaml"});
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_EQ(outcome.output,
+            "tenant chat created (revision 1)\ntenant batch created (revision 1)\n");
+  EXPECT_THAT(Ctl({"apply", "-f", folder_ / "tenants.yaml"}).output,
+              HasSubstr("tenant chat unchanged (revision 1)"));
+
+  outcome = Ctl({"get", "tenants"});
+  EXPECT_THAT(outcome.output, AllOf(StartsWith("NAME"), HasSubstr("24 MiB"),
+                                    HasSubstr("scissorhands(budget=512,"), HasSubstr("batch")));
+  EXPECT_THAT(Ctl({"get", "tenants", "chat"}).output, Not(HasSubstr("batch")));
+
+  outcome = Ctl({"set", "tenant", "chat", "--limit", "20 MiB", "--policy", "streaming", "--param",
+                 "recent=60"});
+  EXPECT_EQ(outcome.code, 0) << outcome.output;
+  EXPECT_EQ(outcome.output, "tenant chat updated (revision 2)\n");
+  const json::value chat = CtlJson({"describe", "tenant", "chat"});
+  EXPECT_EQ(chat.at("limit").as_int64(), 20 * kMiB);
+  EXPECT_EQ(chat.at("guaranteed").as_int64(), 8 * kMiB);
+  EXPECT_EQ(chat.at("policy").at("recent").as_int64(), 60);
+  EXPECT_THAT(chat.at("reclaims").as_array(), IsEmpty());
+
+  EXPECT_EQ(Ctl({"delete", "tenant", "batch"}).output, "tenant batch deleted\n");
+  EXPECT_EQ(CtlJson({"get", "tenants"}).at("tenants").as_array().size(), 1u);
+}
+
+TEST_F(CliTest, ExitCodes) {
+  Apply("- {name: chat, guaranteed: 0, limit: 10 MiB}\n");
+  // 1: it failed.
+  EXPECT_EQ(Bare({"--server", http_, "get", "tenants"}).code, 1);
+  EXPECT_THAT(Bare({"--server", http_, "--token", "wrong", "get", "tenants"}).output,
+              StartsWith("error: a valid operator token is needed"));
+  EXPECT_EQ(Ctl({"set", "tenant", "chat", "--guaranteed", "11 MiB"}).code, 1);
+  EXPECT_EQ(Bare({"--token-file", folder_ / "none", "get", "tenants"}).code, 1);
+  // 2: wrong usage.
+  for (const std::vector<std::string>& args :
+       std::vector<std::vector<std::string>>{{},
+                                             {"fly"},
+                                             {"get"},
+                                             {"get", "cats"},
+                                             {"get", "tenants", "--fast"},
+                                             {"get", "tenants", "-o", "xml"},
+                                             {"set", "tenant", "chat"},
+                                             {"set", "tenant", "chat", "--limit", "12 GB"},
+                                             {"set", "tenant", "chat", "--policy", "best"},
+                                             {"set", "tenant", "chat", "--param", "budget=many"},
+                                             {"set", "tenant", "chat", "--param", "budget=512"},
+                                             {"apply"},
+                                             {"token"},
+                                             {"--server", "nowhere", "get", "tenants"},
+                                             {"top", "--interval", "2"}}) {
+    const Outcome outcome = Ctl(args);
+    EXPECT_EQ(outcome.code, 2) << outcome.output;
+    EXPECT_THAT(outcome.output, StartsWith("error: "));
+  }
+  // 3: not found.
+  EXPECT_EQ(Ctl({"get", "tenant", "none"}).code, 3);
+  EXPECT_EQ(Ctl({"get", "agent", "none"}).code, 3);
+  EXPECT_EQ(Ctl({"describe", "tenant", "../agents"}).code, 3);
+  EXPECT_EQ(Ctl({"delete", "tenant", "none"}).code, 3);
+  EXPECT_EQ(Ctl({"token", "create", "none"}).code, 3);
+  EXPECT_EQ(Ctl({"token", "revoke", "chat", "abc"}).code, 3);
+  EXPECT_THAT(Ctl({"set", "tenant", "none", "--limit", "1 MiB"}).output,
+              HasSubstr("kvpoolctl apply"));
+  // 4: conflict.
+  EXPECT_EQ(Ctl({"set", "tenant", "chat", "--limit", "1 MiB", "--if-revision", "7"}).code, 4);
+  FakeAgent agent(Agent("gpu-0"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(Ctl({"delete", "tenant", "chat"}).code, 4);
+  EXPECT_EQ(Ctl({"delete", "agent", "gpu-0"}).code, 4);
+  // 5: unreachable.
+  manager_ = Process();
+  const Outcome outcome = Ctl({"get", "tenants"});
+  EXPECT_EQ(outcome.code, 5);
+  EXPECT_THAT(outcome.output, HasSubstr("is kvpool-manager running?"));
+  EXPECT_EQ(Bare({"--version"}).code, 0);
+  EXPECT_THAT(Bare({"--help"}).output, HasSubstr("Exit codes:"));
+}
+
+TEST_F(CliTest, BadTenantsFilesChangeNothing) {
+  const auto apply = [&](const std::string& text, int code) {
+    WriteFile("bad.yaml", text);
+    const Outcome outcome = Ctl({"apply", "-f", folder_ / "bad.yaml"});
+    EXPECT_EQ(outcome.code, code);
+    return outcome.output;
+  };
+  EXPECT_THAT(apply("version: 1\ntenants:\n- {name: a, guaranteed: 0, limit: 9 MB}", 2),
+              HasSubstr("bad.yaml:3"));
+  EXPECT_THAT(
+      apply("version: 1\ntenants:\n- {name: a, guaranteed: 0, limit: 9 MiB, color: red}", 2),
+      HasSubstr("unknown key \"color\""));
+  FakeAgent agent(Agent("gpu-0"));  // 40 MiB
+  ASSERT_EQ(agent.Connect(), "ok");
+  EXPECT_THAT(apply("version: 1\ntenants:\n- {name: a, guaranteed: 30 MiB, limit: 30 MiB}\n"
+                    "- {name: b, guaranteed: 11 MiB, limit: 30 MiB}",
+                    1),
+              HasSubstr("a 30 MiB + b 11 MiB = 41 MiB, but the agents' pools hold 40 MiB"));
+  EXPECT_EQ(Ctl({"apply", "-f", folder_ / "none.yaml"}).code, 2);
+  EXPECT_THAT(CtlJson({"get", "tenants"}).at("tenants").as_array(), IsEmpty());
+}
+
+TEST_F(CliTest, ALeaseAndItsRevocation) {
+  Apply("- {name: chat, guaranteed: 0, limit: 40 MiB}\n");
+  FakeAgent agent(Agent("gpu-0"));  // 20 slabs of 2 MiB
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("chat").wanted = 20;
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(agent.tenant("chat").lease, 20u);
+  agent.tenant("chat").held = 20;
+  agent.tenant("chat").used = 33 * kMiB;
+
+  EXPECT_EQ(Ctl({"set", "tenant", "chat", "--limit", "20 MiB"}).code, 0);
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(agent.tenant("chat").lease, 10u);
+  EXPECT_THAT(Ctl({"describe", "tenant", "chat"}).output,
+              AllOf(HasSubstr("40 MiB (20 MiB above the limit"), HasSubstr("33 MiB")));
+  agent.tenant("chat").held = 10;
+  agent.tenant("chat").used = 17 * kMiB;
+  agent.AddReclaim("chat", 16 * kMiB);
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(CtlJson({"get", "tenants", "chat"}).at("leased").as_int64(), 20 * kMiB);
+  EXPECT_THAT(Ctl({"describe", "tenant", "chat"}).output,
+              AllOf(HasSubstr("compaction"), HasSubstr("lease-shrink"), HasSubstr("16 MiB"),
+                    HasSubstr("0.500")));
+  EXPECT_THAT(Ctl({"describe", "agent", "gpu-0"}).output,
+              AllOf(HasSubstr("connected"), HasSubstr("chat")));
+  EXPECT_THAT(Ctl({"get", "agents"}).output, HasSubstr("gpu-0"));
+
+  agent.Disconnect();
+  EXPECT_TRUE(Eventually([&] { return Ctl({"delete", "agent", "gpu-0"}).code == 0; }));
+}
+
+TEST_F(CliTest, TokensAndTop) {
+  Apply("- {name: chat, guaranteed: 0, limit: 40 MiB}\n");
+  const Outcome token = Ctl({"token", "create", "chat"});
+  EXPECT_THAT(token.output, StartsWith("kvp_"));
+  const std::string id(CtlJson({"get", "tenants", "chat"}).at("tokens").at(0).as_string().c_str());
+  EXPECT_EQ(Ctl({"token", "revoke", "chat", id}).output,
+            "token " + id + " of tenant chat revoked\n");
+  EXPECT_THAT(CtlJson({"get", "tenants", "chat"}).at("tokens").as_array(), IsEmpty());
+
+  const Outcome top = Ctl({"top"});  // not a terminal: one plain table
+  EXPECT_EQ(top.code, 0);
+  EXPECT_THAT(top.output,
+              AllOf(HasSubstr("USED OF LIMIT"), HasSubstr("chat"), Not(HasSubstr("\x1b"))));
+  EXPECT_EQ(CtlJson({"top", "--once"}).at("tenants").as_array().size(), 1u);
+}
+
+TEST_F(CliTest, TheEnvironmentIsOverriddenByFlags) {
+  setenv("KVPOOL_SERVER", http_.c_str(), 1);
+  setenv("KVPOOL_TOKEN", "operator-token", 1);
+  EXPECT_EQ(Bare({"get", "tenants"}).code, 0);
+  EXPECT_EQ(Bare({"--token", "wrong", "get", "tenants"}).code, 1);
+  WriteFile("wrong.token", "wrong\n");
+  setenv("KVPOOL_TOKEN_FILE", (folder_ / "wrong.token").c_str(), 1);
+  EXPECT_EQ(Bare({"get", "tenants"}).code, 1);
+  EXPECT_EQ(Bare({"--token", "operator-token", "get", "tenants"}).code, 0);
+  for (const char* name : {"KVPOOL_SERVER", "KVPOOL_TOKEN", "KVPOOL_TOKEN_FILE"}) unsetenv(name);
+}
+
+TEST_F(CliTest, TenantsSurviveAKilledManager) {
+  Apply("- {name: chat, guaranteed: 8 MiB, limit: 40 MiB}\n");
+  manager_.Kill(SIGKILL);
+  EXPECT_EQ(manager_.Wait(), 128 + SIGKILL);
+  StartManager();
+  EXPECT_EQ(CtlJson({"get", "tenants", "chat"}).at("guaranteed").as_int64(), 8 * kMiB);
+  EXPECT_EQ(CtlJson({"get", "tenants"}).at("epoch").as_int64(), 2);
+  const std::string log = ReadAll(folder_ / "manager.log");
+  EXPECT_THAT(log, Not(HasSubstr("operator-token")));
+}
+
+TEST_F(CliTest, TheManagerSaysWhyItDoesNotStart) {
+  const auto start = [&](const std::vector<std::string>& args) {
+    const std::string log = folder_ / ("start" + std::to_string(++runs_));
+    Process process("kvpool-manager", args, log);
+    const int code = process.Wait();
+    return Outcome{code, ReadAll(log)};
+  };
+  EXPECT_EQ(start({"--version"}).code, 0);
+  EXPECT_EQ(start({"--print-config"}).code, 0);
+  EXPECT_EQ(start({"--learning", "soon"}).code, 2);
+  Outcome outcome = start({});
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.output, HasSubstr("set agent_token_file"));
+  outcome = start({"--database", folder_ / "manager.db", "--agents", "127.0.0.1:0", "--http",
+                   "127.0.0.1:0", "--agent-token-file", folder_ / "agent.token"});
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_THAT(outcome.output, HasSubstr("in use by another manager"));
+}
+
+}  // namespace
+}  // namespace kvpool

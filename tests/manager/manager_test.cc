@@ -1,0 +1,476 @@
+// The whole manager in this process: operators over real HTTP, agents over real RPC, a real
+// database; restarts included.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "manager/manager.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <boost/json.hpp>
+
+#include "common/http_client.h"
+#include "common/rpc_thread.h"
+#include "tests/integration/process.h"
+#include "tests/manager/fake_agent.h"
+
+namespace kvpool {
+namespace {
+
+namespace json = boost::json;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+constexpr int64_t kMiB = 1 << 20;
+
+class ManagerTest : public ::testing::Test {
+ protected:
+  ManagerTest() {
+    config_.agents = config_.http = "127.0.0.1:0";
+    config_.database = folder_ / "manager.db";
+    StartManager();
+  }
+  ~ManagerTest() override { StopManager(); }
+
+  void StartManager() {
+    const absl::Status status = thread_.Call([this](kj::AsyncIoContext& io) -> kj::Promise<void> {
+      auto manager = Manager::Start(io, config_, secrets_);
+      EXPECT_TRUE(manager.ok()) << manager.status();
+      manager_ = *std::move(manager);
+      return kj::READY_NOW;
+    });
+    ASSERT_TRUE(status.ok()) << status;
+  }
+  void StopManager() {
+    (void)thread_.Call([this](kj::AsyncIoContext&) -> kj::Promise<void> {
+      manager_ = nullptr;
+      return kj::READY_NOW;
+    });
+  }
+
+  HttpResponse Call(const std::string& method, const std::string& path,
+                    const std::string& body = "", const std::string& token = "operator-token") {
+    HttpRequest request{.method = method, .path = path, .body = body};
+    if (!token.empty()) request.headers["authorization"] = "Bearer " + token;
+    const auto response = HttpCall(manager_->http_address(), request, std::chrono::seconds(5));
+    EXPECT_TRUE(response.ok()) << response.status();
+    return response.ok() ? *response : HttpResponse{.status = 0};
+  }
+  json::value Get(const std::string& path) {
+    const HttpResponse response = Call("GET", path);
+    EXPECT_EQ(response.status, 200) << response.body;
+    return json::parse(response.body);
+  }
+  // The error's code and message.
+  std::string Error(const HttpResponse& response, int status) {
+    EXPECT_EQ(response.status, status) << response.body;
+    const json::value body = json::parse(response.body);
+    return std::string(body.at("error").at("code").as_string()) + ": " +
+           std::string(body.at("error").at("message").as_string());
+  }
+  void Put(const std::string& name, int64_t guaranteed_mib, int64_t limit_mib) {
+    const json::object body{{"guaranteed", guaranteed_mib * kMiB}, {"limit", limit_mib * kMiB}};
+    const HttpResponse response = Call("PUT", "/v1/tenants/" + name, json::serialize(body));
+    EXPECT_EQ(response.status, 200) << response.body;
+  }
+  FakeAgentOptions AgentOptions(const std::string& name) {
+    return {.manager = manager_->agents_address(), .name = name};
+  }
+
+  TempDir folder_;
+  ManagerConfig config_;
+  ManagerSecrets secrets_{.agent_token = "agent-token", .operator_token = "operator-token"};
+  RpcThread thread_;
+  std::unique_ptr<Manager> manager_;
+};
+
+TEST_F(ManagerTest, OnlyOperatorsMayAsk) {
+  for (const char* token : {"", "wrong", "agent-token", "operator-token2"}) {
+    const HttpResponse response = Call("GET", "/v1/tenants", "", token);
+    EXPECT_THAT(Error(response, 401), HasSubstr("unauthenticated: a valid operator token"));
+    EXPECT_EQ(Call("PUT", "/v1/tenants/a", "{}", token).status, 401);
+  }
+  EXPECT_EQ(Call("GET", "/v1/tenants", "", std::string(limits::kTokenBytes + 1, 'x')).status, 401);
+  EXPECT_EQ(Call("GET", "/healthz", "", "").status, 200);
+  EXPECT_EQ(Call("GET", "/readyz", "", "").status, 200);
+  EXPECT_EQ(Call("GET", "/metrics", "", "").status, 200);
+}
+
+TEST_F(ManagerTest, PathsAndMethods) {
+  for (const char* path : {"/", "/v1", "/v2/tenants", "/v1/cats", "/v1/cats/a", "/v1/tenants/a/b",
+                           "/v1/tenants/a/reclaims/b", "/v1/tenants/a/tokens/b/c", "//"}) {
+    EXPECT_EQ(Call("GET", path).status, 404) << path;
+  }
+  EXPECT_EQ(Call("DELETE", "/v1/tenants").status, 405);
+  EXPECT_EQ(Call("GET", "/v1/apply").status, 405);
+  EXPECT_EQ(Call("POST", "/v1/tenants/a").status, 405);
+  EXPECT_EQ(Call("GET", "/v1/tenants/a/tokens").status, 405);
+  EXPECT_EQ(Call("POST", "/v1/tenants/a/reclaims").status, 405);
+  EXPECT_EQ(Call("POST", "/v1/agents/a").status, 405);
+  EXPECT_EQ(Call("POST", "/metrics").status, 405);
+}
+
+TEST_F(ManagerTest, ATenantsLife) {
+  const std::string body =
+      R"({"guaranteed": "8 MiB", "limit": 25165824, "policy": {"name": "streaming", "recent": 60}})";
+  json::value answer = json::parse(Call("PUT", "/v1/tenants/chat", body).body);
+  EXPECT_EQ(json::serialize(answer),
+            R"({"tenants":[{"name":"chat","change":"created","revision":1}]})");
+  EXPECT_THAT(Call("PUT", "/v1/tenants/chat", body).body, HasSubstr("unchanged"));
+
+  json::value tenant = Get("/v1/tenants/chat");
+  EXPECT_EQ(tenant.at("guaranteed").as_int64(), 8 * kMiB);
+  EXPECT_EQ(tenant.at("limit").as_int64(), 24 * kMiB);
+  EXPECT_EQ(json::serialize(tenant.at("policy")),
+            R"({"name":"streaming","recent":60,"sinks":4,"slack":64})");
+  EXPECT_EQ(tenant.at("leased").as_int64(), 0);
+  EXPECT_TRUE(tenant.at("recovery").at("mean").is_null());
+
+  const std::string stale = R"({"guaranteed": 0, "limit": 1, "revision": 7})";
+  EXPECT_THAT(Error(Call("PUT", "/v1/tenants/chat", stale), 409), HasSubstr("stale_revision"));
+  const std::string current = R"({"guaranteed": 0, "limit": 1, "revision": 1})";
+  EXPECT_THAT(Call("PUT", "/v1/tenants/chat", current).body, HasSubstr("updated"));
+  EXPECT_EQ(Get("/v1/tenants/chat").at("revision").as_int64(), 2);
+
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/chat").status, 200);
+  EXPECT_THAT(Error(Call("GET", "/v1/tenants/chat"), 404), HasSubstr("not_found"));
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/chat").status, 404);
+}
+
+TEST_F(ManagerTest, WrongBodiesAreExplained) {
+  const auto error = [&](const std::string& body) {
+    return Error(Call("PUT", "/v1/tenants/a", body), 400);
+  };
+  EXPECT_THAT(error("{"), HasSubstr("invalid"));
+  EXPECT_THAT(error("[]"), HasSubstr("invalid"));
+  EXPECT_THAT(error(R"({"guaranteed": 0})"), HasSubstr("limit"));
+  EXPECT_THAT(error(R"({"guaranteed": 0, "limit": -1})"), HasSubstr("limit"));
+  EXPECT_THAT(error(R"({"guaranteed": 0, "limit": 1.5})"), HasSubstr("limit"));
+  EXPECT_THAT(error(R"({"guaranteed": 0, "limit": "5 MB"})"), HasSubstr("MiB"));
+  EXPECT_THAT(error(R"({"guaranteed": 2, "limit": 1})"), HasSubstr("2 B > 1 B"));
+  EXPECT_THAT(error(R"({"guaranteed": 0, "limit": 1, "weight": 1})"), HasSubstr("weight"));
+  EXPECT_THAT(error(R"({"guaranteed": 0, "limit": 1, "limit": 2})"), HasSubstr("limit"));
+  EXPECT_THAT(error(R"({"name": "b", "guaranteed": 0, "limit": 1})"), HasSubstr("in the path"));
+  EXPECT_THAT(error(R"({"guaranteed": 0, "limit": 1, "policy": {"name": "best"}})"),
+              HasSubstr("not known"));
+  EXPECT_THAT(error(R"({"guaranteed": 0, "limit": 1, "policy": {"name": "full", "x": 1}})"),
+              HasSubstr("no parameter"));
+  EXPECT_THAT(Error(Call("PUT", "/v1/tenants/A_b", R"({"guaranteed": 0, "limit": 1})"), 400),
+              HasSubstr("not allowed"));
+  EXPECT_EQ(Call("PUT", "/v1/tenants/a", std::string(limits::kHttpBodyBytes + 1, ' ')).status, 413);
+  EXPECT_EQ(json::serialize(Get("/v1/tenants").at("tenants")), "[]");
+}
+
+TEST_F(ManagerTest, ApplyIsAllOrNothing) {
+  FakeAgent agent(AgentOptions("a"));  // 40 MiB
+  ASSERT_EQ(agent.Connect(), "ok");
+  const std::string too_much = R"({"version": 1, "tenants": [
+      {"name": "a", "guaranteed": "30 MiB", "limit": "30 MiB"},
+      {"name": "b", "guaranteed": "20 MiB", "limit": "30 MiB"}]})";
+  EXPECT_THAT(Error(Call("POST", "/v1/apply", too_much), 400),
+              HasSubstr("a 30 MiB + b 20 MiB = 50 MiB, but the agents' pools hold 40 MiB"));
+  EXPECT_EQ(json::serialize(Get("/v1/tenants").at("tenants")), "[]");
+
+  const std::string fits = R"({"version": 1, "tenants": [
+      {"name": "a", "guaranteed": "30 MiB", "limit": "30 MiB"},
+      {"name": "b", "guaranteed": "10 MiB", "limit": "30 MiB"}]})";
+  EXPECT_THAT(Call("POST", "/v1/apply", fits).body, HasSubstr("created"));
+  EXPECT_THAT(Call("POST", "/v1/apply", fits).body, Not(HasSubstr("created")));
+  EXPECT_THAT(Error(Call("POST", "/v1/apply", R"({"tenants": []})"), 400), HasSubstr("version"));
+  EXPECT_THAT(Error(Call("POST", "/v1/apply", R"({"version": 1, "tenants": [7]})"), 400),
+              HasSubstr("tenant"));
+}
+
+TEST_F(ManagerTest, TokensAreShownOnceAndReachTheAgents) {
+  EXPECT_EQ(Call("POST", "/v1/tenants/a/tokens").status, 404);
+  Put("a", 0, 10);
+  const HttpResponse created = Call("POST", "/v1/tenants/a/tokens");
+  EXPECT_EQ(created.status, 201);
+  const json::value token = json::parse(created.body);
+  const std::string text(token.at("token").as_string()), id(token.at("id").as_string());
+  EXPECT_THAT(Call("GET", "/v1/tenants/a").body, AllOf(HasSubstr(id), Not(HasSubstr(text))));
+
+  FakeAgent agent(AgentOptions("a"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(agent.tenant("a").tokens, 1u);
+
+  for (uint32_t i = 1; i < limits::kTokensPerTenant; ++i) {
+    EXPECT_EQ(Call("POST", "/v1/tenants/a/tokens").status, 201);
+  }
+  EXPECT_THAT(Error(Call("POST", "/v1/tenants/a/tokens"), 422), HasSubstr("too_many"));
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/a/tokens/" + id).status, 200);
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/a/tokens/" + id).status, 404);
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(agent.tenant("a").tokens, limits::kTokensPerTenant - 1);
+}
+
+TEST_F(ManagerTest, WhyAgentsAreRefused) {
+  const auto connect = [&](const FakeAgentOptions& options) {
+    return FakeAgent(options).Connect();
+  };
+  FakeAgentOptions options = AgentOptions("a");
+  options.token = "operator-token";
+  EXPECT_EQ(connect(options), "badToken");
+  options = AgentOptions("a");
+  options.version = 77;
+  EXPECT_EQ(connect(options), "badVersion");
+  EXPECT_EQ(connect(AgentOptions("A b")), "badName");
+  options = AgentOptions("a");
+  options.slabs = 0;
+  EXPECT_EQ(connect(options), "badPool");
+  options.slabs = 1;
+  options.slab_bytes = ~uint64_t{0};
+  EXPECT_EQ(connect(options), "badPool");
+  options = AgentOptions("a");
+  options.highest_epoch = 2;
+  EXPECT_EQ(connect(options), "staleEpoch");
+
+  FakeAgent agent(AgentOptions("a"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  options = AgentOptions("a");
+  options.incarnation = 2;
+  EXPECT_EQ(connect(options), "nameTaken");
+  options = AgentOptions("b");
+  options.slab_bytes = 1 << 20;
+  EXPECT_EQ(connect(options), "badPool");
+  EXPECT_TRUE(agent.Exchange().ok());
+}
+
+TEST_F(ManagerTest, LeasesFollowDemandAndComeBackByAcknowledgement) {
+  Put("a", 0, 40);
+  Put("b", 20, 40);
+  FakeAgent agent(AgentOptions("gpu-0"));  // 20 slabs of 2 MiB
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("a").wanted = 30;
+  ASSERT_TRUE(agent.Exchange().ok());
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_GE(agent.tenant("a").lease, 18u);
+  agent.tenant("a").held = agent.tenant("a").lease;
+  agent.tenant("b").wanted = 10;
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(agent.tenant("a").lease, 10u) << "the guarantee is taken back";
+  EXPECT_LE(agent.tenant("b").lease, 2u) << "but it is still held";
+  EXPECT_GE(Get("/v1/tenants/a").at("leased").as_int64(), 36 * kMiB);
+
+  agent.tenant("a").held = 14;
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(agent.tenant("b").lease, 6u);
+  agent.tenant("a").held = 10;
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(agent.tenant("b").lease, 10u);
+  EXPECT_EQ(Get("/v1/tenants/a").at("leased").as_int64(), 20 * kMiB);
+
+  const json::value seen = Get("/v1/agents/gpu-0");
+  EXPECT_TRUE(seen.at("connected").as_bool());
+  EXPECT_EQ(seen.at("leased").as_int64(), 40 * kMiB);
+  EXPECT_EQ(seen.at("free").as_int64(), 20 * kMiB);
+}
+
+TEST_F(ManagerTest, ALimitBelowUseIsShownUntilItIsReached) {
+  Put("a", 0, 40);
+  FakeAgent agent(AgentOptions("gpu-0"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("a").wanted = 20;
+  ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("a").held = 20;
+  ASSERT_TRUE(agent.Exchange().ok());
+  Put("a", 0, 10);
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(agent.tenant("a").lease, 5u);
+  EXPECT_EQ(Get("/v1/tenants/a").at("overage").as_int64(), 30 * kMiB);
+  EXPECT_EQ(Get("/v1/tenants/a").at("ordered").as_int64(), 10 * kMiB);
+  EXPECT_THAT(Error(Call("DELETE", "/v1/tenants/a"), 409), HasSubstr("in_use"));
+
+  agent.tenant("a").held = 5;
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(Get("/v1/tenants/a").at("overage").as_int64(), 0);
+  agent.tenant("a").held = 0;
+  Put("a", 0, 0);
+  ASSERT_TRUE(agent.Exchange().ok());
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/a").status, 200);
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_TRUE(agent.complete());
+  EXPECT_FALSE(agent.Knows("a"));
+}
+
+TEST_F(ManagerTest, ReclaimsCanBeAskedFor) {
+  Put("a", 0, 40);
+  FakeAgent agent(AgentOptions("gpu-0"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  for (uint32_t i = 0; i < limits::kReclaimsKept + 5; ++i) agent.AddReclaim("a", i);
+  ASSERT_TRUE(agent.Exchange().ok());
+  const json::value reclaims = Get("/v1/tenants/a/reclaims");
+  ASSERT_EQ(reclaims.at("reclaims").as_array().size(), limits::kReclaimsKept);
+  const json::value& last = reclaims.at("reclaims").at(0);
+  EXPECT_EQ(last.at("bytes").as_int64(), limits::kReclaimsKept + 4);
+  EXPECT_EQ(last.at("step").as_string(), "compaction");
+  EXPECT_EQ(last.at("reason").as_string(), "lease-shrink");
+  EXPECT_EQ(last.at("agent").as_string(), "gpu-0");
+  EXPECT_EQ(last.at("recovery").as_double(), 0.5);
+  EXPECT_EQ(Call("GET", "/v1/tenants/b/reclaims").status, 404);
+}
+
+TEST_F(ManagerTest, AnImpossibleReportCutsItsAgentOff) {
+  Put("a", 0, 40);
+  using Edit = std::function<void(rpc::Report::Builder)>;
+  const std::vector<Edit> edits = {
+      [](rpc::Report::Builder report) { report.getTenants()[0].setTenant(0); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setLeaseSlabs(21); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setHeldSlabs(21); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setUsedBytes(~uint64_t{0}); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setRecoverySum(0.0 / 0.0); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setRecoveryMin(-1); },
+      [](rpc::Report::Builder report) { report.initTenants(limits::kTenants + 1); },
+      [](rpc::Report::Builder report) { report.initReclaims(limits::kReclaimsPerReport + 1); },
+      [](rpc::Report::Builder report) { report.initReclaims(1)[0].setBytes(~uint64_t{0}); },
+      [](rpc::Report::Builder report) {
+        auto twice = report.initTenants(2);
+        for (auto line : twice) {
+          line.setTenant(1);
+          line.setRecoveryMin(1);
+        }
+      },
+  };
+  FakeAgent other(AgentOptions("other"));
+  ASSERT_EQ(other.Connect(), "ok");
+  for (size_t i = 0; i < edits.size(); ++i) {
+    FakeAgent agent(AgentOptions("a"));
+    ASSERT_EQ(agent.Connect(), "ok");
+    ASSERT_TRUE(agent.Exchange().ok());
+    EXPECT_FALSE(agent.Exchange(edits[i]).ok()) << i;
+    EXPECT_FALSE(agent.Exchange().ok()) << i;
+    EXPECT_TRUE(other.Exchange().ok()) << i;
+  }
+  EXPECT_THAT(
+      Call("GET", "/metrics").body,
+      HasSubstr("kvpool_manager_reports_total{outcome=\"bad\"} " + std::to_string(edits.size())));
+}
+
+TEST_F(ManagerTest, ANewerConnectionTakesOver) {
+  FakeAgent old(AgentOptions("a")), fresh(AgentOptions("a"));
+  ASSERT_EQ(old.Connect(), "ok");
+  ASSERT_EQ(fresh.Connect(), "ok");
+  EXPECT_FALSE(old.Exchange().ok());
+  EXPECT_TRUE(fresh.Exchange().ok());
+  EXPECT_TRUE(Get("/v1/agents/a").at("connected").as_bool());
+}
+
+TEST_F(ManagerTest, AgentsCanBeForgotten) {
+  auto agent = std::make_unique<FakeAgent>(AgentOptions("a"));
+  ASSERT_EQ(agent->Connect(), "ok");
+  EXPECT_THAT(Error(Call("DELETE", "/v1/agents/a"), 409), HasSubstr("is connected"));
+  agent.reset();
+  EXPECT_TRUE(Eventually([&] { return Call("DELETE", "/v1/agents/a").status == 200; }));
+  EXPECT_EQ(Call("GET", "/v1/agents/a").status, 404);
+}
+
+TEST_F(ManagerTest, ARestartKeepsTenantsAndLearnsLeases) {
+  Put("a", 10, 40);
+  FakeAgent one(AgentOptions("one")), two(AgentOptions("two"));
+  for (FakeAgent* agent : {&one, &two}) {
+    ASSERT_EQ(agent->Connect(), "ok");
+    ASSERT_TRUE(agent->Exchange().ok());
+    agent->tenant("a").wanted = 10;
+  }
+  for (FakeAgent* agent : {&one, &two, &one, &two}) ASSERT_TRUE(agent->Exchange().ok());
+  const uint32_t before = one.tenant("a").lease;
+  EXPECT_EQ(before, 10u);
+
+  StopManager();
+  StartManager();
+  EXPECT_EQ(Get("/v1/tenants").at("epoch").as_int64(), 2);
+  EXPECT_EQ(Get("/v1/tenants/a").at("guaranteed").as_int64(), 10 * kMiB);
+  EXPECT_THAT(Error(Call("GET", "/readyz"), 503), HasSubstr("learning"));
+  for (FakeAgent* agent : {&one, &two}) agent->options().manager = manager_->agents_address();
+  ASSERT_EQ(one.Connect(), "ok");
+  ASSERT_TRUE(one.Exchange().ok());
+  EXPECT_FALSE(one.complete());
+  EXPECT_TRUE(one.Knows("a"));
+  ASSERT_EQ(two.Connect(), "ok");
+  ASSERT_TRUE(two.Exchange().ok());
+  EXPECT_EQ(Call("GET", "/readyz").status, 200);
+  ASSERT_TRUE(one.Exchange().ok());
+  EXPECT_TRUE(one.complete());
+  EXPECT_EQ(one.tenant("a").lease, before);
+  EXPECT_EQ(one.tenant("a").epoch, 2u);
+}
+
+TEST_F(ManagerTest, TheLargestOrdersFitIntoAMessage) {
+  json::array tenants;
+  std::vector<Tenant> stored;
+  for (uint32_t i = 0; i < limits::kTenants; ++i) {
+    const std::string name = std::string(limits::kNameBytes - 4, 'x') + std::to_string(1000 + i);
+    Tenant tenant{.id = TenantId(i + 1),
+                  .spec = {.name = name, .policy = *MakePolicySpec("scissorhands", {})},
+                  .revision = 1};
+    for (uint32_t t = 0; t < limits::kTokensPerTenant; ++t) {
+      tenant.tokens.push_back(Sha256(name + std::to_string(t)));
+    }
+    stored.push_back(std::move(tenant));
+  }
+  StopManager();
+  auto store = Store::Open(config_.database);
+  ASSERT_TRUE(store.ok());
+  ASSERT_TRUE((*store)->SaveTenants(stored).ok());
+  store->reset();
+  StartManager();
+  FakeAgent agent(AgentOptions("a"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  for (int i = 0; i < 2; ++i) {
+    const absl::Status status = agent.Exchange();
+    ASSERT_TRUE(status.ok()) << status;
+  }
+  EXPECT_TRUE(agent.complete());
+  EXPECT_EQ(agent.tenant_count(), limits::kTenants);
+}
+
+TEST_F(ManagerTest, MetricsHaveATenantsNumbersWhileItExists) {
+  Put("chat", 4, 10);
+  FakeAgent agent(AgentOptions("a"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("chat").used = 5;
+  agent.tenant("chat").held = 1;
+  agent.tenant("chat").wanted = 2;
+  ASSERT_TRUE(agent.Exchange().ok());
+  const std::string page = Call("GET", "/metrics", "", "").body;
+  for (const char* line : {"kvpool_tenant_guaranteed_bytes{tenant=\"chat\"} 4194304",
+                           "kvpool_tenant_limit_bytes{tenant=\"chat\"} 10485760",
+                           "kvpool_tenant_leased_bytes{tenant=\"chat\"} 6291456",
+                           "kvpool_tenant_held_bytes{tenant=\"chat\"} 2097152",
+                           "kvpool_tenant_used_bytes{tenant=\"chat\"} 5",
+                           "kvpool_tenant_wanted_bytes{tenant=\"chat\"} 4194304",
+                           "kvpool_manager_agents{state=\"connected\"} 1", "kvpool_manager_epoch 1",
+                           "kvpool_manager_learning 0", "kvpool_manager_capacity_bytes 41943040"}) {
+    EXPECT_THAT(page, HasSubstr(line));
+  }
+  Put("chat", 0, 0);
+  agent.tenant("chat") = {.id = agent.tenant("chat").id};
+  ASSERT_TRUE(agent.Exchange().ok());
+  ASSERT_TRUE(agent.Exchange().ok());
+  ASSERT_EQ(Call("DELETE", "/v1/tenants/chat").status, 200);
+  EXPECT_THAT(Call("GET", "/metrics", "", "").body, Not(HasSubstr("tenant=\"chat\"")));
+}
+
+TEST_F(ManagerTest, AFirstOperatorTokenIsMadeOnce) {
+  StopManager();
+  secrets_.operator_token.reset();
+  StartManager();
+  ASSERT_TRUE(manager_->new_operator_token().has_value());
+  const std::string token = *manager_->new_operator_token();
+  EXPECT_EQ(Call("GET", "/v1/tenants", "", token).status, 200);
+  EXPECT_EQ(Call("GET", "/v1/tenants", "", "operator-token").status, 401);
+  StopManager();
+  StartManager();
+  EXPECT_FALSE(manager_->new_operator_token().has_value());
+  EXPECT_EQ(Call("GET", "/v1/tenants", "", token).status, 200);
+}
+
+}  // namespace
+}  // namespace kvpool
