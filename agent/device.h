@@ -6,11 +6,12 @@
 // agent's pool of threads, on values (block ids and plans) relative to base().
 //
 // Calls for one slab must not overlap; calls for different slabs may run on different threads.
-// Populate and DestroySlab take milliseconds: not for the RPC thread.
+// Populate and EmptySlab may take milliseconds: not for the RPC thread.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -33,6 +34,9 @@ enum class ReturnProof : uint8_t {
   kStuck,     // not seen: somebody may still use it
 };
 
+// How long emptied memory is watched: a worker that decodes touches its slabs far more often.
+inline constexpr std::chrono::milliseconds kReturnWatch(2);
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -53,9 +57,12 @@ class Device {
   // The slab's descriptor, for export: duplicate it to keep it. -1 when the slab does not exist.
   virtual int SlabFd(SlabIndex slab) const = 0;
 
-  // Unmaps the slab and takes its memory away, also from those who kept a mapping of it, and
-  // watches for a moment whether it stays away. Returned: the slot is empty. Stuck: the slot stays
-  // taken; call again later. Requires that no kernel uses the slab and that it exists.
+  // Unmaps the slab and takes its memory away, also from those who kept a mapping of it. Stuck: it
+  // could not; call again later. Requires that no kernel uses the slab and that it exists.
+  virtual ReturnProof EmptySlab(SlabIndex slab) = 0;
+
+  // Whether the memory has stayed away; to be asked kReturnWatch after EmptySlab. Returned: the
+  // slot is empty. Stuck: the slot stays taken; empty it again later.
   virtual ReturnProof DestroySlab(SlabIndex slab) = 0;
 };
 

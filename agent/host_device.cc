@@ -10,19 +10,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <cstring>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 
 namespace kvpool {
 namespace {
-
-// How long destroyed memory is watched: a worker that decodes touches its slabs far more often.
-constexpr std::chrono::milliseconds kWatch(2);
 
 absl::Status SystemError(const char* call, SlabIndex slab, int error) {
   const std::string what =
@@ -134,19 +129,23 @@ absl::Status HostDevice::Populate(SlabIndex slab) {
   return result == 0 ? absl::OkStatus() : SystemError("fallocate", slab, errno);
 }
 
+ReturnProof HostDevice::PunchHole(SlabIndex slab) {
+  const int result = fallocate(fds_[slab.value()], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                               info_.slab_bytes.value());
+  return result == 0 ? ReturnProof::kReturned : ReturnProof::kStuck;
+}
+
+ReturnProof HostDevice::EmptySlab(SlabIndex slab) {
+  const size_t bytes = static_cast<size_t>(info_.slab_bytes.value());
+  if (ReserveRange(Address(slab), bytes, MAP_FIXED) == MAP_FAILED) return ReturnProof::kStuck;
+  return PunchHole(slab);
+}
+
 ReturnProof HostDevice::DestroySlab(SlabIndex slab) {
   int& fd = fds_[slab.value()];
-  const size_t bytes = static_cast<size_t>(info_.slab_bytes.value());
-  const bool unmapped = ReserveRange(Address(slab), bytes, MAP_FIXED) != MAP_FAILED;
-  const auto punch = [&] {
-    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, info_.slab_bytes.value()) ==
-           0;
-  };
-  if (!punch()) return ReturnProof::kStuck;
-  std::this_thread::sleep_for(kWatch);
   struct stat state;
-  if (fstat(fd, &state) != 0 || state.st_blocks != 0 || !unmapped) {
-    punch();  // what it touched in between; the proof stays owed
+  if (fstat(fd, &state) != 0 || state.st_blocks != 0) {
+    (void)PunchHole(slab);  // what was touched in between; the proof stays owed
     return ReturnProof::kStuck;
   }
   close(fd);

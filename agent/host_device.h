@@ -34,12 +34,14 @@ class HostDevice final : public Device {
   absl::Status CreateSlab(SlabIndex slab) override;
   absl::Status Populate(SlabIndex slab) override;
   int SlabFd(SlabIndex slab) const override;
+  ReturnProof EmptySlab(SlabIndex slab) override;
   ReturnProof DestroySlab(SlabIndex slab) override;
 
  private:
   HostDevice(DeviceInfo info, std::byte* base);
 
   std::byte* Address(SlabIndex slab) const;
+  ReturnProof PunchHole(SlabIndex slab);
 
   DeviceInfo info_;
   std::byte* base_;

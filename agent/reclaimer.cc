@@ -113,20 +113,27 @@ kj::Promise<void> Reclaimer::Drain(SlabIndex slab) {
 }
 
 kj::Promise<void> Reclaimer::Destroy(SlabIndex slab) {
-  return Offload(*deps_.pool, [device = deps_.device, slab] { return device->DestroySlab(slab); })
-      .then([this, slab](ReturnProof proof) -> kj::Promise<void> {
-        if (proof == ReturnProof::kReturned) {
-          (void)deps_.ledger->FreeSlab(slab);
-          if (on_progress_) on_progress_();
-          return kj::READY_NOW;
-        }
-        // The first time only: a slab that is STUCK already is not marked again.
-        if (deps_.ledger->MarkStuck(slab).ok()) {
-          log_.Error("a slab's memory did not come back; it stays charged to its tenant",
-                     {{"slab", slab.value()}});
-        }
-        return deps_.timer->afterDelay(kStuckPause).then([this, slab] { return Destroy(slab); });
+  return Offload(*deps_.pool, [device = deps_.device, slab] { return device->EmptySlab(slab); })
+      .then([this, slab](ReturnProof emptied) {
+        // The watch holds up no kernel thread, and slabs are watched together.
+        return deps_.timer->afterDelay(kReturnWatch.count() * kj::MILLISECONDS)
+            .then([this, slab, emptied] { return Settle(slab, emptied); });
       });
+}
+
+kj::Promise<void> Reclaimer::Settle(SlabIndex slab, ReturnProof emptied) {
+  if (emptied == ReturnProof::kReturned &&
+      deps_.device->DestroySlab(slab) == ReturnProof::kReturned) {
+    (void)deps_.ledger->FreeSlab(slab);
+    if (on_progress_) on_progress_();
+    return kj::READY_NOW;
+  }
+  // The first time only: a slab that is STUCK already is not marked again.
+  if (deps_.ledger->MarkStuck(slab).ok()) {
+    log_.Error("a slab's memory did not come back; it stays charged to its tenant",
+               {{"slab", slab.value()}});
+  }
+  return deps_.timer->afterDelay(kStuckPause).then([this, slab] { return Destroy(slab); });
 }
 
 }  // namespace kvpool

@@ -46,6 +46,8 @@ class Reclaimer final : private kj::TaskSet::ErrorHandler {
   bool Abandoned(TenantId tenant) const;
   kj::Promise<void> Drain(SlabIndex slab);
   kj::Promise<void> Destroy(SlabIndex slab);
+  // Frees the slab when its memory was taken away and has stayed away, or tries again later.
+  kj::Promise<void> Settle(SlabIndex slab, ReturnProof emptied);
   void DrainEmpty(TenantId tenant);
   void taskFailed(kj::Exception&& error) override;
 

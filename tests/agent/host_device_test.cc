@@ -65,6 +65,7 @@ TEST_F(HostDeviceTest, MemoryComesWithPopulateAndGoesWithDestroy) {
   EXPECT_EQ(Resident(SlabIndex(0)), 64 << 10);
   // Whoever kept the descriptor keeps no memory.
   const int kept = dup(device_->SlabFd(SlabIndex(0)));
+  ASSERT_EQ(device_->EmptySlab(SlabIndex(0)), ReturnProof::kReturned);
   ASSERT_EQ(device_->DestroySlab(SlabIndex(0)), ReturnProof::kReturned);
   struct stat state;
   ASSERT_EQ(fstat(kept, &state), 0);

@@ -42,7 +42,11 @@ class DeviceSuite : public ::testing::Test {
   }
   void Fill(std::byte* memory, int value) { std::memset(memory, value, bytes_.value()); }
   absl::Status Create(uint32_t slab) { return device_->CreateSlab(SlabIndex(slab)); }
-  ReturnProof Destroy(uint32_t slab) { return device_->DestroySlab(SlabIndex(slab)); }
+  ReturnProof Destroy(uint32_t slab) {
+    EXPECT_EQ(device_->EmptySlab(SlabIndex(slab)), ReturnProof::kReturned);
+    std::this_thread::sleep_for(kReturnWatch);
+    return device_->DestroySlab(SlabIndex(slab));
+  }
   std::byte* Map(uint32_t slab) { return UnderTest::Map(device_->SlabFd(SlabIndex(slab)), bytes_); }
 
   // A process that maps a slab and writes all over it until it is killed.
