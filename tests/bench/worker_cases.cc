@@ -27,9 +27,9 @@ namespace {
 constexpr uint32_t kThreads = 1;
 constexpr uint32_t kBatch = 8;
 constexpr uint32_t kChunk = 64;
-constexpr uint32_t kPromptTokens = 1024;  // contexts at the first round
-constexpr int kStepsPerRound = 24;
-constexpr int kRounds = 21;
+constexpr uint32_t kPromptTokens = 1024;     // contexts at the first round
+constexpr int kStepsPerRound = kPageTokens;  // every sequence takes one page a round
+constexpr int kRounds = 31;
 constexpr uint32_t kMaxTokens = kPromptTokens + kStepsPerRound * kRounds + 1;
 
 // One engine that decodes kBatch sequences.
