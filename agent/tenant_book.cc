@@ -17,6 +17,7 @@ constexpr std::chrono::seconds kMergeWithin(1);
 constexpr size_t kUnreportedRecords = 1024;
 
 void ApplyOrder(uint64_t epoch, const TenantOrder& order, TenantState* state) {
+  if (std::pair(epoch, order.seq) < std::pair(state->lease_epoch, state->lease_seq)) return;
   state->name = order.name;
   state->limit_slabs = order.limit_slabs;
   state->token_hashes = order.token_hashes;
@@ -24,11 +25,11 @@ void ApplyOrder(uint64_t epoch, const TenantOrder& order, TenantState* state) {
     state->spec = order.policy;
     state->policy = MakePolicy(order.policy);
   }
-  if (std::pair(epoch, order.seq) > std::pair(state->lease_epoch, state->lease_seq)) {
-    state->lease_epoch = epoch;
-    state->lease_seq = order.seq;
-    state->lease_slabs = order.lease_slabs;
-  }
+  // The same message again gives back no lease that a complete one without this tenant has taken.
+  if (std::pair(epoch, order.seq) == std::pair(state->lease_epoch, state->lease_seq)) return;
+  state->lease_epoch = epoch;
+  state->lease_seq = order.seq;
+  state->lease_slabs = order.lease_slabs;
 }
 
 }  // namespace

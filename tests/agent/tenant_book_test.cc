@@ -92,6 +92,14 @@ TEST_F(TenantBookTest, LeasesEndAtTheNewestWhateverTheOrderOfMessages) {
   }
 }
 
+TEST_F(TenantBookTest, AnOlderMessageBringsNoOldPolicyBack) {
+  TenantOrder now = Order(kA, 5, 10), before = Order(kA, 4, 10);
+  before.policy = *MakePolicySpec("scissorhands", {});
+  ASSERT_TRUE(Apply(1, {now}).ok());
+  ASSERT_TRUE(Apply(1, {before}).ok());
+  EXPECT_EQ(book_.Find(kA)->spec.name, "full");
+}
+
 TEST_F(TenantBookTest, OnlyACompleteMessageTakesFromThoseItDoesNotName) {
   ASSERT_TRUE(Apply(1, {Order(kA, 1, 10), Order(kB, 1, 20)}).ok());
   ASSERT_TRUE(Apply(1, {Order(kA, 2, 11)}, Coverage::kPartial).ok());
