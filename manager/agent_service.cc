@@ -116,7 +116,7 @@ class AgentService::ManagerServer final : public rpc::Manager::Server {
     auto agent = CheckedAgentInfo(params);
     if (!agent.ok()) return Refuse(context, rpc::RegisterRefusal::BAD_POOL);
     return service_.control_.Register(*agent, params.getHighestEpoch())
-        .then([this, context, agent = *std::move(agent)](
+        .then([this, context, agent = *agent](
                   absl::StatusOr<Registration> registered) mutable -> kj::Promise<void> {
           if (!registered.ok()) return Refuse(context, rpc::RegisterRefusal::UNKNOWN);
           if (registered->outcome != RegisterOutcome::kOk) {

@@ -42,7 +42,7 @@ kj::Promise<absl::StatusOr<std::vector<Tenant>>> Control::Apply(std::vector<Tena
     if (!changed.ok() || changed->empty()) return changed;
     return Offload(store_thread_, [store = store_.get(),
                                    tenants = *changed] { return store->SaveTenants(tenants); })
-        .then([this, changed = *std::move(changed)](absl::Status saved) mutable -> Result {
+        .then([this, changed = *changed](absl::Status saved) mutable -> Result {
           if (!saved.ok()) return saved;
           for (const Tenant& tenant : changed) {
             log_.Info("tenant changed",
@@ -83,7 +83,7 @@ kj::Promise<absl::Status> Control::SaveTenant(absl::StatusOr<Tenant> tenant) {
   if (!tenant.ok()) return tenant.status();
   return Offload(store_thread_,
                  [store = store_.get(), saved = *tenant] { return store->SaveTenants({saved}); })
-      .then([this, tenant = *std::move(tenant)](absl::Status saved) {
+      .then([this, tenant = *tenant](absl::Status saved) {
         if (saved.ok()) cluster_.CommitTenants({tenant});
         return saved;
       });
