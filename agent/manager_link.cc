@@ -39,6 +39,28 @@ rpc::ReclaimReason ToCapnp(ReclaimReason reason) {
   return rpc::ReclaimReason::UNKNOWN;
 }
 
+const char* ToString(rpc::RegisterRefusal refusal) {
+  switch (refusal) {
+    case rpc::RegisterRefusal::BAD_TOKEN:
+      return "manager_token is not the agent token of that manager";
+    case rpc::RegisterRefusal::BAD_VERSION:
+      return "it speaks another protocol version";
+    case rpc::RegisterRefusal::BAD_NAME:
+      return "the agent's name breaks the rules for names";
+    case rpc::RegisterRefusal::NAME_TAKEN:
+      return "another agent of this name is connected";
+    case rpc::RegisterRefusal::TOO_MANY:
+      return "it serves as many agents as it can";
+    case rpc::RegisterRefusal::BAD_POOL:
+      return "pool or slab_bytes do not fit: all agents of a cluster have slabs of one size";
+    case rpc::RegisterRefusal::STALE_EPOCH:
+      return "this agent has followed a newer manager";
+    case rpc::RegisterRefusal::UNKNOWN:
+      break;
+  }
+  return "it did not say why";
+}
+
 absl::StatusOr<TenantOrder> FromCapnp(rpc::TenantOrder::Reader reader) {
   absl::StatusOr<PolicySpec> policy = FromProto(reader.getPolicy());
   if (!policy.ok()) return policy.status();
@@ -146,8 +168,10 @@ kj::Promise<void> ManagerLink::Register(rpc::Manager::Client manager) {
       .then([this](auto&& response) {
         auto result = response.getResult();
         if (!result.isLink()) {
-          const auto reason = result.isRefused() ? static_cast<int>(result.getRefused()) : 0;
-          KJ_FAIL_REQUIRE("the manager refused this agent", reason);
+          log_.Error("the manager refuses this agent",
+                     {{"reason", result.isRefused() ? ToString(result.getRefused())
+                                                    : "unknown to this version"}});
+          KJ_FAIL_REQUIRE("refused");
         }
         link_ = result.getLink();
         state_ = State::kRegistered;

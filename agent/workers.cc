@@ -116,7 +116,7 @@ void Workers::RemoveIfDone(WorkerId worker) {
 
 // ---- Admission ----------------------------------------------------------------------------------
 
-std::vector<Workers::Group> Workers::Groups(TenantId tenant, TimePoint now) const {
+std::vector<Workers::Group> Workers::Groups(TenantId tenant, std::optional<TimePoint> now) const {
   std::vector<Group> groups;
   for (const auto& [id, worker] : workers_) {
     const Attachment& attachment = *worker.attachment;
@@ -127,7 +127,9 @@ std::vector<Workers::Group> Workers::Groups(TenantId tenant, TimePoint now) cons
       group = groups.insert(groups.end(), Group{&attachment.layout(), {}, {}});
     }
     group->charge += attachment.charge();
-    if (now - worker.waiting_since < kWaitingCounts) group->waiting += worker.waiting;
+    if (now.has_value() && *now - worker.waiting_since < kWaitingCounts) {
+      group->waiting += worker.waiting;
+    }
   }
   return groups;
 }
@@ -186,7 +188,7 @@ Bytes Workers::UsedBytes(TenantId tenant) const {
 
 uint32_t Workers::UsableSlabs(const TenantState& tenant) const {
   uint32_t overhead = 0;
-  for (const Group& group : Groups(tenant.id, TimePoint::min())) {
+  for (const Group& group : Groups(tenant.id, std::nullopt)) {
     overhead += OverheadSlabs(*group.layout, group.charge);
   }
   return tenant.lease_slabs > overhead ? tenant.lease_slabs - overhead : 0;
@@ -218,7 +220,7 @@ absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
                                               tenant->name, " can have at most ", most, " here"));
   }
   uint32_t needed = 0;
-  for (Group& group : Groups(setup.tenant, TimePoint::min())) {
+  for (Group& group : Groups(setup.tenant, std::nullopt)) {
     if (*group.layout == setup.layout) group.charge += charge;
     needed += SlabsFor(*group.layout, group.charge);
   }

@@ -14,6 +14,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -140,7 +141,8 @@ class Workers final : private kj::TaskSet::ErrorHandler {
     Charge charge;
     Charge waiting;
   };
-  std::vector<Group> Groups(TenantId tenant, TimePoint now) const;
+  // With `now` also the demand that waits then.
+  std::vector<Group> Groups(TenantId tenant, std::optional<TimePoint> now) const;
   uint32_t UsableSlabs(const TenantState& tenant) const;
 
   std::vector<SlabIndex> MakeSlabs(WorkerId worker, const TenantState& tenant, size_t count);

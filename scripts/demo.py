@@ -17,6 +17,7 @@ import argparse
 import datetime
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,7 +72,7 @@ def start_worker(cluster, name, agent, tenants, tokens):
                    for arg in ("--token-file", f"{tenant}={tokens[tenant]}")]
     return cluster.start(name, "kvpool-worker", "--model", MODEL, "--kv", "pool", "--agent",
                          cluster.folder / f"{agent}.sock", "--worker-name", name, *token_files,
-                         "--prompts", prompts, "--batch", 24, "--chunk", 32, "--json",
+                         "--prompts", prompts, "--batch", 14, "--chunk", 32, "--json",
                          cluster.folder / f"{name}.json", "-o", "json")
 
 
@@ -258,6 +259,7 @@ def main():
                         help="where the picture goes (default: %(default)s)")
     parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` stops the daemons
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kvpool-demo-"))
     cluster = Cluster(args.bin, folder)
     begin = time.monotonic()

@@ -52,7 +52,7 @@ absl::StatusOr<std::unique_ptr<KvCache>> MakePool(const KvOptions& options, cons
                             .max_sessions = needs.sessions,
                             .max_running = needs.sessions,
                             .max_session_tokens = needs.session_tokens,
-                            .chunk_tokens = needs.chunk_tokens});
+                            .chunk_tokens = std::min(needs.chunk_tokens, needs.session_tokens)});
   if (!attached.ok()) return attached.status();
   return std::make_unique<PoolKv>(*std::move(attached));
 }

@@ -60,10 +60,12 @@ std::string SummaryJson(const Summary& summary) {
                               {"tokens_per_second", PerSecond(summary)},
                               {"tenants", std::move(tenants)}};
   if (summary.score) {
-    json["score"] = boost::json::object{{"windows", summary.score->windows},
-                                        {"tokens", summary.score->tokens},
-                                        {"mean_nll", summary.score->MeanNll()},
-                                        {"perplexity", summary.score->Perplexity()}};
+    json["score"] = boost::json::object{
+        {"windows", summary.score->windows},
+        {"tokens", summary.score->tokens},
+        {"mean_nll", summary.score->MeanNll()},
+        {"perplexity",
+         summary.score->tokens == 0 ? boost::json::value(nullptr) : summary.score->Perplexity()}};
   }
   return boost::json::serialize(json) + "\n";
 }
@@ -82,9 +84,14 @@ std::string SummaryText(const Summary& summary) {
   absl::StrAppendFormat(&out, "%d tokens through the model in %.2f s, %d steps: %.0f tokens/s\n",
                         summary.fed_tokens, summary.seconds, summary.steps, PerSecond(summary));
   if (summary.score) {
-    absl::StrAppendFormat(&out, "%d windows, %d tokens scored: mean NLL %.4f, perplexity %.3f\n",
-                          summary.score->windows, summary.score->tokens, summary.score->MeanNll(),
-                          summary.score->Perplexity());
+    absl::StrAppendFormat(&out, "%d windows, %d tokens scored", summary.score->windows,
+                          summary.score->tokens);
+    // Nothing scored says nothing about the model, least of all perplexity 1.
+    if (summary.score->tokens > 0) {
+      absl::StrAppendFormat(&out, ": mean NLL %.4f, perplexity %.3f", summary.score->MeanNll(),
+                            summary.score->Perplexity());
+    }
+    out += "\n";
   }
   return out;
 }

@@ -29,7 +29,7 @@ constexpr char kFooter[] = R"(Examples:
   kvpoolctl describe tenant chat
   kvpoolctl set tenant chat --limit "12 GiB"
   kvpoolctl set tenant chat --policy scissorhands --param budget=512
-  kvpoolctl token create chat > chat.token
+  (umask 077; kvpoolctl token create chat > chat.token)
   kvpoolctl top
 
 Exit codes:

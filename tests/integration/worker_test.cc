@@ -149,6 +149,17 @@ TEST_F(WorkerTest, ARestartedManagerKeepsTenantsAndTakesNothingFromTheAgent) {
       [&] { return cluster_.GetTenant("library").at("leased").to_number<int64_t>() > 0; }));
 }
 
+TEST_F(WorkerTest, ASessionShorterThanAChunkRuns) {
+  cluster_.StartAgent("a", 8);
+  cluster_.PutTenant("library", R"({"guaranteed": "8 MiB", "limit": "16 MiB"})");
+  cluster_.MakeToken("library");
+  AwaitLease("library");
+  std::ofstream(cluster_.File("short.txt")) << "Hello\n";
+  std::vector<std::string> args = PoolArgs("library");
+  args.insert(args.end(), {"--prompts", cluster_.File("short.txt"), "--max-tokens", "8"});
+  EXPECT_EQ(RunWorker(args, cluster_.File("short.log")), 0) << ReadAll(cluster_.File("short.log"));
+}
+
 TEST_F(WorkerTest, AWorkerSaysWhatIsWrong) {
   cluster_.StartAgent("a", 8);
   cluster_.PutTenant("library", R"({"guaranteed": "8 MiB", "limit": "16 MiB"})");
