@@ -136,9 +136,13 @@ absl::StatusOr<bool> JsonObject::Boolean(std::string_view field) {
 absl::StatusOr<Bytes> JsonObject::Quantity(std::string_view field, Bytes min, Bytes max) {
   const auto value = Require(field);
   if (!value.ok()) return value.status();
-  const std::string text =
-      (*value)->is_string() ? std::string((*value)->get_string()) : json::serialize(**value);
-  const auto bytes = ParseBytes(text);
+  // A JSON integer counts bytes; text says its unit.
+  const auto bytes =
+      (*value)->is_int64() ? absl::StatusOr<Bytes>(Bytes((*value)->get_int64()))
+      : (*value)->is_string()
+          ? ParseBytes(std::string((*value)->get_string()))
+          : absl::InvalidArgumentError(
+                "must be an integer of bytes, or text with a unit such as \"12 GiB\"");
   if (!bytes.ok()) return Error(field, std::string(bytes.status().message()));
   if (*bytes < min || *bytes > max) {
     return Error(field, absl::StrCat("is outside ", FormatBytes(min), "..", FormatBytes(max)));

@@ -29,7 +29,7 @@ constexpr std::array<Unit, 5> kTimeUnits = {
 
 template <size_t N>
 absl::StatusOr<int64_t> Parse(const std::string& text, const std::array<Unit, N>& units,
-                              std::string_view default_unit, const char* allowed) {
+                              const char* allowed) {
   const auto error = [&](const char* what) {
     return absl::InvalidArgumentError(absl::StrCat("\"", text, "\" ", what, "; ", allowed));
   };
@@ -40,7 +40,7 @@ absl::StatusOr<int64_t> Parse(const std::string& text, const std::array<Unit, N>
   if (code != std::errc() || number < 0) return error("is not a whole number with a unit");
   std::string_view unit(rest, static_cast<size_t>(end - rest));
   unit.remove_prefix(std::min(unit.find_first_not_of(' '), unit.size()));
-  if (unit.empty()) unit = default_unit;
+  if (unit.empty() && number == 0) return 0;  // zero of anything
   for (const Unit& known : units) {
     if (known.name != unit) continue;
     if (number > std::numeric_limits<int64_t>::max() / known.factor) return error("is too large");
@@ -62,15 +62,15 @@ std::string Format(int64_t value, const std::array<Unit, N>& units) {
 }  // namespace
 
 absl::StatusOr<Bytes> ParseBytes(const std::string& text) {
-  const auto value = Parse(text, kByteUnits, "B",
-                           "write a whole number of B, KiB, MiB, GiB or TiB, such as 12 GiB");
+  const auto value =
+      Parse(text, kByteUnits, "write a whole number of B, KiB, MiB, GiB or TiB, such as 12 GiB");
   if (!value.ok()) return value.status();
   return Bytes(*value);
 }
 
 absl::StatusOr<Duration> ParseDuration(const std::string& text) {
   const auto micros =
-      Parse(text, kTimeUnits, "", "write a whole number of us, ms, s, min or h, such as 250 ms");
+      Parse(text, kTimeUnits, "write a whole number of us, ms, s, min or h, such as 250 ms");
   if (!micros.ok()) return micros.status();
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max() / 1000;
   if (*micros > kMost)

@@ -14,7 +14,7 @@
 
 namespace kvpool {
 
-// "12 GiB", "512MiB", "4096" (bytes). Units: B, KiB, MiB, GiB, TiB. Never negative.
+// "12 GiB", "512MiB", "0". Units: B, KiB, MiB, GiB, TiB. Never negative.
 absl::StatusOr<Bytes> ParseBytes(const std::string& text);
 
 // "250 ms", "2s". Units: us, ms, s, min, h; the unit is required. Never negative.

@@ -23,7 +23,7 @@ tenants:
     guaranteed: 8 MiB
     limit: 24 MiB
     policy: {name: scissorhands, budget: 512}
-  - {name: batch-2, guaranteed: 0, limit: 4194304}
+  - {name: batch-2, guaranteed: 0, limit: 4 MiB}
 )",
                                     "t.yaml");
   ASSERT_TRUE(tenants.ok()) << tenants.status();
@@ -55,32 +55,32 @@ TEST(TenantsFileTest, EveryMistakeIsNamedWithItsLine) {
       {"version: 1", "t.yaml:1", "\"tenants\" is missing"},
       {"version: 1\ntenants: {a: 1}", "t.yaml:2", "expected a list"},
       {"version: 1\ntenants: []\nowner: me", "t.yaml:3", "unknown key \"owner\""},
-      {"version: 1\ntenants:\n- {name: a, guaranteed: 0, limit: 1, limit: 2}", "t.yaml:3",
+      {"version: 1\ntenants:\n- {name: a, guaranteed: 0, limit: 1 B, limit: 2 B}", "t.yaml:3",
        "\"limit\" is there twice"},
-      {"version: 1\ntenants:\n- {name: a, guaranteed: 0, limit: 1,\n   weight: 2}", "t.yaml:4",
+      {"version: 1\ntenants:\n- {name: a, guaranteed: 0, limit: 1 B,\n   weight: 2}", "t.yaml:4",
        "unknown key \"weight\""},
-      {"version: 1\ntenants:\n- {guaranteed: 0, limit: 1}", "t.yaml:3", "\"name\" is missing"},
-      {"version: 1\ntenants:\n- {name: a, limit: 1}", "t.yaml:3", "\"guaranteed\" is missing"},
+      {"version: 1\ntenants:\n- {guaranteed: 0, limit: 1 B}", "t.yaml:3", "\"name\" is missing"},
+      {"version: 1\ntenants:\n- {name: a, limit: 1 B}", "t.yaml:3", "\"guaranteed\" is missing"},
       {"version: 1\ntenants:\n- {name: a, guaranteed: 0}", "t.yaml:3", "\"limit\" is missing"},
       {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 12 GB", "t.yaml:5", "GiB"},
-      {"version: 1\ntenants:\n- name: a\n  guaranteed: -1\n  limit: 1", "t.yaml:4", "-1"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: -1\n  limit: 1 B", "t.yaml:4", "-1"},
       {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 2048 TiB", "t.yaml:5",
        "outside"},
       {"version: 1\ntenants:\n- {name: a, guaranteed: 8 MiB, limit: 4 MiB}", "t.yaml:3",
        "8 MiB > 4 MiB"},
-      {"version: 1\ntenants:\n- {name: Team A, guaranteed: 0, limit: 1}", "t.yaml:3",
+      {"version: 1\ntenants:\n- {name: Team A, guaranteed: 0, limit: 1 B}", "t.yaml:3",
        "name \"Team A\" is not allowed"},
-      {"version: 1\ntenants:\n- {name: a, guaranteed: 0, limit: 1}\n"
-       "- {name: a, guaranteed: 0, limit: 1}",
+      {"version: 1\ntenants:\n- {name: a, guaranteed: 0, limit: 1 B}\n"
+       "- {name: a, guaranteed: 0, limit: 1 B}",
        "t.yaml:4", "is there twice; first at t.yaml:3"},
-      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1\n  policy: full", "t.yaml:6",
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n  policy: full", "t.yaml:6",
        "expected a policy"},
-      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1\n  policy: {name: best}",
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n  policy: {name: best}",
        "t.yaml:6", "policy \"best\" is not known"},
-      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1\n"
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n"
        "  policy: {name: full, budget: 7}",
        "t.yaml:6", "no parameter \"budget\""},
-      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1\n"
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n"
        "  policy: {name: scissorhands, budget: many}",
        "t.yaml:6", "many"},
       {"version: 1\ntenants:\n- name: a\n  limit: [1, 2]\n  guaranteed: 0", "t.yaml:4",
@@ -98,7 +98,7 @@ TEST(TenantsFileTest, TooManyTenantsAreRefused) {
   const auto file = [](uint32_t count) {
     std::string text = "version: 1\ntenants:\n";
     for (uint32_t i = 0; i < count; ++i) {
-      text += "- {name: t" + std::to_string(i) + ", guaranteed: 0, limit: 1}\n";
+      text += "- {name: t" + std::to_string(i) + ", guaranteed: 0, limit: 1 B}\n";
     }
     return text;
   };
