@@ -255,12 +255,14 @@ class RemoteCalls final : public AgentCalls {
   // stays alive: the caller blocks, and a deadline cancels the promise before it returns.
   template <typename F>
   absl::Status Call(F function) {
-    return thread_.Call([caps = caps_, timeout = timeout_,
-                         function = std::move(function)](kj::AsyncIoContext& io) mutable {
-      kj::Promise<void> promise = function(*caps);
-      return WithDeadline(kj::mv(promise), io.provider->getTimer(), timeout)
-          .attach(std::move(caps));
-    });
+    const absl::Status status =
+        thread_.Call([caps = caps_, timeout = timeout_,
+                      function = std::move(function)](kj::AsyncIoContext& io) mutable {
+          kj::Promise<void> promise = function(*caps);
+          return WithDeadline(kj::mv(promise), io.provider->getTimer(), timeout)
+              .attach(std::move(caps));
+        });
+    return absl::IsUnavailable(status) ? absl::UnavailableError("the agent is gone") : status;
   }
 
   static absl::StatusOr<OpenedSession> TakeSession(Caps& caps, rpc::OpenResult::Reader result) {

@@ -32,9 +32,9 @@ struct AuthenticateResult @0x92c7e4b60d38f15a {
 }
 
 struct Refusal @0xcd19f0a2873b5e64 {
-  # A typed no. `text` is for people and says what to do; programs read `reason`.
-  reason @0 :RefusalReason;
-  text @1 :Text;
+  # A typed no.
+  reason @0 :RefusalReason;     # for programs
+  text @1 :Text;                # for people, one sentence
 }
 
 enum RefusalReason @0xe60b4d7f21c8a395 {
@@ -60,7 +60,7 @@ interface Tenant @0x8f72d6a5be1c0439 {
 
 struct Geometry @0xda3e95c80b6f7142 {
   # A list of layer groups; the first version accepts exactly one.
-  groups @0 :List(LayerGroup);
+  groups @0 :List(LayerGroup);  # in the order of the group index
 }
 
 struct LayerGroup @0x9be0417fd562c8a3 {
@@ -92,8 +92,8 @@ struct AttachParams @0xec7429d0a1f8b563 {
 struct AttachResult @0x81d5b7e0f69c34a2 {
   union {
     unknown @0 :Void;           # a newer agent's outcome: treat as refused
-    attached @1 :Attached;
-    refused @2 :Refusal;
+    attached @1 :Attached;      # the tenant's memory at this agent
+    refused @2 :Refusal;        # not attached, and why
   }
 }
 
@@ -165,8 +165,8 @@ interface Attachment @0xe8b3f16704a29dc5 {
 struct Outcome @0x95f2a80b3dc7e641 {
   union {
     unknown @0 :Void;           # a newer agent's outcome: treat as refused
-    ok @1 :Void;
-    refused @2 :Refusal;
+    ok @1 :Void;                # done as asked
+    refused @2 :Refusal;        # not done, and why
   }
 }
 
@@ -178,7 +178,7 @@ struct OpenParams @0xbf10d9427e65c38a {
 struct OpenResult @0xd7c6e1a85f209b34 {
   union {
     unknown @0 :Void;           # a newer agent's outcome: treat as refused
-    opened @1 :Opened;
+    opened @1 :Opened;          # admitted
     refused @2 :Refusal;        # noSpace: try again when a session has ended; tooLarge: never
   }
 }

@@ -131,10 +131,10 @@ struct TenantOrder @0xea63058d4fb7c219 {
 
 struct PolicySpec @0xcb5f90e3617a2d48 {
   name @0 :Text;                # as in common/policy_spec.h
-  parameters @1 :List(Parameter);
+  parameters @1 :List(Parameter);  # those that are missing have their defaults
 }
 
 struct Parameter @0xa3e7d4b285c0f916 {
-  name @0 :Text;
-  value @1 :Int64;
+  name @0 :Text;                # as in the policy's schema
+  value @1 :Int64;              # in the unit of the schema
 }

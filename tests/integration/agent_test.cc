@@ -262,6 +262,18 @@ TEST_F(AgentTest, AKilledWorkersMemoryComesBack) {
       [&] { return manager_.Use(1).used_bytes == 0 && manager_.Use(1).held_slabs == 0; }));
 }
 
+TEST_F(AgentTest, AWorkerIsToldThatItsAgentIsGone) {
+  SetTenant(4);
+  StartAgent();
+  auto connection = Connect();
+  auto tenant = *connection->Attach(kTenantToken, Options());
+  agent_.Kill(SIGKILL);
+  agent_.Wait();
+  const absl::Status status = tenant->Ping();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(status.message(), "the agent is gone");
+}
+
 TEST_F(AgentTest, AnOlderManagerEpochIsRefused) {
   SetTenant(4);
   manager_.SetEpoch(7);
