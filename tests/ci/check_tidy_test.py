@@ -69,7 +69,7 @@ class CheckTidyTest(CheckCase):
                 self.assert_finds("docs/page.md:3: left-over marker", SCRIPT)
 
     def test_path_of_one_machine(self):
-        self.write("docs/page.md", "see /" + "home/me/x and ${HOME}/work/y\n")
+        self.write("docs/page.md", "see /" + "home/me/x and ${HOME}/src/y\n")
         self.assert_finds("docs/page.md:1: path of one machine", SCRIPT)
 
     def test_missing_first_comment_and_licence(self):
