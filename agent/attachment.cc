@@ -305,10 +305,6 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
   if (job.status.ok()) {
     outcome.effect = job.selection.has_value() ? CompactionOutcome::Effect::kCompacted
                                                : CompactionOutcome::Effect::kMoved;
-    if (job.recovery_mean >= 0) {
-      session->recovery_mean *= job.recovery_mean;
-      session->recovery_min *= job.recovery_min;
-    }
     std::erase_if(unused, [&](PageId page) {
       return std::find(job.plan.result.pages.begin(), job.plan.result.pages.end(), page) !=
              job.plan.result.pages.end();

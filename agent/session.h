@@ -36,9 +36,6 @@ struct AgentSession {
   std::vector<PageId> fresh_pages;      // as last checked
   uint64_t drained = 0;                 // number of the next query to drain
 
-  double recovery_mean = 1;  // running product over compactions: estimates, never guarantees
-  double recovery_min = 1;
-
   enum class Job : uint8_t { kNone, kDrain, kCompaction } job = Job::kNone;
   bool closed = false;  // its capability is gone; freed when the job ends
   bool failed = false;

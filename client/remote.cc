@@ -447,6 +447,12 @@ class RemoteConnection final : public Connection {
         Mapping::Map(parts.control.get(), Bytes(static_cast<int64_t>(shm::ControlBytes(sizes))),
                      Mapping::Access::kReadWrite);
     if (!control.ok()) return control.status();
+    const auto* header = reinterpret_cast<const shm::ControlHeader*>(control->data());
+    if (header->magic != shm::kMagic || header->version != shm::kVersion) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("the agent's shared memory is of version ", header->version,
+                       ", this client knows version ", shm::kVersion));
+    }
     absl::StatusOr<Mapping> tables =
         Mapping::Map(parts.tables.get(), Bytes(static_cast<int64_t>(shm::TablesBytes(sizes))),
                      Mapping::Access::kRead);
