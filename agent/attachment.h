@@ -32,7 +32,6 @@ namespace kvpool {
 struct AttachmentSetup {
   WorkerId id;
   TenantId tenant;
-  std::string worker;  // its name for people
   Layout layout;
   shm::ShmSizes sizes;
   uint32_t chunk_tokens = 1;

@@ -63,7 +63,6 @@ absl::StatusOr<WorkerId> Workers::Attach(const AttachRequest& request,
   absl::StatusOr<std::unique_ptr<Attachment>> attachment =
       Attachment::Make({.id = *id,
                         .tenant = request.tenant,
-                        .worker = request.worker,
                         .layout = request.layout,
                         .sizes = sizes,
                         .chunk_tokens = request.chunk_tokens,

@@ -149,7 +149,6 @@ class Rig {
     const WorkerId id = *ledger_->AddWorker(tenant, layout_);
     auto attachment = *Attachment::Make({.id = id,
                                          .tenant = tenant,
-                                         .worker = "test",
                                          .layout = layout_,
                                          .sizes = kSizes,
                                          .chunk_tokens = 32,

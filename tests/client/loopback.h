@@ -66,7 +66,6 @@ class Loopback {
                                               options.geometry.key_dim};
     attachment_ = *Attachment::Make({.id = worker_,
                                      .tenant = kTenant,
-                                     .worker = "test",
                                      .layout = layout,
                                      .sizes = sizes,
                                      .chunk_tokens = options.chunk,
