@@ -27,6 +27,8 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                                        "Bytes of the slabs that a tenant holds.")),
       used_bytes_(metrics_.GaugeFamily("kvpool_agent_tenant_used_bytes",
                                        "Bytes of a tenant's pages in sessions.")),
+      charged_bytes_(metrics_.GaugeFamily("kvpool_agent_tenant_charged_bytes",
+                                          "Bytes that admission counts against a tenant's lease.")),
       magazine_bytes_(metrics_.GaugeFamily("kvpool_agent_tenant_magazine_bytes",
                                            "Bytes of a tenant's pages in magazines.")),
       sessions_(metrics_.GaugeFamily("kvpool_agent_sessions", "Open sessions of a tenant.")),
@@ -103,6 +105,7 @@ void AgentMetrics::UpdateTenant(const Sources& sources, const TenantState& tenan
   held_bytes_.With(labels).Set(ToDouble(slab * usage.held_slabs));
   const Bytes used = sources.workers->UsedBytes(tenant.id);
   used_bytes_.With(labels).Set(ToDouble(used));
+  charged_bytes_.With(labels).Set(ToDouble(slab * sources.workers->ChargedSlabs(tenant.id)));
   magazine_bytes_.With(labels).Set(ToDouble(usage.owned_bytes + usage.granted_bytes - used));
   const WorkerCounts counts = sources.workers->Count(tenant.id);
   sessions_.With(labels).Set(counts.sessions);

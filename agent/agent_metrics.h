@@ -45,6 +45,7 @@ class AgentMetrics {
   MetricFamily<Gauge> lease_bytes_;
   MetricFamily<Gauge> held_bytes_;
   MetricFamily<Gauge> used_bytes_;
+  MetricFamily<Gauge> charged_bytes_;
   MetricFamily<Gauge> magazine_bytes_;
   MetricFamily<Gauge> sessions_;
   MetricFamily<Gauge> workers_;

@@ -224,6 +224,7 @@ void ManagerLink::FillReport(rpc::Report::Builder report) {
     use.setLeaseSlabs(TenantBook::Promise(tenant, usage.held_slabs));
     use.setHeldSlabs(usage.held_slabs);
     use.setUsedBytes(deps_.workers->UsedBytes(id).value());
+    use.setChargedSlabs(deps_.workers->ChargedSlabs(id));
     use.setWantedSlabs(deps_.workers->WantedSlabs(id, now));
     const WorkerCounts counts = deps_.workers->Count(id);
     use.setSessions(counts.sessions);

@@ -133,6 +133,14 @@ std::vector<Workers::Group> Workers::Groups(TenantId tenant, std::optional<TimeP
   return groups;
 }
 
+uint32_t Workers::ChargedSlabs(TenantId tenant) const {
+  uint32_t slabs = 0;
+  for (const Group& group : Groups(tenant, std::nullopt)) {
+    slabs += SlabsFor(*group.layout, group.charge);
+  }
+  return slabs;
+}
+
 uint32_t Workers::WantedSlabs(TenantId tenant, TimePoint now) const {
   uint32_t slabs = 0;
   for (Group& group : Groups(tenant, now)) {

@@ -70,6 +70,7 @@ absl::StatusOr<TenantUse> CheckedUse(rpc::TenantUse::Reader from, int64_t slabs,
   if (tenant == TenantId()) return Impossible("tenant");
   if (from.getLeaseSlabs() > slabs) return Impossible("leaseSlabs");
   if (from.getHeldSlabs() > slabs) return Impossible("heldSlabs");
+  if (from.getChargedSlabs() > slabs) return Impossible("chargedSlabs");
   if (from.getUsedBytes() > static_cast<uint64_t>(pool.value())) return Impossible("usedBytes");
   const double sum = from.getRecoverySum(), count = static_cast<double>(from.getRecoveryCount());
   if (!(sum >= 0 && sum <= count * (1 + 1e-6) + 1e-6)) return Impossible("recoverySum");
@@ -80,6 +81,7 @@ absl::StatusOr<TenantUse> CheckedUse(rpc::TenantUse::Reader from, int64_t slabs,
                              .slabs = from.getLeaseSlabs()},
                    .held_slabs = from.getHeldSlabs(),
                    .used = Bytes(static_cast<int64_t>(from.getUsedBytes())),
+                   .charged_slabs = from.getChargedSlabs(),
                    // May exceed the pool: then there is demand that only another agent can serve.
                    .wanted_slabs = std::min<int64_t>(from.getWantedSlabs(), limits::kSlabsPerAgent),
                    .sessions = from.getSessions(),

@@ -39,6 +39,7 @@ struct TenantUse {
   LeaseReport lease;
   int64_t held_slabs = 0;
   Bytes used;
+  int64_t charged_slabs = 0;
   int64_t wanted_slabs = 0;
   uint32_t sessions = 0;
   uint32_t workers = 0;

@@ -44,6 +44,8 @@ ManagerMetrics::ManagerMetrics()
       tenant_held_(
           metrics_.GaugeFamily("kvpool_tenant_held_bytes", "Slabs in the tenant's hands.")),
       tenant_used_(metrics_.GaugeFamily("kvpool_tenant_used_bytes", "Pages in sessions.")),
+      tenant_charged_(metrics_.GaugeFamily("kvpool_tenant_charged_bytes",
+                                           "What admission counts against the lease.")),
       tenant_wanted_(
           metrics_.GaugeFamily("kvpool_tenant_wanted_bytes", "What the tenant could use now.")) {}
 
@@ -85,6 +87,7 @@ void ManagerMetrics::UpdateTenants(const Cluster& cluster) {
     tenant_leased_.With(labels).Set(Number(totals.leased));
     tenant_held_.With(labels).Set(Number(totals.held));
     tenant_used_.With(labels).Set(Number(totals.used));
+    tenant_charged_.With(labels).Set(Number(totals.charged));
     tenant_wanted_.With(labels).Set(Number(totals.wanted));
     guaranteed += tenant.spec.guaranteed;
     shown_tenants_.insert(name);
@@ -93,8 +96,9 @@ void ManagerMetrics::UpdateTenants(const Cluster& cluster) {
   guaranteed_.Set(Number(guaranteed));
   tenants_.Set(static_cast<double>(shown_tenants_.size()));
   for (const std::string& name : gone) {
-    for (MetricFamily<Gauge>* family : {&tenant_guaranteed_, &tenant_limit_, &tenant_leased_,
-                                        &tenant_held_, &tenant_used_, &tenant_wanted_}) {
+    for (MetricFamily<Gauge>* family :
+         {&tenant_guaranteed_, &tenant_limit_, &tenant_leased_, &tenant_held_, &tenant_used_,
+          &tenant_charged_, &tenant_wanted_}) {
       family->Remove({{"tenant", name}});
     }
   }

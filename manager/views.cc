@@ -25,6 +25,7 @@ boost::json::object ShareView(const Cluster& cluster, const Cluster::Agent& agen
           {"ordered", (slab * cluster.ledger().Ordered(tenant, agent.info.name)).value()},
           {"held", (slab * use.held_slabs).value()},
           {"used", use.used.value()},
+          {"charged", (slab * use.charged_slabs).value()},
           {"wanted", (slab * use.wanted_slabs).value()},
           {"sessions", use.sessions},
           {"workers", use.workers}};
@@ -49,6 +50,7 @@ TenantTotals TotalsOf(const Cluster& cluster, const Tenant& tenant) {
     const TenantUse& use = found->second;
     totals.held += slab * use.held_slabs;
     totals.used += use.used;
+    totals.charged += slab * use.charged_slabs;
     totals.wanted += slab * use.wanted_slabs;
     totals.sessions += use.sessions;
     totals.workers += use.workers;
@@ -70,6 +72,7 @@ boost::json::object TenantView(const Cluster& cluster, const Tenant& tenant) {
   json["ordered"] = totals.ordered.value();
   json["held"] = totals.held.value();
   json["used"] = totals.used.value();
+  json["charged"] = totals.charged.value();
   json["wanted"] = totals.wanted.value();
   json["overage"] = std::max<int64_t>((totals.leased - tenant.spec.limit).value(), 0);
   json["sessions"] = totals.sessions;
@@ -103,9 +106,12 @@ boost::json::object TenantsView(const Cluster& cluster, TimePoint now) {
 boost::json::object AgentView(const Cluster& cluster, const Cluster::Agent& agent, TimePoint now) {
   const Bytes slab = agent.info.slab_bytes;
   boost::json::array tenants;
-  Bytes leased;
+  Bytes leased, charged;
   for (const auto& [name, tenant] : cluster.tenants().by_name()) {
     leased += slab * cluster.ledger().Committed(tenant.id, agent.info.name);
+    if (const auto use = agent.use.find(tenant.id); use != agent.use.end()) {
+      charged += slab * use->second.charged_slabs;
+    }
     boost::json::object share = ShareView(cluster, agent, tenant.id);
     share["tenant"] = name;
     tenants.push_back(std::move(share));
@@ -117,6 +123,7 @@ boost::json::object AgentView(const Cluster& cluster, const Cluster::Agent& agen
           {"pool", agent.info.pool_bytes.value()},
           {"slab", slab.value()},
           {"leased", leased.value()},
+          {"charged", charged.value()},
           {"free", (slab * agent.free_slabs).value()},
           {"stuck", (slab * agent.stuck_slabs).value()},
           {"report_age_ms", reported ? boost::json::value(MillisSince(agent.last_report, now))

@@ -17,6 +17,7 @@ struct TenantTotals {
   Bytes ordered;  // what it may hold once every agent has followed its orders
   Bytes held;     // slabs in its hands
   Bytes used;     // pages in sessions
+  Bytes charged;  // peaks and overhead of the sessions that were admitted
   Bytes wanted;   // what it could use now
   uint64_t sessions = 0;
   uint64_t workers = 0;

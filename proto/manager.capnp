@@ -79,6 +79,8 @@ struct TenantUse @0xf58b27e0c914d63a {
   recoverySum @11 :Float64;     # sum of recovery over those compactions that could be measured
   recoveryCount @12 :UInt64;    # how many those are
   recoveryMin @13 :Float64;     # least recovery of a head seen, 1 when none
+  chargedSlabs @14 :UInt32;     # slabs that admission counts against the lease: peaks and overhead
+                                # of the open sessions; at most the slabs of the agent
 }
 
 struct Reclaim @0x97e2c8b0456f1da3 {

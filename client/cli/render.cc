@@ -74,6 +74,7 @@ std::string ReportAge(const json::object& agent) {
 std::string RenderShares(const json::array& shares, const char* key, const char* header) {
   Table table({{header},
                {"USED", Align::kRight},
+               {"CHARGED", Align::kRight},
                {"HELD", Align::kRight},
                {"LEASED", Align::kRight},
                {"ORDERED", Align::kRight},
@@ -83,9 +84,9 @@ std::string RenderShares(const json::array& shares, const char* key, const char*
   for (const json::value& value : shares) {
     if (!value.is_object()) continue;
     const json::object& share = value.get_object();
-    table.Add({Text(share, key), Size(share, "used"), Size(share, "held"), Size(share, "leased"),
-               Size(share, "ordered"), Size(share, "wanted"), Count(share, "sessions"),
-               Count(share, "workers")});
+    table.Add({Text(share, key), Size(share, "used"), Size(share, "charged"), Size(share, "held"),
+               Size(share, "leased"), Size(share, "ordered"), Size(share, "wanted"),
+               Count(share, "sessions"), Count(share, "workers")});
   }
   return table.ToText(2);
 }
@@ -122,6 +123,7 @@ std::string RenderTenants(const json::array& tenants) {
                {"LIMIT", Align::kRight},
                {"LEASED", Align::kRight},
                {"HELD", Align::kRight},
+               {"CHARGED", Align::kRight},
                {"USED", Align::kRight},
                {"WANTED", Align::kRight},
                {"SESSIONS", Align::kRight},
@@ -133,10 +135,10 @@ std::string RenderTenants(const json::array& tenants) {
     if (!value.is_object()) continue;
     const json::object& tenant = value.get_object();
     table.Add({Text(tenant, "name"), Size(tenant, "guaranteed"), Size(tenant, "limit"),
-               Size(tenant, "leased"), Size(tenant, "held"), Size(tenant, "used"),
-               Size(tenant, "wanted"), Count(tenant, "sessions"), Count(tenant, "refusals"),
-               Count(tenant, "compactions"), Share(ObjectOf(tenant, "recovery"), "mean"),
-               Policy(tenant)});
+               Size(tenant, "leased"), Size(tenant, "held"), Size(tenant, "charged"),
+               Size(tenant, "used"), Size(tenant, "wanted"), Count(tenant, "sessions"),
+               Count(tenant, "refusals"), Count(tenant, "compactions"),
+               Share(ObjectOf(tenant, "recovery"), "mean"), Policy(tenant)});
   }
   return table.ToText();
 }
@@ -148,6 +150,7 @@ std::string RenderAgents(const json::array& agents) {
                {"POOL", Align::kRight},
                {"SLAB", Align::kRight},
                {"LEASED", Align::kRight},
+               {"CHARGED", Align::kRight},
                {"FREE", Align::kRight},
                {"STUCK", Align::kRight},
                {"REPORT", Align::kRight}});
@@ -155,8 +158,8 @@ std::string RenderAgents(const json::array& agents) {
     if (!value.is_object()) continue;
     const json::object& agent = value.get_object();
     table.Add({Text(agent, "name"), State(agent), Text(agent, "device"), Size(agent, "pool"),
-               Size(agent, "slab"), Size(agent, "leased"), Size(agent, "free"),
-               Size(agent, "stuck"), ReportAge(agent)});
+               Size(agent, "slab"), Size(agent, "leased"), Size(agent, "charged"),
+               Size(agent, "free"), Size(agent, "stuck"), ReportAge(agent)});
   }
   return table.ToText();
 }
@@ -175,9 +178,10 @@ std::string RenderTenant(const json::object& tenant, const json::object& reclaim
       "\nPolicy:       ", Policy(tenant), "\nLeased:       ", Size(tenant, "leased"),
       overage > 0 ? absl::StrCat(" (", HumanBytes(overage), " above the limit, being given back)")
                   : "",
-      "\nHeld:         ", Size(tenant, "held"), "\nUsed:         ", Size(tenant, "used"),
-      "\nWanted:       ", Size(tenant, "wanted"), "\nSessions:     ", Count(tenant, "sessions"),
-      "\nWorkers:      ", Count(tenant, "workers"), "\nRefusals:     ", Count(tenant, "refusals"),
+      "\nHeld:         ", Size(tenant, "held"), "\nCharged:      ", Size(tenant, "charged"),
+      "\nUsed:         ", Size(tenant, "used"), "\nWanted:       ", Size(tenant, "wanted"),
+      "\nSessions:     ", Count(tenant, "sessions"), "\nWorkers:      ", Count(tenant, "workers"),
+      "\nRefusals:     ", Count(tenant, "refusals"),
       "\nCompactions:  ", Count(tenant, "compactions"), "\nRecovery:     mean ",
       Share(recovery, "mean"), ", min ", Share(recovery, "min"), "\nTokens:       ",
       tokens.empty() ? "none (kvpoolctl token create " + Text(tenant, "name") + ")" : tokens,
@@ -190,15 +194,16 @@ std::string RenderAgent(const json::object& agent) {
       "Name:         ", Text(agent, "name"), "\nState:        ", State(agent),
       "\nDevice:       ", Text(agent, "device"), "\nPool:         ", Size(agent, "pool"),
       "\nSlab:         ", Size(agent, "slab"), "\nLeased:       ", Size(agent, "leased"),
-      "\nFree:         ", Size(agent, "free"), "\nStuck:        ", Size(agent, "stuck"),
-      "\nLast report:  ", ReportAge(agent), "\nTenants:\n",
-      RenderShares(ListOf(agent, "tenants"), "tenant", "TENANT"));
+      "\nCharged:      ", Size(agent, "charged"), "\nFree:         ", Size(agent, "free"),
+      "\nStuck:        ", Size(agent, "stuck"), "\nLast report:  ", ReportAge(agent),
+      "\nTenants:\n", RenderShares(ListOf(agent, "tenants"), "tenant", "TENANT"));
 }
 
 std::string RenderTop(const json::object& tenants, const json::object& agents) {
   Table table({{"TENANT"},
                {"USED OF LIMIT"},
                {"USED", Align::kRight},
+               {"CHARGED", Align::kRight},
                {"HELD", Align::kRight},
                {"LEASED", Align::kRight},
                {"LIMIT", Align::kRight},
@@ -210,11 +215,12 @@ std::string RenderTop(const json::object& tenants, const json::object& agents) {
   for (const json::value& value : ListOf(tenants, "tenants")) {
     if (!value.is_object()) continue;
     const json::object& tenant = value.get_object();
-    table.Add(
-        {Text(tenant, "name"), Bar(Number(tenant, "used"), Number(tenant, "limit"), kBarWidth),
-         Size(tenant, "used"), Size(tenant, "held"), Size(tenant, "leased"), Size(tenant, "limit"),
-         Size(tenant, "wanted"), Count(tenant, "sessions"), Count(tenant, "refusals"),
-         Count(tenant, "compactions"), Share(ObjectOf(tenant, "recovery"), "mean")});
+    table.Add({Text(tenant, "name"),
+               Bar(Number(tenant, "used"), Number(tenant, "limit"), kBarWidth),
+               Size(tenant, "used"), Size(tenant, "charged"), Size(tenant, "held"),
+               Size(tenant, "leased"), Size(tenant, "limit"), Size(tenant, "wanted"),
+               Count(tenant, "sessions"), Count(tenant, "refusals"), Count(tenant, "compactions"),
+               Share(ObjectOf(tenant, "recovery"), "mean")});
   }
   return absl::StrCat("capacity ", Size(tenants, "capacity"), ", epoch ", Count(tenants, "epoch"),
                       "\n\n", table.ToText(), "\n", RenderAgents(ListOf(agents, "agents")));

@@ -18,6 +18,7 @@ namespace {
 
 namespace json = boost::json;
 using ::testing::AllOf;
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
@@ -236,9 +237,18 @@ TEST_F(CliTest, ALeaseAndItsRevocation) {
               AllOf(HasSubstr("40 MiB (20 MiB above the limit"), HasSubstr("33 MiB")));
   agent.tenant("chat").held = 10;
   agent.tenant("chat").used = 17 * kMiB;
+  agent.tenant("chat").charged = 9;
   agent.AddReclaim("chat", 16 * kMiB);
   ASSERT_TRUE(agent.Exchange().ok());
   EXPECT_EQ(CtlJson({"get", "tenants", "chat"}).at("leased").as_int64(), 20 * kMiB);
+  EXPECT_EQ(CtlJson({"get", "tenants", "chat"}).at("charged").as_int64(), 18 * kMiB);
+  EXPECT_EQ(CtlJson({"get", "agents", "gpu-0"}).at("charged").as_int64(), 18 * kMiB);
+  for (const std::vector<std::string>& args : std::vector<std::vector<std::string>>{
+           {"get", "tenants"}, {"get", "agents"}, {"describe", "tenant", "chat"}, {"top"}}) {
+    const std::string shown = Ctl(args).output;
+    EXPECT_THAT(shown, AnyOf(HasSubstr("CHARGED"), HasSubstr("Charged:")));
+    EXPECT_THAT(shown, HasSubstr("18 MiB"));
+  }
   EXPECT_THAT(Ctl({"describe", "tenant", "chat"}).output,
               AllOf(HasSubstr("compaction"), HasSubstr("lease-shrink"), HasSubstr("16 MiB"),
                     HasSubstr("0.500")));

@@ -151,6 +151,9 @@ TEST_F(AgentTest, AdmissionRefusesWhatDoesNotFitNowAndWhatNeverWill) {
   EXPECT_GE(sessions.size(), 2u);
   EXPECT_LE(sessions.size(), 6u);  // 64 pages, 10 a session, less what overhead takes
   EXPECT_TRUE(Eventually([&] { return manager_.Use(1).wanted_slabs > 2; }));
+  // Nothing is used, and yet nothing more is admitted: the charge says why.
+  EXPECT_EQ(manager_.Use(1).used_bytes, 0u);
+  EXPECT_EQ(manager_.Use(1).charged_slabs, 2u);
   EXPECT_TRUE(Eventually([&] { return manager_.Use(1).refusals >= 1; }));
   // More lease, and it fits.
   SetTenant(8);

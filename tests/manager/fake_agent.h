@@ -42,7 +42,7 @@ struct FakeTenantState {
   size_t tokens = 0;
   uint64_t epoch = 0, seq = 0;
   uint32_t lease = 0, limit = 0;
-  uint32_t held = 0, wanted = 0;
+  uint32_t held = 0, charged = 0, wanted = 0;
   uint64_t used = 0;
 };
 
@@ -124,6 +124,7 @@ class FakeAgent {
       line.setLeaseSeq(tenant.seq);
       line.setLeaseSlabs(std::max(tenant.lease, tenant.held));
       line.setHeldSlabs(tenant.held);
+      line.setChargedSlabs(tenant.charged);
       line.setWantedSlabs(tenant.wanted);
       line.setUsedBytes(tenant.used);
       line.setRecoveryMin(1);

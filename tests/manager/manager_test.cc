@@ -323,6 +323,7 @@ TEST_F(ManagerTest, AnImpossibleReportCutsItsAgentOff) {
       [](rpc::Report::Builder report) { report.getTenants()[0].setTenant(0); },
       [](rpc::Report::Builder report) { report.getTenants()[0].setLeaseSlabs(21); },
       [](rpc::Report::Builder report) { report.getTenants()[0].setHeldSlabs(21); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setChargedSlabs(21); },
       [](rpc::Report::Builder report) { report.getTenants()[0].setUsedBytes(~uint64_t{0}); },
       [](rpc::Report::Builder report) { report.getTenants()[0].setRecoverySum(0.0 / 0.0); },
       [](rpc::Report::Builder report) { report.getTenants()[0].setRecoveryMin(-1); },
@@ -437,6 +438,7 @@ TEST_F(ManagerTest, MetricsHaveATenantsNumbersWhileItExists) {
   ASSERT_TRUE(agent.Exchange().ok());
   agent.tenant("chat").used = 5;
   agent.tenant("chat").held = 1;
+  agent.tenant("chat").charged = 2;
   agent.tenant("chat").wanted = 2;
   ASSERT_TRUE(agent.Exchange().ok());
   const std::string page = Call("GET", "/metrics", "", "").body;
@@ -445,6 +447,7 @@ TEST_F(ManagerTest, MetricsHaveATenantsNumbersWhileItExists) {
                            "kvpool_tenant_leased_bytes{tenant=\"chat\"} 6291456",
                            "kvpool_tenant_held_bytes{tenant=\"chat\"} 2097152",
                            "kvpool_tenant_used_bytes{tenant=\"chat\"} 5",
+                           "kvpool_tenant_charged_bytes{tenant=\"chat\"} 4194304",
                            "kvpool_tenant_wanted_bytes{tenant=\"chat\"} 4194304",
                            "kvpool_manager_agents{state=\"connected\"} 1", "kvpool_manager_epoch 1",
                            "kvpool_manager_learning 0", "kvpool_manager_capacity_bytes 41943040"}) {
