@@ -35,6 +35,8 @@ rpc::ReclaimReason ToCapnp(ReclaimReason reason) {
       return rpc::ReclaimReason::NO_PAGES;
     case ReclaimReason::kAdmission:
       return rpc::ReclaimReason::ADMISSION;
+    case ReclaimReason::kLeaseGrowing:
+      return rpc::ReclaimReason::LEASE_GROWING;
   }
   return rpc::ReclaimReason::UNKNOWN;
 }
@@ -200,9 +202,16 @@ kj::Promise<void> ManagerLink::ExchangeLoop() {
 kj::Promise<void> ManagerLink::Exchange() {
   auto request = KJ_ASSERT_NONNULL(link_).exchangeRequest();
   FillReport(request.initReport());
+  std::vector<std::pair<TenantId, uint32_t>> wanted;
+  for (rpc::TenantUse::Reader use : request.getReport().asReader().getTenants()) {
+    wanted.emplace_back(use.getTenant(), use.getWantedSlabs());
+  }
   return WithDeadline(request.send(), deps_.io->provider->getTimer(), kCallDeadline)
-      .then([this](auto&& response) {
+      .then([this, wanted = std::move(wanted)](auto&& response) {
         Apply(response.getOrders());
+        for (const auto& [tenant, slabs] : wanted) {
+          deps_.book->DemandHeard(tenant, slabs, BootClock::now());
+        }
         for (auto& waiting : refreshing_) waiting->fulfill();
         refreshing_.clear();
       });
@@ -248,6 +257,8 @@ void ManagerLink::FillReport(rpc::Report::Builder report) {
     reclaims[i].setSessions(record.sessions);
     reclaims[i].setBytes(record.bytes);
     reclaims[i].setRecovery(record.recovery);
+    reclaims[i].setRecoveryMin(record.recovery_min);
+    reclaims[i].setCount(record.count);
   }
 }
 

@@ -58,12 +58,20 @@ std::string ReasonName(rpc::ReclaimReason reason) {
       return "no-pages";
     case rpc::ReclaimReason::ADMISSION:
       return "admission";
+    case rpc::ReclaimReason::LEASE_GROWING:
+      return "lease-growing";
     default:
       return "unknown";
   }
 }
 
 bool IsRecovery(double value) { return value >= 0 && value <= 1; }  // false for NaN
+
+// Of an agent that sends no minimum the mean is all there is.
+RecoverySummary CheckedRecovery(double mean, double min, uint64_t count) {
+  if (!IsRecovery(mean)) return {};
+  return {.mean = mean, .min = IsRecovery(min) ? std::min(min, mean) : mean, .count = count};
+}
 
 absl::StatusOr<TenantUse> CheckedUse(rpc::TenantUse::Reader from, int64_t slabs, Bytes pool) {
   const TenantId tenant(from.getTenant());
@@ -100,15 +108,19 @@ absl::StatusOr<ReclaimEntry> CheckedReclaim(rpc::Reclaim::Reader from, const Age
       now.time_since_epoch());  // nothing is older than the machine's uptime
   const auto age = std::chrono::milliseconds(
       std::min<uint64_t>(from.getAgeMillis(), static_cast<uint64_t>(longest.count())));
-  return ReclaimEntry{.tenant = TenantId(from.getTenant()),
-                      .agent = agent.name,
-                      .time = now - age,
-                      .step = StepName(from.getStep()),
-                      .reason = ReasonName(from.getReason()),
-                      .policy = Printable(from.getPolicy()),
-                      .sessions = from.getSessions(),
-                      .bytes = Bytes(static_cast<int64_t>(from.getBytes())),
-                      .recovery = IsRecovery(from.getRecovery()) ? from.getRecovery() : -1};
+  const uint64_t count = std::max<uint64_t>(from.getCount(), 1);
+  return ReclaimEntry{
+      .tenant = TenantId(from.getTenant()),
+      .agent = agent.name,
+      .first = now - age,
+      .last = now - age,
+      .step = StepName(from.getStep()),
+      .reason = ReasonName(from.getReason()),
+      .policy = Printable(from.getPolicy()),
+      .count = count,
+      .sessions = from.getSessions(),
+      .bytes = Bytes(static_cast<int64_t>(from.getBytes())),
+      .recovery = CheckedRecovery(from.getRecovery(), from.getRecoveryMin(), count)};
 }
 
 }  // namespace

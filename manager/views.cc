@@ -31,6 +31,10 @@ boost::json::object ShareView(const Cluster& cluster, const Cluster::Agent& agen
           {"workers", use.workers}};
 }
 
+boost::json::value OrNull(double recovery) {
+  return recovery < 0 ? boost::json::value(nullptr) : boost::json::value(recovery);
+}
+
 boost::json::object RecoveryView(const TenantTotals& totals) {
   if (totals.recovery_count == 0) return {{"mean", nullptr}, {"min", nullptr}};
   return {{"mean", totals.recovery_sum / static_cast<double>(totals.recovery_count)},
@@ -143,14 +147,16 @@ boost::json::object ReclaimsView(const Cluster& cluster, const Tenant& tenant, T
   boost::json::array reclaims;
   for (const ReclaimEntry& entry : cluster.ReclaimsOf(tenant.id)) {
     reclaims.push_back({{"agent", entry.agent},
-                        {"age_ms", MillisSince(entry.time, now)},
+                        {"age_ms", MillisSince(entry.last, now)},
+                        {"first_age_ms", MillisSince(entry.first, now)},
+                        {"count", entry.count},
                         {"step", entry.step},
                         {"reason", entry.reason},
                         {"policy", entry.policy},
                         {"sessions", entry.sessions},
                         {"bytes", entry.bytes.value()},
-                        {"recovery", entry.recovery < 0 ? boost::json::value(nullptr)
-                                                        : boost::json::value(entry.recovery)}});
+                        {"recovery", OrNull(entry.recovery.mean)},
+                        {"recovery_min", OrNull(entry.recovery.min)}});
   }
   return {{"tenant", tenant.spec.name}, {"reclaims", std::move(reclaims)}};
 }

@@ -92,20 +92,24 @@ std::string RenderShares(const json::array& shares, const char* key, const char*
 }
 
 std::string RenderReclaims(const json::array& reclaims) {
-  Table table({{"AGE", Align::kRight},
+  Table table({{"LAST", Align::kRight},
+               {"FIRST", Align::kRight},
+               {"COUNT", Align::kRight},
                {"AGENT"},
                {"STEP"},
                {"REASON"},
                {"SESSIONS", Align::kRight},
                {"BYTES", Align::kRight},
                {"RECOVERY", Align::kRight},
+               {"MIN", Align::kRight},
                {"POLICY"}});
   for (const json::value& value : reclaims) {
     if (!value.is_object()) continue;
     const json::object& entry = value.get_object();
-    table.Add({HumanAge(Number(entry, "age_ms")), Text(entry, "agent"), Text(entry, "step"),
+    table.Add({HumanAge(Number(entry, "age_ms")), HumanAge(Number(entry, "first_age_ms")),
+               Count(entry, "count"), Text(entry, "agent"), Text(entry, "step"),
                Text(entry, "reason"), Count(entry, "sessions"), Size(entry, "bytes"),
-               Share(entry, "recovery"), Text(entry, "policy")});
+               Share(entry, "recovery"), Share(entry, "recovery_min"), Text(entry, "policy")});
   }
   return table.empty() ? "  none\n" : table.ToText(2);
 }

@@ -154,7 +154,15 @@ TEST_F(AgentTest, AdmissionRefusesWhatDoesNotFitNowAndWhatNeverWill) {
   // Nothing is used, and yet nothing more is admitted: the charge says why.
   EXPECT_EQ(manager_.Use(1).used_bytes, 0u);
   EXPECT_EQ(manager_.Use(1).charged_slabs, 2u);
-  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).refusals >= 1; }));
+  // At first the lease might still grow; when the manager knows and gives no more, it is a refusal.
+  ASSERT_TRUE(Eventually([&] { return !manager_.Reclaims(1).empty(); }));
+  EXPECT_EQ(manager_.Reclaims(1).front(), "5:5");
+  EXPECT_EQ(manager_.Use(1).refusals, 0u);
+  EXPECT_TRUE(Eventually([&] {
+    EXPECT_FALSE(tenant->Open({.prompt_tokens = 10, .max_tokens = 160}).ok());
+    return manager_.Use(1).refusals >= 1;
+  }));
+  EXPECT_EQ(manager_.Reclaims(1).back(), "5:4");
   // More lease, and it fits.
   SetTenant(8);
   EXPECT_TRUE(tenant->Open({.prompt_tokens = 10, .max_tokens = 160}).ok());

@@ -139,6 +139,7 @@ class FakeAgent {
       reclaims[r].setReason(rpc::ReclaimReason::LEASE_SHRINK);
       reclaims[r].setPolicy("streaming(recent=252)");
       reclaims[r].setRecovery(0.5);
+      reclaims[r].setRecoveryMin(0.25);
     }
     reclaims_.clear();
   }

@@ -303,16 +303,36 @@ TEST_F(ManagerTest, ReclaimsCanBeAskedFor) {
   FakeAgent agent(AgentOptions("gpu-0"));
   ASSERT_EQ(agent.Connect(), "ok");
   ASSERT_TRUE(agent.Exchange().ok());
-  for (uint32_t i = 0; i < limits::kReclaimsKept + 5; ++i) agent.AddReclaim("a", i);
+  agent.AddReclaim("a", 7);
+  ASSERT_TRUE(agent.Exchange().ok());
+  ASSERT_TRUE(agent
+                  .Exchange([&](rpc::Report::Builder report) {
+                    auto refusal = report.initReclaims(1)[0];
+                    refusal.setTenant(agent.tenant("a").id);
+                    refusal.setStep(rpc::ReclaimStep::REFUSAL);
+                    refusal.setReason(rpc::ReclaimReason::LEASE_GROWING);
+                    refusal.setCount(3);
+                    refusal.setRecovery(-1);
+                  })
+                  .ok());
+  for (uint32_t i = 0; i < 5; ++i) agent.AddReclaim("a", 10);
   ASSERT_TRUE(agent.Exchange().ok());
   const json::value reclaims = Get("/v1/tenants/a/reclaims");
-  ASSERT_EQ(reclaims.at("reclaims").as_array().size(), limits::kReclaimsKept);
+  ASSERT_EQ(reclaims.at("reclaims").as_array().size(), 2u);
+  const json::value& refusal = reclaims.at("reclaims").at(1);
+  EXPECT_EQ(refusal.at("reason").as_string(), "lease-growing");
+  EXPECT_EQ(refusal.at("count").as_int64(), 3);
+  EXPECT_TRUE(refusal.at("recovery").is_null());
+  EXPECT_TRUE(refusal.at("recovery_min").is_null());
   const json::value& last = reclaims.at("reclaims").at(0);
-  EXPECT_EQ(last.at("bytes").as_int64(), limits::kReclaimsKept + 4);
+  EXPECT_EQ(last.at("count").as_int64(), 6);
+  EXPECT_EQ(last.at("bytes").as_int64(), 57);
+  EXPECT_GE(last.at("first_age_ms").as_int64(), last.at("age_ms").as_int64());
   EXPECT_EQ(last.at("step").as_string(), "compaction");
   EXPECT_EQ(last.at("reason").as_string(), "lease-shrink");
   EXPECT_EQ(last.at("agent").as_string(), "gpu-0");
   EXPECT_EQ(last.at("recovery").as_double(), 0.5);
+  EXPECT_EQ(last.at("recovery_min").as_double(), 0.25);
   EXPECT_EQ(Call("GET", "/v1/tenants/b/reclaims").status, 404);
 }
 
