@@ -63,7 +63,7 @@ struct TenantOrder {
   uint64_t seq = 0;
   uint32_t lease_slabs = 0;
   uint32_t limit_slabs = 0;
-  PolicySpec policy;
+  PolicySpec policy = DefaultPolicySpec();
   std::vector<TokenHash> token_hashes;
 };
 
@@ -90,7 +90,7 @@ struct TenantState {
   uint64_t lease_seq = 0;
   uint32_t lease_slabs = 0;  // grants stay below this
   uint32_t limit_slabs = 0;
-  PolicySpec spec;
+  PolicySpec spec = DefaultPolicySpec();
   std::shared_ptr<const Policy> policy;
   std::vector<TokenHash> token_hashes;
   TenantCounters counters;

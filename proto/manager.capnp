@@ -143,5 +143,9 @@ struct PolicySpec @0xcb5f90e3617a2d48 {
 
 struct Parameter @0xa3e7d4b285c0f916 {
   name @0 :Text;                # as in the policy's schema
-  value @1 :Int64;              # in the unit of the schema
+  union {                       # of the schema's type, in its unit
+    integer @1 :Int64;          # a whole number
+    number @2 :Float64;         # a share or another number
+    choice @3 :Text;            # one of the names that the schema allows
+  }
 }

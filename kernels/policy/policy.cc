@@ -10,7 +10,7 @@
 namespace kvpool {
 
 std::unique_ptr<const Policy> MakePolicy(const PolicySpec& spec) {
-  const auto get = [&](const char* name) { return static_cast<uint32_t>(spec.Get(name)); };
+  const auto get = [&](const char* name) { return static_cast<uint32_t>(spec.Integer(name)); };
   if (spec.name == "streaming") {
     return std::make_unique<StreamingPolicy>(get("sinks"), get("recent"), get("slack"));
   }

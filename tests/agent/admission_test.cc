@@ -22,8 +22,7 @@ Layout SmallLayout() {
                        64_KiB);
 }
 
-std::unique_ptr<const Policy> Make(const std::string& name,
-                                   const std::map<std::string, int64_t>& parameters = {}) {
+std::unique_ptr<const Policy> Make(const std::string& name, const PolicyValues& parameters = {}) {
   return MakePolicy(*MakePolicySpec(name, parameters));
 }
 

@@ -34,7 +34,7 @@ class Loopback {
     uint32_t lease = 8;
     uint32_t chunk = 64;
     uint32_t session_tokens = 1024;
-    PolicySpec policy = *MakePolicySpec("full", {});
+    PolicySpec policy = DefaultPolicySpec();
   };
 
   static constexpr TenantId kTenant{1};

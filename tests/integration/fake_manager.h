@@ -25,7 +25,7 @@ struct FakeTenant {
   std::string token;
   uint32_t lease_slabs = 0;
   uint32_t limit_slabs = 1000;
-  PolicySpec policy;
+  PolicySpec policy = DefaultPolicySpec();
 };
 
 // What an agent reported last for a tenant.

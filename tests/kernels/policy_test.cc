@@ -14,8 +14,7 @@
 namespace kvpool {
 namespace {
 
-std::unique_ptr<const Policy> Make(const std::string& name,
-                                   const std::map<std::string, int64_t>& parameters) {
+std::unique_ptr<const Policy> Make(const std::string& name, const PolicyValues& parameters) {
   return MakePolicy(*MakePolicySpec(name, parameters));
 }
 
