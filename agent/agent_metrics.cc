@@ -39,6 +39,11 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                                        "Typed refusals of pages or sessions.")),
       refused_calls_(metrics_.CounterFamily("kvpool_agent_refused_calls_total",
                                             "Calls of workers that were refused, by reason.")),
+      connections_refused_(metrics_.CounterFamily("kvpool_agent_connections_refused_total",
+                                                  "Workers' connections cut, by reason.")),
+      http_(metrics_.CounterFamily("kvpool_agent_http_requests_total",
+                                   "Requests of operators by outcome; bad ones could not be "
+                                   "read.")),
       reclaims_(metrics_.CounterFamily("kvpool_agent_reclaims_total",
                                        "Reclaims by step of the reclaim order and reason.")),
       reclaimed_bytes_(metrics_.CounterFamily("kvpool_agent_reclaimed_bytes_total",
@@ -62,11 +67,10 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                     .CounterFamily("kvpool_agent_unscored_queries_total",
                                    "Queries that a worker dropped before they were scored.")
                     .With()),
-      connections_refused_(metrics_
-                               .CounterFamily("kvpool_agent_connections_refused_total",
-                                              "Connections above the maximum, or without a token "
-                                              "in time.")
-                               .With()),
+      bad_orders_(metrics_
+                      .CounterFamily("kvpool_agent_bad_orders_total",
+                                     "Orders of managers that were ignored as impossible or old.")
+                      .With()),
       turn_(metrics_
                 .HistogramFamily("kvpool_agent_rpc_turn_seconds",
                                  "Time the RPC thread spent in one piece of work.", kTurnBuckets)
@@ -113,6 +117,22 @@ void AgentMetrics::UpdateTenant(const Sources& sources, const TenantState& tenan
   compactions_.With(labels).RaiseTo(static_cast<double>(tenant.counters.compactions));
 }
 
+void AgentMetrics::UpdateServers(const RpcListener::Counters& rpc,
+                                 const HttpServer::Counters& http) {
+  const auto raise = [](MetricFamily<Counter>& family, const Labels& labels, uint64_t total) {
+    family.With(labels).RaiseTo(static_cast<double>(total));
+  };
+  raise(connections_refused_, {{"reason", "maximum"}}, rpc.above_maximum);
+  raise(connections_refused_, {{"reason", "unauthenticated"}}, rpc.unauthenticated);
+  raise(connections_refused_, {{"reason", "garbage"}}, rpc.garbage);
+  raise(connections_refused_, {{"reason", "unread"}}, rpc.unread);
+  raise(http_, {{"outcome", "handled"}}, http.handled);
+  raise(http_, {{"outcome", "refused"}}, http.refused);
+  raise(http_, {{"outcome", "bad"}}, http.bad_requests);
+  raise(http_, {{"outcome", "above_maximum"}}, http.above_maximum);
+  raise(http_, {{"outcome", "timed_out"}}, http.timed_out);
+}
+
 std::string AgentMetrics::Page(const Sources& sources) {
   for (const auto& [id, tenant] : sources.book->tenants()) UpdateTenant(sources, tenant);
   std::array<uint32_t, 5> by_state{};
@@ -130,8 +150,8 @@ std::string AgentMetrics::Page(const Sources& sources) {
   bad_page_lists_.RaiseTo(static_cast<double>(hostilities.bad_page_lists));
   bad_returns_.RaiseTo(static_cast<double>(hostilities.bad_returns));
   unscored_.RaiseTo(static_cast<double>(hostilities.unscored));
-  const RpcListener::Counters& rpc = sources.listener->counters();
-  connections_refused_.RaiseTo(static_cast<double>(rpc.above_maximum + rpc.unauthenticated));
+  bad_orders_.RaiseTo(static_cast<double>(sources.link->bad_orders()));
+  UpdateServers(sources.listener->counters(), sources.http->counters());
   return metrics_.Serialize();
 }
 

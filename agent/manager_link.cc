@@ -266,29 +266,34 @@ void ManagerLink::Apply(rpc::Orders::Reader orders) {
   if (orders.getReportMillis() > 0) {
     report_millis_ = std::clamp(orders.getReportMillis(), 10u, 60'000u);
   }
-  if (orders.getTenants().size() > limits::kTenants) return;
-  std::vector<TenantOrder> accepted;
-  for (rpc::TenantOrder::Reader reader : orders.getTenants()) {
-    absl::StatusOr<TenantOrder> order = FromCapnp(reader);
-    if (!order.ok()) {
-      // Dropping one order of a complete message would look like the tenant's end: take none.
-      log_.Warn("orders that make no sense are ignored", {{"error", order.status().ToString()}});
-      return;
-    }
-    accepted.push_back(*std::move(order));
-  }
-  const absl::Status applied = deps_.book->Apply(
-      orders.getEpoch(),
-      orders.getComplete() ? TenantBook::Coverage::kComplete : TenantBook::Coverage::kPartial,
-      accepted);
-  if (!applied.ok()) {
-    log_.Warn("orders refused", {{"error", applied.ToString()}});
+  if (const absl::Status applied = TryApply(orders); !applied.ok()) {
+    ++bad_orders_;
+    log_.Warn("orders ignored", {{"error", applied.ToString()}});
     return;
   }
   for (const auto& [id, tenant] : deps_.book->tenants()) {
     (void)deps_.ledger->SetLease(id, tenant.lease_slabs);
   }
   on_orders_();
+}
+
+absl::Status ManagerLink::TryApply(rpc::Orders::Reader orders) {
+  if (orders.getTenants().size() > limits::kTenants) {
+    return absl::InvalidArgumentError(absl::StrCat("orders for ", orders.getTenants().size(),
+                                                   " tenants, at most ", limits::kTenants,
+                                                   " can be"));
+  }
+  std::vector<TenantOrder> accepted;
+  for (rpc::TenantOrder::Reader reader : orders.getTenants()) {
+    absl::StatusOr<TenantOrder> order = FromCapnp(reader);
+    // Dropping one order of a complete message would look like the tenant's end: take none.
+    if (!order.ok()) return order.status();
+    accepted.push_back(*std::move(order));
+  }
+  return deps_.book->Apply(
+      orders.getEpoch(),
+      orders.getComplete() ? TenantBook::Coverage::kComplete : TenantBook::Coverage::kPartial,
+      accepted);
 }
 
 }  // namespace kvpool

@@ -116,8 +116,10 @@ class EventsImpl final : public rpc::WorkerEvents::Server {
   explicit EventsImpl(std::shared_ptr<TenantShared> shared) : shared_(std::move(shared)) {}
 
   kj::Promise<void> slabsGranted(SlabsGrantedContext context) override {
-    auto promises = kj::heapArrayBuilder<kj::Promise<void>>(context.getParams().getSlabs().size());
-    for (rpc::SlabGrant::Reader slab : context.getParams().getSlabs()) {
+    const auto slabs = context.getParams().getSlabs();
+    KJ_REQUIRE(slabs.size() <= limits::kSlabsPerCall, "too many slabs in one call");
+    auto promises = kj::heapArrayBuilder<kj::Promise<void>>(slabs.size());
+    for (rpc::SlabGrant::Reader slab : slabs) {
       const SlabIndex index(slab.getIndex());
       promises.add(TakeFd(slab.getMemory()).then([this, index](kj::AutoCloseFd fd) {
         const absl::Status status = shared_->range->Map(index, fd.get());
@@ -129,7 +131,9 @@ class EventsImpl final : public rpc::WorkerEvents::Server {
   }
 
   kj::Promise<void> slabsRevoked(SlabsRevokedContext context) override {
-    for (uint32_t index : context.getParams().getSlabs()) {
+    const auto slabs = context.getParams().getSlabs();
+    KJ_REQUIRE(slabs.size() <= limits::kSlabsPerCall, "too many slabs in one call");
+    for (uint32_t index : slabs) {
       if (shared_->slabs.erase(SlabIndex(index)) == 0) continue;
       const absl::Status status = shared_->range->Unmap(SlabIndex(index));
       KJ_REQUIRE(status.ok(), "cannot unmap a slab");

@@ -33,8 +33,9 @@ ManagerMetrics::ManagerMetrics()
                                       "Agents' reports; bad ones had impossible fields.")),
       rpc_refused_(metrics_.CounterFamily("kvpool_manager_connections_refused_total",
                                           "Agents' connections cut, by reason.")),
-      http_(metrics_.CounterFamily("kvpool_manager_http_requests_total",
-                                   "Requests of operators; bad ones could not be read.")),
+      http_(
+          metrics_.CounterFamily("kvpool_manager_http_requests_total",
+                                 "Requests of operators by outcome; bad ones could not be read.")),
       tenant_guaranteed_(metrics_.GaugeFamily("kvpool_tenant_guaranteed_bytes",
                                               "What the tenant can always hold.")),
       tenant_limit_(
@@ -69,9 +70,13 @@ void ManagerMetrics::Update(const Cluster& cluster, const AgentService::Counters
   raise(reports_, {{"outcome", "bad"}}, agents.bad_reports);
   raise(rpc_refused_, {{"reason", "maximum"}}, rpc.above_maximum);
   raise(rpc_refused_, {{"reason", "unauthenticated"}}, rpc.unauthenticated);
-  raise(http_, {{"outcome", "handled"}}, http.requests);
+  raise(rpc_refused_, {{"reason", "garbage"}}, rpc.garbage);
+  raise(rpc_refused_, {{"reason", "unread"}}, rpc.unread);
+  raise(http_, {{"outcome", "handled"}}, http.handled);
+  raise(http_, {{"outcome", "refused"}}, http.refused);
   raise(http_, {{"outcome", "bad"}}, http.bad_requests);
   raise(http_, {{"outcome", "above_maximum"}}, http.above_maximum);
+  raise(http_, {{"outcome", "timed_out"}}, http.timed_out);
   UpdateTenants(cluster);
 }
 

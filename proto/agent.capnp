@@ -122,6 +122,7 @@ interface WorkerEvents @0xa4d8370fbc51e962 {
 
   slabsRevoked @1 (slabs :List(UInt32)) -> ();
   # Unmap each slot, then return. No session of this worker has a block there any more.
+  # At most kSlabsPerCall.
 
   pressure @2 (returnPages :Bool, sessions :List(UInt32)) -> ();
   # returnPages: put every page that no session uses into the return ring before returning.

@@ -6,6 +6,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <boost/json.hpp>
 
@@ -147,6 +150,9 @@ TEST_F(ManagerTest, WrongBodiesAreExplained) {
   EXPECT_THAT(error(R"({"guaranteed": 0})"), HasSubstr("limit"));
   EXPECT_THAT(error(R"({"guaranteed": 0, "limit": -1})"), HasSubstr("limit"));
   EXPECT_THAT(error(R"({"guaranteed": 0, "limit": 1.5})"), HasSubstr("limit"));
+  EXPECT_THAT(
+      error(R"({"guaranteed": 0, "limit": )" + std::to_string(limits::kTenantBytes + 1) + "}"),
+      HasSubstr("limit"));
   EXPECT_THAT(error(R"({"guaranteed": 0, "limit": "5 MB"})"), HasSubstr("MiB"));
   EXPECT_THAT(error(R"({"guaranteed": 2, "limit": 1})"), HasSubstr("2 B > 1 B"));
   EXPECT_THAT(error(R"({"guaranteed": 0, "limit": 1, "weight": 1})"), HasSubstr("weight"));
@@ -160,6 +166,9 @@ TEST_F(ManagerTest, WrongBodiesAreExplained) {
               HasSubstr("not allowed"));
   EXPECT_EQ(Call("PUT", "/v1/tenants/a", std::string(limits::kHttpBodyBytes + 1, ' ')).status, 413);
   EXPECT_EQ(json::serialize(Get("/v1/tenants").at("tenants")), "[]");
+  const std::string page = Call("GET", "/metrics", "", "").body;
+  EXPECT_THAT(page, HasSubstr("kvpool_manager_http_requests_total{outcome=\"refused\"} 14"));
+  EXPECT_THAT(page, HasSubstr("kvpool_manager_http_requests_total{outcome=\"bad\"} 1"));
 }
 
 TEST_F(ManagerTest, ApplyIsAllOrNothing) {
@@ -195,6 +204,7 @@ TEST_F(ManagerTest, TokensAreShownOnceAndReachTheAgents) {
   ASSERT_EQ(agent.Connect(), "ok");
   ASSERT_TRUE(agent.Exchange().ok());
   EXPECT_EQ(agent.tenant("a").tokens, 1u);
+  EXPECT_EQ(agent.report_millis(), limits::kReportMillis);
 
   for (uint32_t i = 1; i < limits::kTokensPerTenant; ++i) {
     EXPECT_EQ(Call("POST", "/v1/tenants/a/tokens").status, 201);
@@ -371,6 +381,45 @@ TEST_F(ManagerTest, AnImpossibleReportCutsItsAgentOff) {
   EXPECT_THAT(
       Call("GET", "/metrics").body,
       HasSubstr("kvpool_manager_reports_total{outcome=\"bad\"} " + std::to_string(edits.size())));
+}
+
+TEST_F(ManagerTest, LongTextOfAnAgentIsCutAndMadePrintable) {
+  Put("a", 0, 40);
+  FakeAgentOptions options = AgentOptions("a");
+  options.device = "gpu\x1b" + std::string(limits::kPolicyTextBytes, 'x');
+  FakeAgent agent(options);
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(Get("/v1/agents/a").at("device").as_string(),
+            "gpu?" + std::string(limits::kPolicyTextBytes - 4, 'x'));
+  agent.AddReclaim("a", 1);
+  ASSERT_TRUE(agent
+                  .Exchange([](rpc::Report::Builder report) {
+                    report.getReclaims()[0].setPolicy(
+                        std::string(limits::kPolicyTextBytes + 1, 'p'));
+                  })
+                  .ok());
+  EXPECT_EQ(Get("/v1/tenants/a/reclaims").at("reclaims").at(0).at("policy").as_string(),
+            std::string(limits::kPolicyTextBytes, 'p'));
+}
+
+TEST_F(ManagerTest, AMessageThatIsTooLargeCutsItsAgentAndIsCounted) {
+  FakeAgent other(AgentOptions("other"));
+  ASSERT_EQ(other.Connect(), "ok");
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const sockaddr_in name{.sin_family = AF_INET,
+                         .sin_port = htons(std::get<HostPort>(manager_->agents_address()).port),
+                         .sin_addr = {htonl(INADDR_LOOPBACK)}};
+  ASSERT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&name), sizeof(name)), 0);
+  const uint32_t frame[] = {0, limits::kMessageWords + 1, 0, 0};
+  ASSERT_EQ(send(fd, frame, sizeof(frame), MSG_NOSIGNAL), static_cast<ssize_t>(sizeof(frame)));
+  EXPECT_TRUE(Eventually([&] {
+    return Call("GET", "/metrics", "", "")
+               .body.find("kvpool_manager_connections_refused_total{reason=\"garbage\"} 1") !=
+           std::string::npos;
+  }));
+  close(fd);
+  EXPECT_TRUE(other.Exchange().ok());
 }
 
 TEST_F(ManagerTest, ANewerConnectionTakesOver) {
