@@ -13,6 +13,9 @@ const std::vector<double> kTurnBuckets = {1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4
                                           1e-3, 2.5e-3, 5e-3, 1e-2, 1e-1};
 const std::vector<double> kRecoveryBuckets = {0.5,  0.6,  0.7,  0.8,  0.85, 0.9,
                                               0.93, 0.95, 0.97, 0.98, 0.99, 1.0};
+// A product of many: falls far below one compaction's.
+const std::vector<double> kCumulativeBuckets = {0.001, 0.01, 0.05, 0.1, 0.2, 0.3,  0.4,
+                                                0.5,   0.6,  0.7,  0.8, 0.9, 0.95, 1.0};
 
 double ToDouble(Bytes bytes) { return static_cast<double>(bytes.value()); }
 
@@ -51,6 +54,10 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
       recovery_(metrics_.HistogramFamily("kvpool_agent_recovery_ratio",
                                          "Mean recovery over heads of each compaction.",
                                          kRecoveryBuckets)),
+      cumulative_recovery_(metrics_.HistogramFamily(
+          "kvpool_agent_cumulative_recovery_ratio",
+          "Mean over heads of a session's recovery since it was opened, at each compaction.",
+          kCumulativeBuckets)),
       epoch_(metrics_
                  .GaugeFamily("kvpool_agent_manager_epoch_info",
                               "Highest manager epoch this agent has accepted.")
@@ -96,8 +103,11 @@ void AgentMetrics::ObserveReclaim(const TenantState& tenant, const ReclaimRecord
   if (record.step == ReclaimStep::kRefusal) {
     refusals_.With({{"tenant", tenant.name}, {"reason", reason}}).Add();
   }
-  if (record.recovery >= 0) {
-    recovery_.With({{"tenant", tenant.name}}).Observe(record.recovery);
+  if (record.recovery.measured()) {
+    recovery_.With({{"tenant", tenant.name}}).Observe(record.recovery.mean);
+  }
+  if (record.cumulative.measured()) {
+    cumulative_recovery_.With({{"tenant", tenant.name}}).Observe(record.cumulative.mean);
   }
 }
 

@@ -62,6 +62,7 @@ class AgentMetrics {
   MetricFamily<Counter> reclaims_;
   MetricFamily<Counter> reclaimed_bytes_;
   MetricFamily<Histogram> recovery_;
+  MetricFamily<Histogram> cumulative_recovery_;
   Gauge epoch_;
   Counter bad_page_lists_;
   Counter bad_returns_;

@@ -256,8 +256,10 @@ void ManagerLink::FillReport(rpc::Report::Builder report) {
     reclaims[i].setPolicy(record.policy);
     reclaims[i].setSessions(record.sessions);
     reclaims[i].setBytes(record.bytes);
-    reclaims[i].setRecovery(record.recovery);
-    reclaims[i].setRecoveryMin(record.recovery_min);
+    reclaims[i].setRecovery(record.recovery.mean);
+    reclaims[i].setRecoveryMin(record.recovery.min);
+    reclaims[i].setCumulativeRecovery(record.cumulative.mean);
+    reclaims[i].setCumulativeRecoveryMin(record.cumulative.min);
     reclaims[i].setCount(record.count);
   }
 }

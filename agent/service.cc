@@ -197,7 +197,7 @@ class AttachmentServer final : public rpc::Attachment::Server {
                 peer->SetOutcome(results[i].initOutcome(), outcome.status);
                 results[i].setCompacted(outcome.effect == CompactionOutcome::Effect::kCompacted);
                 results[i].setMoved(outcome.effect != CompactionOutcome::Effect::kNothing);
-                results[i].setRecovery(outcome.recovery_mean);
+                results[i].setRecovery(outcome.recovery.mean);
               }
             });
   }

@@ -35,6 +35,7 @@ struct AgentSession {
   uint32_t committed = 0;               // as last checked; planes have a row for each below it
   std::vector<PageId> fresh_pages;      // as last checked
   uint64_t drained = 0;                 // number of the next query to drain
+  std::vector<float> recovery_product;  // [planes] over its compactions; negative: never measured
 
   enum class Job : uint8_t { kNone, kDrain, kCompaction } job = Job::kNone;
   bool closed = false;  // its capability is gone; freed when the job ends

@@ -122,10 +122,10 @@ void TenantBook::Record(const ReclaimRecord& record) {
     } else {
       counters.compactions += record.sessions;
     }
-    if (record.recovery >= 0) {
-      counters.recovery_sum += record.recovery;
+    if (record.recovery.measured()) {
+      counters.recovery_sum += record.recovery.mean;
       ++counters.recovery_count;
-      counters.recovery_min = std::min<double>(counters.recovery_min, record.recovery_min);
+      counters.recovery_min = std::min<double>(counters.recovery_min, record.recovery.min);
     }
   }
   if (observer_ && found != tenants_.end()) observer_(found->second, record);

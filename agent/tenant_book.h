@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "agent/recovery.h"
 #include "common/clock.h"
 #include "common/ids.h"
 #include "common/policy_spec.h"
@@ -51,9 +52,9 @@ struct ReclaimRecord {
   std::string policy;
   uint32_t count = 1;  // how many equal ones were merged into it
   uint32_t sessions = 0;
-  uint64_t bytes = 0;       // freed; for a refusal, refused
-  float recovery = -1;      // mean over sessions and heads; negative: not measured
-  float recovery_min = -1;  // least of a head
+  uint64_t bytes = 0;        // freed; for a refusal, refused
+  RecoveryStats recovery;    // over sessions and heads
+  RecoveryStats cumulative;  // of those sessions since they were opened
 };
 
 // One tenant as the manager ordered it.

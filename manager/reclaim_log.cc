@@ -28,6 +28,7 @@ void Merge(const ReclaimEntry& entry, ReclaimEntry* run) {
   run->sessions += entry.sessions;
   run->bytes = Bytes(std::min((run->bytes + entry.bytes).value(), kMostBytes));
   run->recovery.Add(entry.recovery);
+  run->cumulative.Add(entry.cumulative);
 }
 
 }  // namespace

@@ -35,7 +35,8 @@ struct ReclaimEntry {
   uint64_t count = 1;
   uint64_t sessions = 0;
   Bytes bytes;
-  RecoverySummary recovery;
+  RecoverySummary recovery;    // of each compaction
+  RecoverySummary cumulative;  // of their sessions since these were opened
 };
 
 class ReclaimLog {

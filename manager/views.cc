@@ -156,7 +156,9 @@ boost::json::object ReclaimsView(const Cluster& cluster, const Tenant& tenant, T
                         {"sessions", entry.sessions},
                         {"bytes", entry.bytes.value()},
                         {"recovery", OrNull(entry.recovery.mean)},
-                        {"recovery_min", OrNull(entry.recovery.min)}});
+                        {"recovery_min", OrNull(entry.recovery.min)},
+                        {"cumulative_recovery", OrNull(entry.cumulative.mean)},
+                        {"cumulative_recovery_min", OrNull(entry.cumulative.min)}});
   }
   return {{"tenant", tenant.spec.name}, {"reclaims", std::move(reclaims)}};
 }

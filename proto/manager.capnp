@@ -96,6 +96,9 @@ struct Reclaim @0x97e2c8b0456f1da3 {
   recovery @7 :Float64;         # mean recovery over heads; negative when not measured
   count @8 :UInt32 = 1;         # how many equal things this record stands for
   recoveryMin @9 :Float64 = -1; # least recovery of a head; negative when not measured
+  cumulativeRecovery @10 :Float64 = -1;  # mean over heads of the product of recovery over all of a
+                                # session's compactions so far; negative when not measured
+  cumulativeRecoveryMin @11 :Float64 = -1;  # least of a head, likewise
 }
 
 enum ReclaimStep @0xde40b71f28a5936c {

@@ -102,6 +102,8 @@ std::string RenderReclaims(const json::array& reclaims) {
                {"BYTES", Align::kRight},
                {"RECOVERY", Align::kRight},
                {"MIN", Align::kRight},
+               {"CUMULATIVE", Align::kRight},
+               {"MIN", Align::kRight},
                {"POLICY"}});
   for (const json::value& value : reclaims) {
     if (!value.is_object()) continue;
@@ -109,7 +111,9 @@ std::string RenderReclaims(const json::array& reclaims) {
     table.Add({HumanAge(Number(entry, "age_ms")), HumanAge(Number(entry, "first_age_ms")),
                Count(entry, "count"), Text(entry, "agent"), Text(entry, "step"),
                Text(entry, "reason"), Count(entry, "sessions"), Size(entry, "bytes"),
-               Share(entry, "recovery"), Share(entry, "recovery_min"), Text(entry, "policy")});
+               Share(entry, "recovery"), Share(entry, "recovery_min"),
+               Share(entry, "cumulative_recovery"), Share(entry, "cumulative_recovery_min"),
+               Text(entry, "policy")});
   }
   return table.empty() ? "  none\n" : table.ToText(2);
 }

@@ -231,12 +231,11 @@ TEST_F(TenantBookTest, RefusalsWithinASecondAreOneRecordAndCountOneByOne) {
 
 TEST_F(TenantBookTest, CompactionsAreNeverMergedAndTheirRecoveryIsSummed) {
   ASSERT_TRUE(Apply(1, {Order(kA, 1, 4)}).ok());
-  ReclaimRecord record{.tenant = kA, .sessions = 2, .recovery = 0.9f, .recovery_min = 0.5f};
+  ReclaimRecord record{.tenant = kA, .sessions = 2, .recovery = {.mean = 0.9f, .min = 0.5f}};
   book_.Record(record);
-  record.recovery = 0.7f;
-  record.recovery_min = 0.6f;
+  record.recovery = {.mean = 0.7f, .min = 0.6f};
   book_.Record(record);
-  record.recovery = record.recovery_min = -1;  // nothing was measured
+  record.recovery = {};  // nothing was measured
   book_.Record(record);
   EXPECT_EQ(book_.TakeRecords().size(), 3u);
   const TenantCounters& counters = book_.Find(kA)->counters;

@@ -249,9 +249,10 @@ TEST_F(CliTest, ALeaseAndItsRevocation) {
     EXPECT_THAT(shown, AnyOf(HasSubstr("CHARGED"), HasSubstr("Charged:")));
     EXPECT_THAT(shown, HasSubstr("18 MiB"));
   }
-  EXPECT_THAT(Ctl({"describe", "tenant", "chat"}).output,
-              AllOf(HasSubstr("compaction"), HasSubstr("lease-shrink"), HasSubstr("16 MiB"),
-                    HasSubstr("COUNT"), HasSubstr("0.500"), HasSubstr("0.250")));
+  EXPECT_THAT(
+      Ctl({"describe", "tenant", "chat"}).output,
+      AllOf(HasSubstr("compaction"), HasSubstr("lease-shrink"), HasSubstr("16 MiB"),
+            HasSubstr("COUNT"), HasSubstr("0.500"), HasSubstr("0.250"), HasSubstr("0.125")));
   EXPECT_THAT(Ctl({"describe", "agent", "gpu-0"}).output,
               AllOf(HasSubstr("connected"), HasSubstr("chat")));
   EXPECT_THAT(Ctl({"get", "agents"}).output, HasSubstr("gpu-0"));

@@ -142,6 +142,8 @@ class FakeAgent {
       reclaims[r].setPolicy("streaming(recent=252)");
       reclaims[r].setRecovery(0.5);
       reclaims[r].setRecoveryMin(0.25);
+      reclaims[r].setCumulativeRecovery(0.125);
+      reclaims[r].setCumulativeRecoveryMin(0.0625);
     }
     reclaims_.clear();
   }

@@ -334,6 +334,7 @@ TEST_F(ManagerTest, ReclaimsCanBeAskedFor) {
   EXPECT_EQ(refusal.at("count").as_int64(), 3);
   EXPECT_TRUE(refusal.at("recovery").is_null());
   EXPECT_TRUE(refusal.at("recovery_min").is_null());
+  EXPECT_TRUE(refusal.at("cumulative_recovery").is_null());
   const json::value& last = reclaims.at("reclaims").at(0);
   EXPECT_EQ(last.at("count").as_int64(), 6);
   EXPECT_EQ(last.at("bytes").as_int64(), 57);
@@ -343,6 +344,8 @@ TEST_F(ManagerTest, ReclaimsCanBeAskedFor) {
   EXPECT_EQ(last.at("agent").as_string(), "gpu-0");
   EXPECT_EQ(last.at("recovery").as_double(), 0.5);
   EXPECT_EQ(last.at("recovery_min").as_double(), 0.25);
+  EXPECT_EQ(last.at("cumulative_recovery").as_double(), 0.125);
+  EXPECT_EQ(last.at("cumulative_recovery_min").as_double(), 0.0625);
   EXPECT_EQ(Call("GET", "/v1/tenants/b/reclaims").status, 404);
 }
 
