@@ -34,6 +34,46 @@ std::vector<int32_t> RandomTokens(size_t count, uint32_t seed = 5) {
   return tokens;
 }
 
+// A session whose first tokens, whole pages of them, appear as a compacted segment: as after a
+// compaction that dropped nothing.
+class Resegmented final : public KvSession {
+ public:
+  explicit Resegmented(KvSession* inner) : inner_(inner) {}
+
+  // From the next View on; they are committed. Requires a multiple of kPageTokens.
+  void Compact(uint32_t tokens) {
+    const Geometry& g = layout().geometry();
+    compacted_ = tokens;
+    lengths_.assign(g.planes(), tokens);
+    blocks_.clear();
+    for (uint32_t plane = 0; plane < g.planes(); ++plane) {
+      for (uint32_t page = 0; page < tokens / kPageTokens; ++page) {
+        blocks_.push_back(layout().Block(inner_->View().fresh_pages[page], plane / g.kv_heads,
+                                         plane % g.kv_heads));
+      }
+    }
+  }
+
+  const Layout& layout() const override { return inner_->layout(); }
+  std::byte* base() const override { return inner_->base(); }
+  SessionView View() const override {
+    const SessionView all = inner_->View();
+    return {.compacted_lengths = lengths_.data(),
+            .compacted_blocks = blocks_.data(),
+            .compacted_stride = compacted_ / kPageTokens,
+            .fresh_pages = all.fresh_pages + compacted_ / kPageTokens,
+            .fresh_tokens = all.fresh_tokens - compacted_};
+  }
+  float* QuerySlot(uint32_t index) override { return inner_->QuerySlot(index); }
+  void Commit() override { inner_->Commit(); }
+
+ private:
+  KvSession* const inner_;
+  uint32_t compacted_ = 0;
+  std::vector<uint32_t> lengths_;
+  std::vector<BlockId> blocks_;
+};
+
 // A model, its cache and one sequence in it.
 class Model {
  public:
@@ -51,6 +91,14 @@ class Model {
       return queries[fed_ + index].data();
     };
     session_ = kv_.Open({.prompt_tokens = 1, .max_tokens = config_.max_positions}).session;
+    feeding_ = session_.get();
+  }
+
+  // What is stored appears as a compacted segment from here on.
+  void CompactAll() {
+    resegmented_ = std::make_unique<Resegmented>(session_.get());
+    resegmented_->Compact(fed_);
+    feeding_ = resegmented_.get();
   }
 
   // Feeds the next pieces and appends to `logits`.
@@ -62,7 +110,7 @@ class Model {
       KvStep step{.session = session_.get(), .tokens = piece};
       kv_.Prepare({&step, 1});
       ASSERT_EQ(step.readiness, Readiness::kReady);
-      const Feed feed{.session = session_.get(),
+      const Feed feed{.session = feeding_,
                       .position = fed_,
                       .tokens = std::span(tokens).subspan(first, piece),
                       .logits = LogitRows::kAll,
@@ -107,6 +155,8 @@ class Model {
   Llama llama_;
   ScriptedKv kv_;
   std::unique_ptr<KvSession> session_;
+  std::unique_ptr<Resegmented> resegmented_;
+  KvSession* feeding_;
   uint32_t fed_ = 0;
 };
 
@@ -242,6 +292,85 @@ TEST(Lckv, AChunkIteratesOverTheEarlierOnes) {
     both.Iterated(first, 2);
     both.Iterated(second, 2);
     ExpectReference(chunked, both);
+  }
+}
+
+// With the earlier rows in a compacted segment the chunk's first token has no fresh row before it.
+TEST(Lckv, RowsOfACompactedSegmentAreSeen) {
+  const std::vector<int32_t> first = RandomTokens(32, 1), second = RandomTokens(20, 2),
+                             third = RandomTokens(2, 3);
+  for (const std::string& types : kCyclic) {
+    SCOPED_TRACE(types);
+    for (const uint32_t count : {20u, 1u}) {
+      const std::vector<int32_t> chunk(second.begin(), second.begin() + count);
+      Model model(SharingConfig(types));
+      model.Append(first, {32}, PromptMode::kSequential);
+      model.CompactAll();
+      model.Append(chunk, {count});
+      model.Append(third, {1, 1});
+      LckvReference reference(model.config(), model.weights());
+      reference.Sequential(first);
+      count > 9 ? reference.Iterated(chunk, 9) : reference.Sequential(chunk);
+      reference.Sequential(third);
+      ExpectReference(model, reference);
+    }
+  }
+}
+
+// One step of a long chunk, one that goes one by one, a short one and two that decode.
+TEST(Lckv, SequencesOfAStepDoNotMeet) {
+  const LlamaConfig config = SharingConfig("0_4_4_4_4_5");
+  const LlamaWeights weights = GentleWeights(config, 7);
+  ThreadPool threads(2);
+  Llama llama(config, weights, &threads);
+  const auto kv = MakePrivateKv(config, 64);
+  const struct {
+    uint32_t earlier, now;
+    PromptMode mode;
+  } parts[] = {{0, 30, PromptMode::kIterated},   {5, 1, PromptMode::kIterated},
+               {3, 12, PromptMode::kSequential}, {0, 6, PromptMode::kIterated},
+               {7, 17, PromptMode::kIterated},   {0, 1, PromptMode::kSequential}};
+  std::vector<std::unique_ptr<KvSession>> sessions;
+  std::vector<std::vector<int32_t>> earlier, now;
+  std::vector<Feed> feeds;
+  for (const auto& part : parts) {
+    const auto seed = static_cast<uint32_t>(sessions.size());
+    sessions.push_back(kv->Open({.prompt_tokens = 1, .max_tokens = 64}).session);
+    earlier.push_back(RandomTokens(part.earlier, seed));
+    now.push_back(RandomTokens(part.now, 100 + seed));
+    const auto prepare = [&](uint32_t count) {
+      KvStep step{.session = sessions.back().get(), .tokens = count};
+      kv->Prepare({&step, 1});
+      ASSERT_EQ(step.readiness, Readiness::kReady);
+    };
+    if (part.earlier > 0) {
+      prepare(part.earlier);
+      const Feed feed{.session = sessions.back().get(),
+                      .tokens = earlier.back(),
+                      .prompt = PromptMode::kSequential};
+      llama.Forward({&feed, 1});
+      sessions.back()->Commit();
+    }
+    prepare(part.now);
+  }
+  for (size_t i = 0; i < sessions.size(); ++i) {
+    feeds.push_back({.session = sessions[i].get(),
+                     .position = parts[i].earlier,
+                     .tokens = now[i],
+                     .logits = i == 3 ? LogitRows::kLast : LogitRows::kAll,
+                     .prompt = parts[i].mode});
+  }
+  const float* row = llama.Forward(feeds).data();
+  for (size_t i = 0; i < sessions.size(); ++i) {
+    LckvReference alone(config, weights);
+    alone.Sequential(earlier[i]);
+    const bool iterated = parts[i].mode == PromptMode::kIterated && parts[i].now > 9;
+    iterated ? alone.Iterated(now[i], 9) : alone.Sequential(now[i]);
+    for (uint32_t t = i == 3 ? 5 : 0; t < parts[i].now; ++t, row += config.vocab) {
+      const Logits logits = {std::vector<float>(row, row + config.vocab)};
+      EXPECT_LE(Distance(logits, {alone.logits[parts[i].earlier + t]}, 0, 1), kExact)
+          << i << " " << t;
+    }
   }
 }
 
