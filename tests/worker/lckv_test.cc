@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "kernels/layout.h"
 #include "tests/worker/lckv_reference.h"
@@ -74,6 +75,23 @@ class Resegmented final : public KvSession {
   std::vector<BlockId> blocks_;
 };
 
+// Leaves NaN in every page, as a session before might have.
+void Soil(KvCache& kv, uint32_t pages) {
+  const auto session = kv.Open({.prompt_tokens = 1, .max_tokens = pages * kPageTokens}).session;
+  KvStep step{.session = session.get(), .tokens = pages * kPageTokens};
+  kv.Prepare({&step, 1});
+  ASSERT_EQ(step.readiness, Readiness::kReady);
+  const Layout& layout = session->layout();
+  const Geometry& g = layout.geometry();
+  for (uint32_t page = 0; page < pages; ++page) {
+    for (uint32_t plane = 0; plane < g.planes(); ++plane) {
+      const BlockId block =
+          layout.Block(session->View().fresh_pages[page], plane / g.kv_heads, plane % g.kv_heads);
+      std::memset(BlockAddress(session->base(), block), 0xff, layout.block_bytes());
+    }
+  }
+}
+
 // A model, its cache and one sequence in it.
 class Model {
  public:
@@ -84,7 +102,8 @@ class Model {
         weights_(weights),
         threads_(threads),
         llama_(config_, weights_, &threads_),
-        kv_(MakePrivateKv(config_, 64)) {
+        kv_(MakePrivateKv(config_, kPages)) {
+    Soil(kv_, kPages);
     kv_.on_query = [this](int, uint32_t index) {
       queries.resize(std::max<size_t>(queries.size(), fed_ + index + 1));
       queries[fed_ + index].resize(config_.layers * config_.query_width(), NAN);
@@ -149,6 +168,8 @@ class Model {
   std::vector<std::vector<float>> queries;  // [token][layers * width]
 
  private:
+  static constexpr uint32_t kPages = 64;
+
   const LlamaConfig config_;
   const LlamaWeights weights_;
   ThreadPool threads_;
@@ -324,6 +345,7 @@ TEST(Lckv, SequencesOfAStepDoNotMeet) {
   ThreadPool threads(2);
   Llama llama(config, weights, &threads);
   const auto kv = MakePrivateKv(config, 64);
+  Soil(*kv, 64);
   const struct {
     uint32_t earlier, now;
     PromptMode mode;
