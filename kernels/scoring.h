@@ -34,6 +34,8 @@ struct ScoreArgs {
 // ALL those heads, t = p + 1 the absolute step (Scissorhands, arXiv 2305.17118, Alg. 2; with
 // grouped queries a key is important if any query head says so). Rows that a query could not see
 // get nothing from it. A NaN probability counts as low and adds no mass.
+// Every query is taken to have seen its own position, also in a layer that masks it (LCKV's
+// condensed ones): a geometry does not say which do, so a key's own query adds to its statistics.
 // Requires planes->rows() == session.Length() for every (layer, head).
 void Score(const ScoreArgs& args, Planes* planes);
 

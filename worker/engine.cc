@@ -203,7 +203,8 @@ void Engine::TakeReady(Tenant& tenant) {
     feeds_.push_back({.session = step.session,
                       .position = sequence->fed,
                       .tokens = std::span(sequence->tokens).subspan(sequence->fed, step.tokens),
-                      .logits = logits});
+                      .logits = logits,
+                      .prompt = options_.prompt});
     fed_.push_back(sequence);
   }
 }

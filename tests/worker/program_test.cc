@@ -104,6 +104,7 @@ TEST(ProgramTest, BadInputEndsWithAReason) {
       {"--kv pool --model " + kModelDirectory + " --score " + prompts, "agent"},
       {"--kv pool --agent none --model " + kModelDirectory + " --score " + prompts, "none"},
       {kModel + "--batch 0 --prompts " + prompts, "--batch"},
+      {kModel + "--prompt parallel --prompts " + prompts, "iterated"},
   };
   for (const auto& c : cases) {
     const Ended ended = RunWorker(c.flags);

@@ -61,7 +61,9 @@ inline LlamaWeights RandomWeights(const LlamaConfig& c, uint32_t seed) {
     LayerWeights& w = weights.layers.emplace_back();
     w.attention_norm = RandomFloats(random, c.hidden, 1, 0.3f);
     w.query = RandomFloats(random, c.query_width() * c.hidden, 0, 0.5f);
-    w.key_value = RandomFloats(random, 2 * c.kv_width() * c.hidden, 0, 0.5f);
+    if (c.layer_types.ComputesKv(layer)) {
+      w.key_value = RandomFloats(random, 2 * c.kv_width() * c.hidden, 0, 0.5f);
+    }
     w.attention_out = RandomFloats(random, c.hidden * c.query_width(), 0, 0.5f);
     w.mlp_norm = RandomFloats(random, c.hidden, 1, 0.3f);
     w.gate_up = RandomFloats(random, 2 * c.intermediate * c.hidden, 0, 0.5f);
