@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "common/quantity.h"
 #include "common/tenant_json.h"
 
 namespace kvpool {
@@ -67,11 +69,33 @@ TenantTotals TotalsOf(const Cluster& cluster, const Tenant& tenant) {
   return totals;
 }
 
+Bytes Effective(const Cluster& cluster, Bytes budget) {
+  const Bytes slab = cluster.SlabBytes();
+  return slab == 0_B ? budget : slab * (budget / slab);
+}
+
+std::vector<std::string> BudgetNotes(const Cluster& cluster, const TenantSpec& spec) {
+  const Bytes slab = cluster.SlabBytes();
+  std::vector<std::string> notes;
+  for (const auto& [field, budget] :
+       {std::pair("guaranteed", spec.guaranteed), std::pair("limit", spec.limit)}) {
+    const Bytes effective = Effective(cluster, budget);
+    if (effective == budget) continue;
+    const int64_t slabs = effective / slab;
+    notes.push_back(absl::StrCat(field, " ", FormatBytes(budget), " is ", slabs,
+                                 slabs == 1 ? " slab of " : " slabs of ", FormatBytes(slab), " = ",
+                                 FormatBytes(effective)));
+  }
+  return notes;
+}
+
 boost::json::object TenantView(const Cluster& cluster, const Tenant& tenant) {
   const TenantTotals totals = TotalsOf(cluster, tenant);
   boost::json::object json = ToJson(tenant.spec);
   json["id"] = tenant.id.value();
   json["revision"] = tenant.revision;
+  json["effective"] = {{"guaranteed", Effective(cluster, tenant.spec.guaranteed).value()},
+                       {"limit", Effective(cluster, tenant.spec.limit).value()}};
   json["leased"] = totals.leased.value();
   json["ordered"] = totals.ordered.value();
   json["held"] = totals.held.value();

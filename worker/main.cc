@@ -95,8 +95,10 @@ void AddFlags(CLI::App& app, Flags& flags) {
       ->capture_default_str();
   AddKvFlags(app, flags.kv);
   app.add_option("-o", flags.output, "text, or json: one line a prompt, the summary last [text]")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, Output>{{"text", Output::kText}, {"json", Output::kJson}}));
+      ->transform(CLI::CheckedTransformer(std::map<std::string, Output>{{"text", Output::kText},
+                                                                        {"json", Output::kJson}})
+                      .description("{text,json}"))
+      ->type_name("TEXT");
   app.add_option("--json", flags.summary_file, "Write the summary to this file as JSON");
 }
 

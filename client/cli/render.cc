@@ -65,6 +65,14 @@ std::string State(const json::object& agent) {
                                                                                : "away";
 }
 
+// "10 MiB", with what it comes to in whole slabs where that is less.
+std::string Budget(const json::object& tenant, const char* key) {
+  const json::object effective = ObjectOf(tenant, "effective");
+  const bool rounded = effective.contains(key) && Number(effective, key) != Number(tenant, key);
+  return Size(tenant, key) +
+         (rounded ? " (effective " + Size(effective, key) + ": whole slabs)" : "");
+}
+
 std::string ReportAge(const json::object& agent) {
   const json::value* age = agent.if_contains("report_age_ms");
   return age != nullptr && age->is_int64() ? HumanAge(age->get_int64()) : "never";
@@ -182,7 +190,7 @@ std::string RenderTenant(const json::object& tenant, const json::object& reclaim
   const int64_t overage = Number(tenant, "overage");
   return absl::StrCat(
       "Name:         ", Text(tenant, "name"), "\nRevision:     ", Count(tenant, "revision"),
-      "\nGuaranteed:   ", Size(tenant, "guaranteed"), "\nLimit:        ", Size(tenant, "limit"),
+      "\nGuaranteed:   ", Budget(tenant, "guaranteed"), "\nLimit:        ", Budget(tenant, "limit"),
       "\nPolicy:       ", Policy(tenant), "\nLeased:       ", Size(tenant, "leased"),
       overage > 0 ? absl::StrCat(" (", HumanBytes(overage), " above the limit, being given back)")
                   : "",
@@ -241,6 +249,9 @@ std::string RenderChanges(const json::object& answer) {
     const json::object& tenant = value.get_object();
     absl::StrAppend(&text, "tenant ", Text(tenant, "name"), " ", Text(tenant, "change"),
                     " (revision ", Number(tenant, "revision"), ")\n");
+    for (const json::value& note : ListOf(tenant, "notes")) {
+      if (note.is_string()) absl::StrAppend(&text, "  note: ", note.get_string().c_str(), "\n");
+    }
   }
   return text;
 }

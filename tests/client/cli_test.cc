@@ -261,6 +261,28 @@ TEST_F(CliTest, ALeaseAndItsRevocation) {
   EXPECT_TRUE(Eventually([&] { return Ctl({"delete", "agent", "gpu-0"}).code == 0; }));
 }
 
+TEST_F(CliTest, BudgetsThatAreNotWholeSlabsAreSaid) {
+  WriteFile("tenants.yaml", "version: 1\ntenants:\n- {name: chat, guaranteed: 0, limit: 5 MiB}\n");
+  EXPECT_THAT(Ctl({"apply", "-f", folder_ / "tenants.yaml"}).output, Not(HasSubstr("note")))
+      << "no agent has said how large a slab is";
+  FakeAgent agent(Agent("gpu-0"));  // slabs of 2 MiB
+  ASSERT_EQ(agent.Connect(), "ok");
+  EXPECT_EQ(Ctl({"apply", "-f", folder_ / "tenants.yaml"}).output,
+            "tenant chat unchanged (revision 1)\n"
+            "  note: limit 5 MiB is 2 slabs of 2 MiB = 4 MiB\n");
+  EXPECT_THAT(Ctl({"describe", "tenant", "chat"}).output,
+              HasSubstr("5 MiB (effective 4 MiB: whole slabs)"));
+  EXPECT_EQ(Ctl({"set", "tenant", "chat", "--limit", "7 MiB", "--guaranteed", "3 MiB"}).output,
+            "tenant chat updated (revision 2)\n"
+            "  note: guaranteed 3 MiB is 1 slab of 2 MiB = 2 MiB\n"
+            "  note: limit 7 MiB is 3 slabs of 2 MiB = 6 MiB\n");
+  const json::value answer = CtlJson({"set", "tenant", "chat", "--limit", "8 MiB"});
+  EXPECT_EQ(answer.at("tenants").at(0).at("notes").as_array().size(), 1u);
+  EXPECT_EQ(CtlJson({"get", "tenants", "chat"}).at("effective").at("guaranteed").as_int64(),
+            2 * kMiB);
+  EXPECT_EQ(CtlJson({"get", "tenants", "chat"}).at("effective").at("limit").as_int64(), 8 * kMiB);
+}
+
 TEST_F(CliTest, TokensAndTop) {
   Apply("- {name: chat, guaranteed: 0, limit: 40 MiB}\n");
   const Outcome token = Ctl({"token", "create", "chat"});

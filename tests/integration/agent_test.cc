@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -117,6 +120,27 @@ TEST_F(AgentTest, AWorkerHoldsPagesAndGivesThemBack) {
   tenant->reset();
   EXPECT_TRUE(Eventually([&] { return manager_.Use(1).workers == 0; }));
   EXPECT_TRUE(Eventually([&] { return manager_.Use(1).held_slabs == 0; }));
+}
+
+TEST_F(AgentTest, SettingsThatDoNotFitTogetherAreNamed) {
+  const auto start = [&](std::vector<std::string> args) {
+    const std::string log = dir_ / "settings.log";
+    std::filesystem::remove(log);
+    const int code = Process("kvpool-agent", std::move(args), log).Wait();
+    std::ostringstream text;
+    text << std::ifstream(log).rdbuf();
+    return std::to_string(code) + " " + text.str();
+  };
+  const std::string larger =
+      "2 kvpool-agent: slab_bytes is 4 MiB, pool only 2 MiB: make pool larger or slab_bytes "
+      "smaller\n";
+  EXPECT_EQ(start({"--pool", "2 MiB", "--slab-bytes", "4 MiB"}), larger);
+  EXPECT_EQ(start({"--pool", "2 MiB", "--slab-bytes", "4 MiB", "--print-config"}), larger);
+  EXPECT_NE(start({"--pool", "4 MiB", "--slab-bytes", "2 MiB", "--print-config"})
+                .find("reserve_slabs keeps 2 of them"),
+            std::string::npos);
+  EXPECT_EQ(start({"--print-config"}).substr(0, 3), "0 #");
+  EXPECT_NE(start({}).find("set manager_token_file"), std::string::npos);
 }
 
 TEST_F(AgentTest, AWrongTokenAndABadGeometryAreRefusedWithAReason) {

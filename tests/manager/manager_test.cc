@@ -119,7 +119,7 @@ TEST_F(ManagerTest, ATenantsLife) {
       R"({"guaranteed": "8 MiB", "limit": 25165824, "policy": {"name": "streaming", "recent": 60}})";
   json::value answer = json::parse(Call("PUT", "/v1/tenants/chat", body).body);
   EXPECT_EQ(json::serialize(answer),
-            R"({"tenants":[{"name":"chat","change":"created","revision":1}]})");
+            R"({"tenants":[{"name":"chat","change":"created","revision":1,"notes":[]}]})");
   EXPECT_THAT(Call("PUT", "/v1/tenants/chat", body).body, HasSubstr("unchanged"));
 
   json::value tenant = Get("/v1/tenants/chat");
