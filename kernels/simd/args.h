@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/format.h"
+
 namespace kvpool::simd {
 
 inline constexpr uint32_t kTileRows = 16;      // rows that are processed together
@@ -29,7 +31,8 @@ struct HeadRows {
   const std::byte* base = nullptr;
   Run compacted, fresh;
   uint32_t key_dim = 0, value_dim = 0;
-  uint32_t element_bytes = 0;  // 4: f32, 2: bf16
+  Dtype dtype = Dtype::kBf16;
+  uint32_t element_bytes = 0;  // of dtype
 };
 
 // One query head of one query: what it reads and where its result goes.

@@ -337,11 +337,11 @@ void AttendQuery(const AttendArgs& args) {
     for (uint32_t n = 0; n < args.lane_count; ++n) WriteNothing(args.lanes[n], args.head.value_dim);
     return;
   }
-  args.head.element_bytes == Bf16::kBytes ? AttendQueryIn<Bf16>(args) : AttendQueryIn<F32>(args);
+  InFormat(args.head.dtype, [&]<typename Format>() { AttendQueryIn<Format>(args); });
 }
 
 void AttendChunk(const AttendArgs& args) {
-  args.head.element_bytes == Bf16::kBytes ? AttendChunkIn<Bf16>(args) : AttendChunkIn<F32>(args);
+  InFormat(args.head.dtype, [&]<typename Format>() { AttendChunkIn<Format>(args); });
 }
 
 }  // namespace kvpool::simd::KVPOOL_SIMD_TARGET

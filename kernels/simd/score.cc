@@ -139,7 +139,7 @@ void ScoreHeadIn(const ScoreHeadArgs& args) {
 }  // namespace
 
 void ScoreHead(const ScoreHeadArgs& args) {
-  args.head.element_bytes == Bf16::kBytes ? ScoreHeadIn<Bf16>(args) : ScoreHeadIn<F32>(args);
+  InFormat(args.head.dtype, [&]<typename Format>() { ScoreHeadIn<Format>(args); });
 }
 
 }  // namespace kvpool::simd::KVPOOL_SIMD_TARGET

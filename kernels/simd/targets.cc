@@ -46,6 +46,7 @@ HeadRows RowsOf(const Layout& layout, const std::byte* base, const SessionView& 
   HeadRows rows{.base = base,
                 .key_dim = g.key_dim,
                 .value_dim = g.value_dim,
+                .dtype = g.dtype,
                 .element_bytes = ElementBytes(g.dtype)};
   if (session.CompactedLength(plane) > 0) {
     const BlockId* blocks = session.compacted_blocks + uint64_t{plane} * session.compacted_stride;

@@ -71,7 +71,7 @@ constexpr Case kCases[] = {{8, 4, 32, 32}, {4, 2, 128, 128}, {12, 1, 64, 64}, {7
 TEST(Attention, DecodeMatchesFloat64) {
   for (const simd::Target& target : simd::Targets()) {
     uint32_t seed = 1;
-    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
       for (const Case& c : kCases) {
         for (const SessionShape& shape :
              {SessionShape{.max_compacted = 77, .fresh = 39}, SessionShape{.max_compacted = 50},
@@ -89,7 +89,7 @@ TEST(Attention, DecodeMatchesFloat64) {
 TEST(Attention, ChunksAreCausal) {
   for (const simd::Target& target : simd::Targets()) {
     uint32_t seed = 100;
-    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
       for (const Case& c : kCases) {
         for (uint32_t count : {2u, 21u, 70u}) {
           TestSession session(

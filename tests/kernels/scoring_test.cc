@@ -102,7 +102,7 @@ void ExpectMatchesOracle(const simd::Target& target, TestSession& session, uint3
 TEST(Scoring, MatchesFloat64) {
   for (const simd::Target& target : simd::Targets()) {
     uint32_t seed = 1;
-    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
       for (uint32_t dim : {32u, 128u, 20u}) {
         for (uint32_t count : {1u, 5u, 16u, 32u}) {
           TestSession session(TestGeometry(2, 4, 2, dim, dim, dtype),

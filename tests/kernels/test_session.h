@@ -153,7 +153,7 @@ class TestSession {
     }
     std::shuffle(all_pages_.begin(), all_pages_.end(), random_);
     pool_.resize(static_cast<size_t>(slab.value()) * slabs);
-    std::memset(pool_.data(), 0xff, pool_.size());  // NaN in f32 and in bf16
+    std::memset(pool_.data(), 0xff, pool_.size());  // NaN in f32, bf16 and f16
   }
 
   void PlaceCompacted(uint32_t pages) {
