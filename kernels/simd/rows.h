@@ -13,24 +13,25 @@ inline constexpr uint32_t kCacheLine = 64;
 
 inline uint32_t Min(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
-// Addresses of up to 16 consecutive rows. A tile counts from the head's first row whatever the
-// blocks are, so the order of summation does not depend on where rows lie.
+// Addresses of up to 16 consecutive rows. A tile counts from the head's first native row (or its
+// first sealed one) whatever the blocks are, so the order of summation does not depend on where
+// rows lie.
 struct Tile {
   uint32_t rows = 0;
   const std::byte* key[kTileRows];
   const std::byte* value[kTileRows];
 };
 
-// The rows first .. first + 15 or up to `end`; `first` < `end`. Addresses past the last row repeat
-// it, so that they can be prefetched.
+// The native rows first .. first + 15 or up to `end`; `first` < `end`. Addresses past the last row
+// repeat it, so that they can be prefetched.
 inline void Locate(const HeadRows& head, uint32_t first, uint32_t end, Tile* tile) {
   const uint32_t key_bytes = head.key_dim * head.element_bytes;
   const uint32_t value_bytes = head.value_dim * head.element_bytes;
   tile->rows = Min(kTileRows, end - first);
   for (uint32_t i = 0; i < tile->rows;) {
-    const bool compacted = first + i < head.compacted.rows;
-    const Run& run = compacted ? head.compacted : head.fresh;
-    const uint32_t row = first + i - (compacted ? 0 : head.compacted.rows);
+    const bool open = first + i < head.open.rows;
+    const Run& run = open ? head.open : head.fresh;
+    const uint32_t row = first + i - (open ? 0 : head.open.rows);
     const uint32_t place = row % kTileRows;
     const uint32_t n = Min(Min(tile->rows - i, kTileRows - place), run.rows - row);
     const std::byte* block = head.base + (uint64_t{run.ids[row / kTileRows]} + run.offset) * 512;

@@ -117,6 +117,22 @@ TEST(Scoring, MatchesFloat64) {
   }
 }
 
+TEST(Scoring, SealedRowsMatchFloat64) {
+  uint32_t seed = 50;
+  for (const simd::Target& target : simd::Targets()) {
+    for (SealedFormat format : {SealedFormat::kFp8, SealedFormat::kInt8, SealedFormat::kInt4}) {
+      for (uint32_t dim : {32u, 128u, 20u}) {
+        for (uint32_t sealed : {64u, 70u, 3u}) {
+          TestSession session(
+              TestGeometry(2, 4, 2, dim, dim, Dtype::kBf16),
+              {.max_compacted = 40, .max_sealed = sealed, .sealed = format, .fresh = 21}, ++seed);
+          ExpectMatchesOracle(target, session, 100, {99, 100, 107, 119, 120}, 3);
+        }
+      }
+    }
+  }
+}
+
 TEST(Scoring, QueriesOlderThanTheFreshRowsSeeTheCompactedOnes) {
   for (const simd::Target& target : simd::Targets()) {
     TestSession session(TestGeometry(1, 2, 1, 16, 16, Dtype::kF32),
