@@ -62,6 +62,22 @@ absl::Status FromOutcome(rpc::Outcome::Reader outcome) {
   }
 }
 
+namespace {
+
+rpc::Dtype ToCapnp(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kF32:
+      return rpc::Dtype::F32;
+    case Dtype::kBf16:
+      return rpc::Dtype::BF16;
+    case Dtype::kF16:
+      return rpc::Dtype::F16;
+  }
+  return rpc::Dtype::UNKNOWN;
+}
+
+}  // namespace
+
 void ToCapnp(const Geometry& geometry, rpc::Geometry::Builder builder) {
   rpc::LayerGroup::Builder group = builder.initGroups(1)[0];
   group.setLayers(geometry.layers);
@@ -69,7 +85,7 @@ void ToCapnp(const Geometry& geometry, rpc::Geometry::Builder builder) {
   group.setKvHeads(geometry.kv_heads);
   group.setKeyDim(geometry.key_dim);
   group.setValueDim(geometry.value_dim);
-  group.setDtype(geometry.dtype == Dtype::kF32 ? rpc::Dtype::F32 : rpc::Dtype::BF16);
+  group.setDtype(ToCapnp(geometry.dtype));
   auto layers = group.initKvOfLayer(geometry.model_layers());
   for (uint32_t i = 0; i < geometry.model_layers(); ++i) layers.set(i, geometry.kv_of_layer[i]);
 }

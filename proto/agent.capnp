@@ -78,6 +78,7 @@ enum Dtype @0xb0f5c3297e84da16 {
   unknown @0;                   # refused
   f32 @1;                       # 4 bytes
   bf16 @2;                      # 2 bytes
+  f16 @3;                       # 2 bytes, IEEE binary16
 }
 
 struct AttachParams @0xec7429d0a1f8b563 {

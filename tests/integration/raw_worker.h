@@ -100,7 +100,7 @@ class RawWorker {
     group.setKvHeads(geometry.kv_heads);
     group.setKeyDim(geometry.key_dim);
     group.setValueDim(geometry.value_dim);
-    group.setDtype(geometry.dtype == Dtype::kF32 ? rpc::Dtype::F32 : rpc::Dtype::BF16);
+    group.setDtype(static_cast<rpc::Dtype>(geometry.dtype));
     auto map = group.initKvOfLayer(geometry.model_layers());
     for (uint32_t i = 0; i < map.size(); ++i) map.set(i, geometry.kv_of_layer[i]);
   }
