@@ -149,7 +149,7 @@ TEST(LayerTypesTest, RefusesEachMalformedEntryByNumber) {
       {"", "entry 0 is \"\""},
       {"0_1_2_3_4", "has 5 entries for 6 layers"},
       {"0_1_2_3_4_5_5", "more entries than the 6 layers"},
-      {{"full_attention"}, "supported: text such as"},
+      {boost::json::array({"full_attention"}), "supported: text such as"},
       {7, "layer_types is 7"},
   };
   for (const auto& c : cases) {
@@ -163,7 +163,7 @@ TEST(LayerTypesTest, RefusesEachMalformedEntryByNumber) {
 TEST(LayerTypesTest, ReadsHowPromptsAreEncoded) {
   boost::json::object object = WithLayerTypes("0_4_4_4_4_5");
   object["model_type"] = "lckv-llama";
-  object["architectures"] = {"LCKVLlamaForCausalLM"};
+  object["architectures"] = boost::json::array({"LCKVLlamaForCausalLM"});
   object["sliding_window"] = 4096;  // LCKV's code writes it always; no entry asks for it
   object["forward_passes"] = 3;
   object["backward_passes"] = 0;
