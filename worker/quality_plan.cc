@@ -70,8 +70,9 @@ std::vector<size_t> Places(std::mt19937_64& random, const Prose& prose, size_t c
   const size_t half = count / 2, part = std::max<size_t>(half / facts, 1);
   for (uint32_t i = 0; i < facts; ++i) {
     const size_t wanted = std::min(half + part * i + random() % part, count - 1);
-    const auto after = std::upper_bound(prose.starts.begin(), prose.starts.end(), wanted);
-    places.push_back(*std::prev(after));
+    auto start = std::lower_bound(prose.starts.begin(), prose.starts.end(), wanted);
+    if (start == prose.starts.end() || *start >= count) --start;  // there is one: 0
+    places.push_back(*start);
   }
   return places;
 }
