@@ -6,8 +6,7 @@
 One tenant for each line of scripts/quality_policies.txt. Windows of text are fed in chunks of 16 tokens
 through the tenant's cache in the pool and through a full cache of the worker's own, and compared at every
 token after the prompt: keys and bytes kept, perplexity against the full cache, its standard error over
-windows, what `random` and `streaming` make of as many bytes (on a straight line between their measured
-rows), how often both caches have the same likeliest next token, KL(full || policy) in nats, facts planted in
+windows, what `random` and `streaming` make of as many bytes (between their measured rows), how often both caches have the same likeliest next token, KL(full || policy) in nats, facts planted in
 the prompt that are recalled in every digit at the end, recovery as the agent measured it, and the time per
 token on this machine.
 
@@ -18,6 +17,7 @@ SPDX-License-Identifier: Apache-2.0
 """
 
 import argparse
+import datetime
 import json
 import pathlib
 import signal
@@ -34,7 +34,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SLAB = 2 * MIB  # of Cluster.start_agent
 POLICIES = ROOT / "scripts/quality_policies.txt"
 OWN_TEXT = ROOT / "worker/demo/text.txt"
-SHAPE = {"windows": 16, "context": 1280, "prompt": 640, "facts": 4}
+SHAPE = {"windows": 12, "context": 1536, "prompt": 768, "facts": 4}
 # Own text: windows of a short text overlap, so that more of them say little more.
 OWN_TEXT_SHAPE = {**SHAPE, "windows": 4}
 QUICK_SHAPE = {"windows": 2, "context": 384, "prompt": 192, "facts": 1}
@@ -165,7 +165,18 @@ def run(args, cluster):
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     if args.svg:
         args.svg.write_text(plot_quality.picture(plot_quality.read_rows(json.dumps(rows))), encoding="utf-8")
+    if args.markdown:
+        args.markdown.write_text(quality_report.page(rows, found, shape, *circumstances(args)), encoding="utf-8")
     return [verdict for verdict in found if verdict.verdict == "MISS"]
+
+
+def circumstances(args):
+    """(date and commit, model and text) for people."""
+    done = subprocess.run(["git", "-C", ROOT, "log", "-1", "--format=%h"], capture_output=True, check=False,
+                          encoding="utf-8")
+    commit = f" at commit {done.stdout.strip()}" if done.returncode == 0 else ""
+    texts = ", ".join(f"`{path.name}`" for path in args.text)
+    return f"{datetime.date.today()}{commit}", f"`{args.model.name}` on {texts}"
 
 
 def parse_arguments():
@@ -173,14 +184,15 @@ def parse_arguments():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", default="build/host/bin", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the rows as JSON")
-    parser.add_argument("--svg", type=pathlib.Path, metavar="FILE", help="draw perplexity against memory")
+    parser.add_argument("--svg", type=pathlib.Path, metavar="FILE", help="draw perplexity and recall against memory")
+    parser.add_argument("--markdown", type=pathlib.Path, metavar="FILE", help="write the page docs/quality.md")
     parser.add_argument("--model", type=pathlib.Path, metavar="DIR", default=ROOT / "worker/models/prose-5m",
                         help="another checkpoint of the Llama family")
     parser.add_argument("--text", type=pathlib.Path, metavar="FILE", action="append",
                         help="a text to measure with; repeatable")
     parser.add_argument("--only", metavar="POLICY", action="append", default=[],
                         help="this policy beside full, random and streaming; repeatable")
-    parser.add_argument("--quick", action="store_true", help="two policies and two short windows")
+    parser.add_argument("--quick", action="store_true", help="three policies and two short windows")
     parser.add_argument("--check", action="store_true", help="exit with 3 when a gate is missed")
     return parser.parse_args()
 

@@ -1,13 +1,14 @@
 """What scripts/quality makes of its rows: the comparison with the baselines at equal bytes, the gates,
 the table for people and the page for docs/. Pure: values in, values and text out.
 
-A row is a dict: policy, params, format, kept_ratio, bytes_ratio, ppl, ppl_full, ppl_delta, ppl_error,
+A row is a dict: policy, params, format, kept_ratio, bytes_ratio, kept_bytes, ppl, ppl_full, ppl_delta, ppl_error,
 agreement, kl, recall, recall_full, recovery (None when nothing was compacted), us_per_token.
 
 SPDX-License-Identifier: Apache-2.0
 """
 
 import collections
+import math
 
 BASELINES = ("random", "streaming")
 SEEDS = ("scissorhands", "corm", "fastgen")
@@ -18,15 +19,21 @@ Verdict = collections.namedtuple("Verdict", "gate verdict text")
 
 
 def at_equal_bytes(rows, baseline, ratio):
-    """The baseline's ppl_delta at this share of the full cache's bytes: between its two nearest rows, on
-    a straight line; a full cache has 0. None where the baseline was not measured so low."""
+    """The baseline's ppl_delta at this share of the full cache's bytes, between its two nearest rows: in
+    proportion where both lose something, else on a straight line; a full cache loses nothing. None where
+    the baseline was not measured so low."""
     curve = sorted((row["bytes_ratio"], row["ppl_delta"]) for row in rows if row["policy"] == baseline)
+    if not curve:
+        return None
     curve = [point for point in curve if point[0] < 1] + [(1.0, 0.0)]
     if ratio >= 1:
         return 0.0
     for (low, delta_low), (high, delta_high) in zip(curve, curve[1:]):
         if low <= ratio <= high:
-            return delta_low + (delta_high - delta_low) * (ratio - low) / (high - low)
+            part = (ratio - low) / (high - low)
+            if delta_low > 0 and delta_high > 0:
+                return delta_low * math.pow(delta_high / delta_low, part)
+            return delta_low + (delta_high - delta_low) * part
     return None
 
 
@@ -93,7 +100,7 @@ def baseline_verdict(policy, baseline, rows):
     name = f"{policy}: better than {baseline} at equal bytes"
     found = [row for row in rows if row["policy"] == policy and row["format"] == "native"
              and row["bytes_ratio"] < 0.99 and row[f"{baseline}_delta"] is not None]
-    if not found or not any(row["policy"] == baseline for row in rows):
+    if not found:
         return Verdict(name, "not run", "no such rows")
     worse = [row for row in found if row["ppl_delta"] >= row[f"{baseline}_delta"]]
     text = f"{len(found) - len(worse)} of {len(found)} rows"
@@ -138,10 +145,62 @@ def table(rows):
 
 
 def markdown_table(headings, lines):
-    rule = ["---"] + ["---:"] * (len(headings) - 1)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [headings, rule, *lines])
+    return "\n".join("| " + " | ".join(line) + " |" for line in [headings, ["---"] * len(headings), *lines])
 
 
 def gates_text(found):
     width = max(len(verdict.gate) for verdict in found)
     return "\n".join(f"{v.verdict:<8}{v.gate:<{width}}  {v.text}" for v in found)
+
+
+PAGE = """# Quality
+
+What every policy does to a model's predictions, measured through a real manager, agent and worker. Written by
+
+```sh
+scripts/quality --json quality.json --svg docs/images/quality.svg --markdown docs/quality.md
+```
+
+{when}: {what}. Do not edit by hand.
+
+The model is small: it degrades more under compression than models of billions of parameters do. Compare policies on it; do
+not quote it as theirs.
+
+## What is measured
+
+A window is a prompt of {prompt} tokens, text that is scored token by token, and questions, {context} tokens in all; it is fed in
+chunks of 16 tokens, through the tenant's cache in the pool and through a full cache of the worker's own (bf16). A policy acts at
+the safe points between chunks, as in decoding. All figures are over {positions} tokens of {windows} windows.
+
+| column | what |
+|---|---|
+| keys, bytes | kept, in the mean over the steps with scored tokens, as a share of a full cache's: rows over all heads; pages that the agent counts as used |
+| perplexity | relative to the full cache's {ppl_full:.2f}; `+-` is its standard error over windows |
+| random, streaming | what that policy makes of as many bytes, between its two nearest rows |
+| agreement | positions at which both caches have the same likeliest next token |
+| KL | KL(full, policy) of the next token's distribution, nats, mean |
+| recall | facts told in the prompt's second half ("The secret THING of NAME is DDDDD.") and asked at the end, right in all digits with the right ones before; the full cache recalls {recall_full:.0%} of {asked} |
+| recovery | share of attention mass on the keys that stayed, mean of the agent's compactions |
+| us/token | of the run, on this machine: safe points, compactions and the model's pass, all windows together |
+
+![Perplexity and recall against memory](images/quality.svg)
+
+## Figures
+
+{rows}
+
+## Gates
+
+What each method has to reach here, and how it stands. A gate takes the row that keeps most of those that it is about.
+
+{gates}
+"""
+
+
+def page(rows, found, shape, when, what):
+    """docs/quality.md."""
+    first = rows[0]
+    gates = [("gate", "verdict", "measured"), *((v.gate, v.verdict, v.text) for v in found)]
+    return PAGE.format(when=when, what=what, rows=markdown_table(HEADINGS, map(cells, rows)),
+                       gates=markdown_table(gates[0], gates[1:]), **shape,
+                       **{key: first[key] for key in ("positions", "ppl_full", "recall_full", "asked")})

@@ -72,6 +72,7 @@ absl::Status ComparedRun::Prepared(uint32_t first, uint32_t end,
     for (uint32_t plane = 0; plane < planes; ++plane) rows += view.Length(plane);
     figures_.rows += static_cast<double>(rows) / planes;
     figures_.full_rows += end;
+    ++figures_.samples;
     figures_.full_bytes +=
         static_cast<double>(CeilDiv(end, kPageTokens) * layout_.page_bytes().value());
   }

@@ -30,6 +30,7 @@ struct QualityFigures {
   uint64_t asked = 0, recalled = 0, recalled_full = 0;  // facts; right in every digit
   double rows = 0, full_rows = 0;    // of an average head, over the steps with scored tokens
   double bytes = 0, full_bytes = 0;  // of the pool's pages, over the same steps
+  uint64_t samples = 0;              // summed in the four above: one a window and step
 
   double Perplexity() const;
   double PerplexityFull() const;

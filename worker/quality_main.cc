@@ -129,6 +129,7 @@ boost::json::object TenantJson(const std::string& tenant, const QualityFigures& 
           {"positions", f.positions},
           {"kept_ratio", f.rows / f.full_rows},
           {"bytes_ratio", f.bytes / f.full_bytes},
+          {"kept_bytes", f.bytes / static_cast<double>(f.samples)},
           {"ppl", f.Perplexity()},
           {"ppl_full", f.PerplexityFull()},
           {"ppl_delta", f.PerplexityDelta()},

@@ -63,15 +63,16 @@ Prose TakeProse(const std::vector<std::string>& sentences, size_t first, size_t 
   return prose;
 }
 
-// For each fact, before which token of the prompt's `count` tokens of prose it is told.
+// For each fact, before which of the prompt's `count` tokens of prose it is told.
 std::vector<size_t> Places(std::mt19937_64& random, const Prose& prose, size_t count,
                            uint32_t facts) {
   std::vector<size_t> places;
+  const size_t half = count / 2, part = std::max<size_t>(half / facts, 1);
   for (uint32_t i = 0; i < facts; ++i) {
-    const size_t low = count * i / facts, high = count * (i + 1) / facts;
-    const size_t wanted = low + random() % std::max<size_t>(high - low, 1);
-    const auto after = std::upper_bound(prose.starts.begin(), prose.starts.end(), wanted);
-    places.push_back(*std::prev(after));
+    const size_t wanted = std::min(half + part * i + random() % part, count - 1);
+    auto start = std::lower_bound(prose.starts.begin(), prose.starts.end(), wanted);
+    if (start == prose.starts.end() || *start >= count) --start;  // there is one: 0
+    places.push_back(*start);
   }
   return places;
 }

@@ -48,8 +48,8 @@ std::vector<std::string> Sentences(const std::string& text);
 
 // Windows from each text in turn, at places spread evenly over it; a text is a ring, so windows of
 // a short one overlap. A fact reads "The secret THING of NAME is DDDDD." and stands between two
-// sentences of the prompt, one in each of `facts` equal parts of it; names differ within a window.
-// A question repeats it up to "is", and the next one follows its answer.
+// sentences of the prompt's second half, one in each of `facts` equal parts of it; names differ
+// within a window. A question repeats it up to "is"; its answer and the next question follow.
 // InvalidArgument: no text, a text with too few tokens for a window, or a window too short for its
 // facts.
 absl::StatusOr<std::vector<QualityWindow>> PlanQualityWindows(const std::vector<std::string>& texts,
