@@ -39,9 +39,10 @@ enum class HeadClass : uint8_t {
 
 // A share (0..1) of `length` keys, rounded down.
 uint32_t ShareOf(double share, uint32_t length);
-// Keys that are local to a query that is the last of `length` tokens: the newest ShareOf(share,
-// length), itself always. The length is the row's own: that is what decoding does with the same
-// share later, and a whole prompt's length would make every key of its first rows local.
+// Keys that are local to a query in a sequence of `length` tokens: those at a distance below
+// ShareOf(share, length), itself always. The paper's threshold is a share of the input's length,
+// the same for all rows of the prompt: the window that decoding starts with, and which grows from
+// there.
 uint32_t LocalKeys(double share, uint32_t length);
 
 // The sums of one prompt of up to `tokens` tokens. A reader of (layer, head) is a query head that
@@ -80,18 +81,24 @@ class PromptSums {
   std::vector<std::vector<float>> sums_;  // [planes][readers][mass, far][tokens]
 };
 
-struct ProfileArgs {
-  const Layout* layout = nullptr;
-  const std::byte* base = nullptr;
-  // Every token of the prompt so far, the chunk's own last; row i of each head is position i.
-  SessionView session;
+// What attention of one model layer has just read and given: a chunk of a prompt, of which one KV
+// head is to be profiled.
+struct AttendedChunk {
   uint32_t model_layer = 0;
   uint32_t head = 0;               // KV head
   const float* queries = nullptr;  // [query_count][query_heads][key_dim], post-RoPE
   const float* lse = nullptr;      // [query_count][query_heads], as Attention() gives it
   uint32_t query_count = 0;        // the newest tokens
+};
+
+struct ProfileArgs {
+  const Layout* layout = nullptr;
+  const std::byte* base = nullptr;
+  // Every token of the prompt so far, the chunk's own last; row i of each head is position i.
+  SessionView session;
+  AttendedChunk chunk;
   float scale = 1.0f;
-  double local = 0;           // share of a row's length that is local to it
+  uint32_t local_keys = 1;    // keys that are local to a query: LocalKeys() of the whole prompt
   uint32_t sample_every = 1;  // rows at positions that are no multiple of it are left out
 };
 

@@ -170,8 +170,10 @@ void Engine::PrepareBatch() {
   }
   for (const auto& sequence : running_) {
     Tenant& tenant = tenants_[sequence->request.tenant];
-    tenant.steps.push_back(
-        {.session = sequence->session.get(), .tokens = sequence->NextTokens(options_.chunk)});
+    const uint32_t tokens = sequence->NextTokens(options_.chunk);
+    tenant.steps.push_back({.session = sequence->session.get(),
+                            .tokens = tokens,
+                            .ids = std::span(sequence->tokens).subspan(sequence->fed, tokens)});
     tenant.stepping.push_back(sequence.get());
   }
   for (Tenant& tenant : tenants_) {
@@ -200,10 +202,8 @@ void Engine::TakeReady(Tenant& tenant) {
     const LogitRows logits = sequence->request.kind == RequestKind::kScore ? LogitRows::kAll
                              : last                                        ? LogitRows::kLast
                                                                            : LogitRows::kNone;
-    feeds_.push_back({.session = step.session,
-                      .position = sequence->fed,
-                      .tokens = std::span(sequence->tokens).subspan(sequence->fed, step.tokens),
-                      .logits = logits});
+    feeds_.push_back(
+        {.session = step.session, .position = sequence->fed, .tokens = step.ids, .logits = logits});
     fed_.push_back(sequence);
   }
 }

@@ -83,6 +83,7 @@ void Llama::Plan(std::span<const Feed> batch) {
   positions_.clear();
   views_.clear();
   tasks_.clear();
+  profiles_.clear();
   query_slots_.clear();
   wanted_.clear();
   for (size_t f = 0; f < batch.size(); ++f) {
@@ -92,6 +93,9 @@ void Llama::Plan(std::span<const Feed> batch) {
     views_.push_back(feed.session->View());
     for (uint32_t i = 0; i < count; i += kTaskQueries) {
       tasks_.push_back({f, i, std::min(kTaskQueries, count - i), first_row + i});
+    }
+    for (uint32_t head = 0; feed.session->WantsProfile() && head < config_.kv_heads; ++head) {
+      profiles_.push_back({f, head, first_row});
     }
     for (uint32_t i = 0; i < count; ++i) {
       const bool wanted =
@@ -110,6 +114,7 @@ void Llama::Plan(std::span<const Feed> batch) {
   fit(queries_, rows_ * config_.query_width());
   fit(keys_values_, rows_ * 2 * config_.kv_width());
   fit(attended_, rows_ * config_.query_width());
+  fit(lse_, rows_ * config_.query_heads);
   fit(gate_up_, rows_ * 2 * config_.intermediate);
   fit(logits_, wanted_.size() * config_.vocab);
 }
@@ -132,6 +137,7 @@ void Llama::Layer(std::span<const Feed> batch, uint32_t layer) {
   StoreKeysAndValues(batch, layer);
   CopyQueries(layer);
   Attend(batch, layer);
+  Profile(batch, layer);
   MatMul({.rows = rows_, .in = width, .out = hidden, .accumulate = Accumulate::kAdd},
          attended_.data(), w.attention_out.data(), residual_.data());
 
@@ -189,7 +195,20 @@ void Llama::Attend(std::span<const Feed> batch, uint32_t layer) {
                .queries = &queries_[task.row * width],
                .query_count = task.count,
                .scale = scale,
-               .out = &attended_[task.row * width]});
+               .out = &attended_[task.row * width],
+               .lse = &lse_[task.row * config_.query_heads]});
+  });
+}
+
+void Llama::Profile(std::span<const Feed> batch, uint32_t layer) {
+  threads_->ParallelFor(profiles_.size(), [&](size_t t) {
+    const ProfileTask& task = profiles_[t];
+    const Feed& feed = batch[task.feed];
+    feed.session->Profile({.model_layer = layer,
+                           .head = task.head,
+                           .queries = &queries_[task.row * config_.query_width()],
+                           .lse = &lse_[task.row * config_.query_heads],
+                           .query_count = static_cast<uint32_t>(feed.tokens.size())});
   });
 }
 

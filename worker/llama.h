@@ -55,11 +55,19 @@ class Llama {
     size_t row;             // of the first query, within the step
   };
 
+  // One KV head of a feed whose session wants its attention profiled.
+  struct ProfileTask {
+    size_t feed;
+    uint32_t head;
+    size_t row;  // of the feed's first query, within the step
+  };
+
   void Plan(std::span<const Feed> batch);
   void Layer(std::span<const Feed> batch, uint32_t layer);
   void StoreKeysAndValues(std::span<const Feed> batch, uint32_t layer);
   void CopyQueries(uint32_t layer);
   void Attend(std::span<const Feed> batch, uint32_t layer);
+  void Profile(std::span<const Feed> batch, uint32_t layer);
 
   const LlamaConfig config_;
   const LlamaWeights weights_;
@@ -71,6 +79,7 @@ class Llama {
   std::vector<uint32_t> positions_;  // [rows]
   std::vector<SessionView> views_;   // [feeds]
   std::vector<AttentionTask> tasks_;
+  std::vector<ProfileTask> profiles_;
   std::vector<float*> query_slots_;  // [rows]
   std::vector<size_t> wanted_;       // rows with logits
   std::vector<float> residual_;      // [rows][hidden]
@@ -78,6 +87,7 @@ class Llama {
   std::vector<float> queries_;       // [rows][query_heads][head_dim]
   std::vector<float> keys_values_;   // [rows][2][kv_heads][head_dim]
   std::vector<float> attended_;      // [rows][query_heads][head_dim]
+  std::vector<float> lse_;           // [rows][query_heads], log-sum-exp of attention
   std::vector<float> gate_up_;       // [rows][2][intermediate]
   std::vector<float> logits_;        // [wanted rows][vocab]
 };

@@ -70,13 +70,13 @@ PromptSums Profile(const simd::Target& target, Prompt& prompt, uint32_t chunk,
                              {.layout = &prompt.session.layout(),
                               .base = prompt.session.base(),
                               .session = view,
-                              .model_layer = ml,
-                              .head = head,
-                              .queries = queries,
-                              .lse = lse.data(),
-                              .query_count = count,
+                              .chunk = {.model_layer = ml,
+                                        .head = head,
+                                        .queries = queries,
+                                        .lse = lse.data(),
+                                        .query_count = count},
                               .scale = prompt.scale(),
-                              .local = kLocal,
+                              .local_keys = LocalKeys(kLocal, prompt.tokens),
                               .sample_every = sample_every},
                              &sums);
       }
@@ -107,7 +107,9 @@ std::vector<Matrix> Oracle(const Prompt& prompt, uint32_t plane) {
   return readers;
 }
 
-bool IsLocal(uint32_t query, uint32_t key) { return query - key < LocalKeys(kLocal, query + 1); }
+bool IsLocal(const Prompt& prompt, uint32_t query, uint32_t key) {
+  return query - key < kLocal * prompt.tokens;
+}
 
 // Whether a class keeps `key` for the query at position `query`: said once, plainly.
 bool Keeps(HeadClass c, const Prompt& prompt, const std::vector<uint8_t>& frequent, uint32_t query,
@@ -116,7 +118,7 @@ bool Keeps(HeadClass c, const Prompt& prompt, const std::vector<uint8_t>& freque
   if (prompt.flags[key] & kSpecialToken) return true;
   if (c >= HeadClass::kPunctuation && (prompt.flags[key] & kPunctuationToken)) return true;
   if (c >= HeadClass::kFrequent && frequent[key]) return true;
-  return c >= HeadClass::kLocal && IsLocal(query, key);
+  return c >= HeadClass::kLocal && IsLocal(prompt, query, key);
 }
 
 double RowMass(HeadClass c, const Prompt& prompt, const std::vector<uint8_t>& frequent,
@@ -165,7 +167,7 @@ TEST(Profile, SumsMatchFloat64) {
                 double mass = 0, far = 0;
                 for (uint32_t query = key; query < prompt.tokens; ++query) {
                   mass += oracle[reader][query][key];
-                  if (!IsLocal(query, key)) far += oracle[reader][query][key];
+                  if (!IsLocal(prompt, query, key)) far += oracle[reader][query][key];
                 }
                 ASSERT_NEAR(sums.mass(plane, reader)[key], mass, 1e-4 * (1 + mass))
                     << target.name << " seed " << seed << " key " << key;
