@@ -72,7 +72,7 @@ class Attachment {
   uint64_t bad_page_lists() const { return bad_page_lists_; }
 
   // ResourceExhausted when no slot is free.
-  absl::StatusOr<AgentSession*> Open(const TenantState& tenant, uint32_t max_tokens,
+  absl::StatusOr<AgentSession*> Open(const TenantState& tenant, const SessionPlan& plan,
                                      const Charge& charge);
   // Frees the session's pages now, or when its job ends.
   void Close(uint32_t slot);
@@ -112,6 +112,8 @@ class Attachment {
   absl::Status Snapshot(AgentSession* session);
   absl::Status Fail(AgentSession* session, const std::string& why);
   SessionRows Rows(const AgentSession& session);
+  // Tells the worker when its policy wants the session next.
+  void SetCompactAt(const AgentSession& session);
   void Free(AgentSession* session);
   bool InEvacuatedSlab(PageId page) const;
   std::vector<PageId> GrantReplacements(AgentSession* session, size_t count);

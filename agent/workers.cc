@@ -209,7 +209,9 @@ absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
                                               ", the attachment was made for at most ",
                                               setup.sizes.session_tokens));
   }
-  const Charge charge = PeakCharge(setup.layout, *tenant->policy, max_tokens, setup.chunk_tokens);
+  const SessionPlan plan{
+      .prompt_tokens = prompt_tokens, .max_tokens = max_tokens, .chunk = setup.chunk_tokens};
+  const Charge charge = PeakCharge(setup.layout, *tenant->policy, plan);
   const uint32_t alone = SlabsFor(setup.layout, charge);
   const PoolConfig& pool = deps_.ledger->config();
   const uint32_t most = std::min(tenant->limit_slabs, pool.slabs - pool.reserve_slabs);
@@ -239,7 +241,7 @@ absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
                      tenant->lease_slabs, " are leased to it here"));
   }
   worker->waiting = {};
-  return attachment.Open(*tenant, max_tokens, charge);
+  return attachment.Open(*tenant, plan, charge);
 }
 
 void Workers::Close(WorkerId id, uint32_t slot, SessionId session) {

@@ -19,6 +19,13 @@ absl::Status ScissorhandsRules(PolicySpec& spec) {
                                                  recent, " + ", drop, " > ", budget));
 }
 
+absl::Status RecentWithinBudget(PolicySpec& spec) {
+  const int64_t budget = spec.Integer("budget"), recent = spec.Integer("recent");
+  if (recent <= budget) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("recent must not exceed budget, got ", recent, " > ", budget));
+}
+
 }  // namespace
 
 const std::vector<PolicySchema>& PolicySchemas() {
@@ -40,6 +47,13 @@ const std::vector<PolicySchema>& PolicySchemas() {
         {"drop", "tokens", "m: keys dropped at a compaction; 0 means budget / 2",
          IntegerRange{0, 0, kMaxTokens}}},
        ScissorhandsRules},
+      {"random",
+       "The newest keys and a random choice of the others: the yardstick at the same budget.",
+       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
+        {"recent", "tokens", "newest keys among them", IntegerRange{32, 1, kMaxTokens}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}},
+        {"seed", "", "another number, another choice", IntegerRange{0, 0, 65535}}},
+       RecentWithinBudget},
   };
   return *schemas;
 }

@@ -123,6 +123,10 @@ int64_t PolicySpec::Integer(const std::string& parameter) const {
   return std::get<int64_t>(parameters.at(parameter));
 }
 
+uint32_t PolicySpec::Count(const std::string& parameter) const {
+  return static_cast<uint32_t>(Integer(parameter));
+}
+
 double PolicySpec::Number(const std::string& parameter) const {
   return std::get<double>(parameters.at(parameter));
 }

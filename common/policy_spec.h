@@ -54,6 +54,7 @@ struct PolicySpec {
 
   // Each requires that the parameter is in the policy's schema and of that type.
   int64_t Integer(const std::string& parameter) const;
+  uint32_t Count(const std::string& parameter) const;  // an integer of 0..2^32-1
   double Number(const std::string& parameter) const;
   const std::string& Choice(const std::string& parameter) const;
   bool operator==(const PolicySpec&) const = default;

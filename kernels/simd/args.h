@@ -55,11 +55,14 @@ struct ScoreHeadArgs {
   const float* const* queries = nullptr;  // [heads][query_count], each [key_dim]
   const uint32_t* query_rows = nullptr;   // [query_count] rows that a query saw
   const float* thresholds = nullptr;      // [query_count] alpha below this is low
+  const float* hits = nullptr;            // [query_count] what a query leaves in last_hits
   uint32_t heads = 0;                     // query heads that read this KV head
   uint32_t query_count = 0;
   float scale = 1;
   float* mass = nullptr;          // [rows], added to
+  float* square_sum = nullptr;    // [rows], added to; or nullptr
   uint8_t* low_counts = nullptr;  // [rows], added to; or nullptr
+  uint16_t* last_hits = nullptr;  // [rows], raised to the highest of `hits`; or nullptr
   float* scratch = nullptr;       // [ScoreScratch()]
 };
 

@@ -79,7 +79,7 @@ class Rig {
                            {order(kHostile,
                                   *MakePolicySpec("scissorhands",
                                                   {{"budget", 64}, {"window", 64}, {"recent", 8}})),
-                            order(kHonest, {})})
+                            order(kHonest, DefaultPolicySpec())})
                     .ok());
     honest_ = Attach(kHonest);
     StartHonestSession();
@@ -169,8 +169,8 @@ class Rig {
 
   absl::StatusOr<AgentSession*> Open(Attachment& attachment) {
     const TenantState& tenant = *book_.Find(attachment.setup().tenant);
-    return attachment.Open(tenant, kSizes.session_tokens,
-                           PeakCharge(layout_, *tenant.policy, kSizes.session_tokens, 32));
+    const SessionPlan plan{.max_tokens = kSizes.session_tokens, .chunk = 32};
+    return attachment.Open(tenant, plan, PeakCharge(layout_, *tenant.policy, plan));
   }
 
   static void Commit(Attachment& attachment, const std::vector<PageId>& pages, uint32_t tokens) {

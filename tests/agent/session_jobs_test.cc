@@ -136,7 +136,7 @@ TEST_F(JobTest, ACompactionKeepsWhatItsSelectionSaysAndTellsTheRecovery) {
   DrainJob drain = Drain({39}, 0.5f);
   drain.Run();
   planes_ = drain.planes;
-  CompactionJob job = Compaction(Selection{.first = 4, .recent = 8, .total = 12});
+  CompactionJob job = Compaction(Selection{.heads = {{.first = 4, .recent = 8, .total = 12}}});
   job.Run();
   ASSERT_TRUE(job.status.ok()) << job.status;
   std::multiset<float> expected;
@@ -160,7 +160,7 @@ TEST_F(JobTest, ACompactionKeepsWhatItsSelectionSaysAndTellsTheRecovery) {
 }
 
 TEST_F(JobTest, WithoutQueriesThereIsNoRecoveryToTell) {
-  CompactionJob job = Compaction(Selection{.recent = 16, .total = 16});
+  CompactionJob job = Compaction(Selection{.heads = {{.recent = 16, .total = 16}}});
   job.Run();
   ASSERT_TRUE(job.status.ok());
   EXPECT_LT(job.recovery_mean, 0);
