@@ -91,6 +91,7 @@ void Llama::Plan(std::span<const Feed> batch) {
   views_.clear();
   first_token_.clear();
   positions_.clear();
+  profiles_.clear();
   query_slots_.clear();
   wanted_.clear();
   runs_.clear();
@@ -100,6 +101,9 @@ void Llama::Plan(std::span<const Feed> batch) {
     views_.push_back(feed.session->View());
     first_token_.push_back(positions_.size());
     runs_.push_back({.feed = f, .first = 0, .count = count});
+    for (uint32_t head = 0; WantsProfile(feed) && head < config_.kv_heads; ++head) {
+      profiles_.push_back({f, head});
+    }
     for (uint32_t i = 0; i < count; ++i) {
       const bool wanted =
           feed.logits == LogitRows::kAll || (feed.logits == LogitRows::kLast && i + 1 == count);
@@ -122,6 +126,7 @@ void Llama::MakeRoom() {
   fit(queries_, tokens * config_.query_width());
   fit(keys_values_, tokens * 2 * config_.kv_width());
   fit(attended_, tokens * config_.query_width());
+  fit(lse_, tokens * config_.query_heads);
   fit(gate_up_, tokens * 2 * config_.intermediate);
   fit(logits_, wanted_.size() * config_.vocab);
   if (config_.layer_types.Cyclic().empty()) return;
@@ -210,6 +215,7 @@ void Llama::Layer(std::span<const Feed> batch, uint32_t layer) {
   if (config_.layer_types.ComputesKv(layer)) ProjectKeysAndValues(batch, layer);
   CopyQueries(layer);
   Attend(batch, layer);
+  Profile(batch, layer);
   MatMul({.rows = rows_, .in = width, .out = hidden, .accumulate = Accumulate::kAdd},
          attended_.data(), w.attention_out.data(), residual_.data());
 
@@ -285,6 +291,7 @@ void Llama::AttendRun(const Feed& feed, const Run& run, uint32_t layer) {
     args.queries = &queries_[(run.row + first) * width];
     args.query_count = count;
     args.out = &attended_[(run.row + first) * width];
+    args.lse = &lse_[(run.row + first) * config_.query_heads];
     Attention(args);
   };
   if (run.own == Own::kNone && config_.layer_types.UsesKvFromAbove(layer)) {
@@ -297,6 +304,24 @@ void Llama::AttendRun(const Feed& feed, const Run& run, uint32_t layer) {
   const uint32_t alone = through == run.count ? 1 : 0;
   if (alone > 0) attend(0, 1, 0);
   if (run.count > alone) attend(alone, run.count - alone, through - 1);
+}
+
+// A prompt that iterates has no one pass of which a session could say what was attended.
+bool Llama::WantsProfile(const Feed& feed) const {
+  return feed.session->WantsProfile() && config_.layer_types.Cyclic().empty();
+}
+
+void Llama::Profile(std::span<const Feed> batch, uint32_t layer) {
+  threads_->ParallelFor(profiles_.size(), [&](size_t t) {
+    const ProfileTask& task = profiles_[t];
+    const Feed& feed = batch[task.feed];
+    const size_t row = first_token_[task.feed];
+    feed.session->Profile({.model_layer = layer,
+                           .head = task.head,
+                           .queries = &queries_[row * config_.query_width()],
+                           .lse = &lse_[row * config_.query_heads],
+                           .query_count = static_cast<uint32_t>(feed.tokens.size())});
+  });
 }
 
 }  // namespace kvpool

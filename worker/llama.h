@@ -74,6 +74,12 @@ class Llama {
     size_t row = 0;  // of the first token, among the rows that pass together
   };
 
+  // One KV head of a feed whose session wants its attention profiled.
+  struct ProfileTask {
+    size_t feed;
+    uint32_t head;
+  };
+
   void Plan(std::span<const Feed> batch);
   void MakeRoom();
   void TakeRuns();
@@ -87,6 +93,8 @@ class Llama {
   void CopyQueries(uint32_t layer);
   void Attend(std::span<const Feed> batch, uint32_t layer);
   void AttendRun(const Feed& feed, const Run& run, uint32_t layer);
+  bool WantsProfile(const Feed& feed) const;
+  void Profile(std::span<const Feed> batch, uint32_t layer);
 
   const LlamaConfig config_;
   const LlamaWeights weights_;
@@ -106,6 +114,7 @@ class Llama {
   std::vector<Run> tasks_;            // the same in pieces that one thread attends
   std::vector<size_t> token_of_row_;  // [rows]
   size_t rows_ = 0;
+  std::vector<ProfileTask> profiles_;
   std::vector<float> entering_;     // [tokens][hidden] before the cyclic layers
   std::vector<float> leaving_;      // [tokens][hidden] after them
   std::vector<float> residual_;     // [rows][hidden]
@@ -113,6 +122,7 @@ class Llama {
   std::vector<float> queries_;      // [rows][query_heads][head_dim]
   std::vector<float> keys_values_;  // [rows][2][kv_heads][head_dim]
   std::vector<float> attended_;     // [rows][query_heads][head_dim]
+  std::vector<float> lse_;          // [rows][query_heads], log-sum-exp of attention
   std::vector<float> gate_up_;      // [rows][2][intermediate]
   std::vector<float> logits_;       // [wanted rows][vocab]
 };

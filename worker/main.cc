@@ -20,6 +20,7 @@
 #include "worker/prompts.h"
 #include "worker/report.h"
 #include "worker/score.h"
+#include "worker/token_classes.h"
 #include "worker/tokenizer.h"
 
 namespace kvpool {
@@ -189,6 +190,7 @@ absl::StatusOr<Summary> Execute(const Flags& flags, const Tokenizer& tokenizer, 
                         .tenants = work.tenants,
                         .sessions = flags.batch,
                         .session_tokens = work.session_tokens,
+                        .token_flags = TokenClasses(tokenizer, model.config().vocab),
                         .chunk_tokens = flags.chunk});
   if (!kv.ok()) return kv.status();
   std::vector<KvCache*> pointers;

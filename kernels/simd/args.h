@@ -77,4 +77,18 @@ struct ScoreHeadArgs {
   float* scratch = nullptr;       // [ScoreScratch()]
 };
 
+// A chunk of a prompt's queries, of one query head.
+struct ProfileHeadArgs {
+  HeadRows head;
+  const float* const* queries = nullptr;  // [query_count], each [key_dim]
+  const float* lse = nullptr;             // [query_count]
+  const uint32_t* query_rows = nullptr;   // [query_count] rows that a query saw
+  const uint32_t* far_rows = nullptr;     // [query_count] how many first ones of them are far
+  uint32_t query_count = 0;
+  float scale = 1;
+  float* mass = nullptr;     // [rows], added to
+  float* far = nullptr;      // [rows], added to by queries to which the row is far
+  float* scratch = nullptr;  // [ProfileScratch()]
+};
+
 }  // namespace kvpool::simd

@@ -10,13 +10,16 @@
 
 namespace kvpool::simd {
 
-#define KVPOOL_DECLARE_TARGET(name)          \
-  namespace name {                           \
-  void AttendQuery(const AttendArgs& args);  \
-  void AttendChunk(const AttendArgs& args);  \
-  void ScoreHead(const ScoreHeadArgs& args); \
-  }                                          \
-  constexpr Target k_##name { #name, name::AttendQuery, name::AttendChunk, name::ScoreHead }
+#define KVPOOL_DECLARE_TARGET(name)                                                 \
+  namespace name {                                                                  \
+  void AttendQuery(const AttendArgs& args);                                         \
+  void AttendChunk(const AttendArgs& args);                                         \
+  void ScoreHead(const ScoreHeadArgs& args);                                        \
+  void ProfileHead(const ProfileHeadArgs& args);                                    \
+  }                                                                                 \
+  constexpr Target k_##name {                                                       \
+#name, name::AttendQuery, name::AttendChunk, name::ScoreHead, name::ProfileHead \
+  }
 
 KVPOOL_DECLARE_TARGET(baseline);
 KVPOOL_DECLARE_TARGET(avx2);
@@ -80,6 +83,11 @@ size_t ScoreScratch(const Geometry& g, uint32_t rows) {
   // marks.
   return size_t{kMaxLanes + kTileRows} * g.key_dim +
          size_t{2 * kMaxLanes} * RoundUp(rows, kTileRows);
+}
+
+size_t ProfileScratch(const Geometry& g) {
+  // Queries of one pass and a tile of keys as f32.
+  return size_t{kLaneVectors * kMaxLanes + kTileRows} * g.key_dim;
 }
 
 }  // namespace kvpool::simd

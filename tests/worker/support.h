@@ -140,6 +140,8 @@ class ScriptedKv final : public KvCache {
     float* QuerySlot(uint32_t index) override {
       return owner->on_query ? owner->on_query(number, index) : nullptr;
     }
+    bool WantsProfile() const override { return inner->WantsProfile(); }
+    void Profile(const AttendedChunk& chunk) override { inner->Profile(chunk); }
     void Commit() override { inner->Commit(); }
 
     ScriptedKv* owner;
