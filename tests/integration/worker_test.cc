@@ -16,8 +16,8 @@
 namespace kvpool {
 namespace {
 
-constexpr char kModel[] = "worker/models/prose-5m";
-constexpr char kPrompts[] = "worker/demo/prompts.txt";
+const std::string kModel = SourcePath("worker/models/prose-5m");
+const std::string kPrompts = SourcePath("worker/demo/prompts.txt");
 
 // Runs kvpool-worker to its end and returns its exit code; `log` holds what it printed.
 int RunWorker(std::vector<std::string> args, const std::string& log,
@@ -212,8 +212,9 @@ TEST_F(WorkerTest, TheDashboardNamesOnlyMetricsThatTheDaemonsServe) {
   std::ofstream(cluster_.File("agent.txt"))
       << Cluster::CallAt(cluster_.agent_http("a"), "GET", "/metrics").body;
   std::ofstream(cluster_.File("manager.txt")) << cluster_.Call("GET", "/metrics").body;
-  const std::string command = "python3 scripts/check_dashboard.py --metrics " +
-                              cluster_.File("agent.txt") + " " + cluster_.File("manager.txt");
+  const std::string command = "python3 " + SourcePath("scripts/check_dashboard.py") +
+                              " --metrics " + cluster_.File("agent.txt") + " " +
+                              cluster_.File("manager.txt");
   EXPECT_EQ(system(command.c_str()), 0);
 }
 

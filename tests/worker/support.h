@@ -14,18 +14,19 @@
 #include <utility>
 #include <vector>
 
+#include "tests/paths.h"
 #include "worker/engine.h"
 #include "worker/llama.h"
 #include "worker/private_kv.h"
 
 namespace kvpool {
 
-inline const std::string kModelDirectory = "worker/models/prose-5m";
+inline const std::string kModelDirectory = SourcePath("worker/models/prose-5m");
 
 // The folder of inputs that are not committed, or "" where it is absent.
 inline std::string SharedDirectory() {
   const char* const named = std::getenv("KVPOOL_SHARED");
-  const std::string directory = named != nullptr ? named : "../shared";
+  const std::string directory = named != nullptr ? named : SourcePath("../shared");
   return std::filesystem::exists(directory + "/data/text") ? directory : "";
 }
 
