@@ -21,10 +21,10 @@ Charge& Charge::operator-=(const Charge& other) {
   return *this;
 }
 
-Charge PeakCharge(const Layout& layout, const Policy& policy, uint32_t max_tokens, uint32_t chunk) {
+Charge PeakCharge(const Layout& layout, const Policy& policy, const SessionPlan& plan) {
   const Geometry& geometry = layout.geometry();
-  const uint32_t tokens = policy.PeakTokens(max_tokens, chunk);
-  const bool compacts = policy.CompactAt().has_value();
+  const uint32_t tokens = policy.PeakTokens(plan);
+  const bool compacts = policy.NextCompactAt({.geometry = &geometry, .plan = plan}).has_value();
   Charge charge;
   // A compacted segment's last block and the first fresh page may each be partly empty.
   charge.pages = CeilDiv(tokens, kPageTokens) + (compacts ? 1 : 0);

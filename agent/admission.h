@@ -24,8 +24,8 @@ struct Charge {
   bool operator==(const Charge&) const = default;
 };
 
-// The most that a session of up to `max_tokens` tokens, fed in chunks of at most `chunk`, can take.
-Charge PeakCharge(const Layout& layout, const Policy& policy, uint32_t max_tokens, uint32_t chunk);
+// The most that a session can take.
+Charge PeakCharge(const Layout& layout, const Policy& policy, const SessionPlan& plan);
 
 // Slabs that a charge needs: whole slabs of pages, and whole slabs' worth of overhead.
 uint32_t SlabsFor(const Layout& layout, const Charge& charge);

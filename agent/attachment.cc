@@ -78,7 +78,7 @@ uint32_t Attachment::Fill(uint32_t pages) {
 
 // ---- Sessions ---------------------------------------------------------------------------------
 
-absl::StatusOr<AgentSession*> Attachment::Open(const TenantState& tenant, uint32_t max_tokens,
+absl::StatusOr<AgentSession*> Attachment::Open(const TenantState& tenant, const SessionPlan& plan,
                                                const Charge& charge) {
   if (free_slots_.empty()) {
     return absl::ResourceExhaustedError(absl::StrCat(
@@ -91,14 +91,15 @@ absl::StatusOr<AgentSession*> Attachment::Open(const TenantState& tenant, uint32
   AgentSession session;
   session.id = *id;
   session.slot = slot;
-  session.max_tokens = max_tokens;
+  session.plan = plan;
   session.policy = tenant.policy;
   session.policy_text = ToString(tenant.spec);
   session.needs = tenant.policy->Needs();
   session.charge = charge;
   session.planes = Planes(setup_.layout.geometry(), session.needs.planes);
   charge_ += charge;
-  regions_->ResetSlot(slot, tenant.policy->CompactAt().value_or(0));
+  regions_->ResetSlot(slot);
+  SetCompactAt(session);
   return &sessions_.emplace(slot, std::move(session)).first->second;
 }
 
@@ -146,10 +147,10 @@ absl::Status Attachment::Snapshot(AgentSession* session) {
   SlotWords words = regions_->ReadSlot(session->slot);
   const uint64_t room = session->fresh_start + uint64_t{kPageTokens} * words.fresh_pages.size();
   if (words.committed < session->committed || words.committed > room ||
-      words.committed > session->max_tokens) {
+      words.committed > session->plan.max_tokens) {
     return Fail(session, absl::StrCat("committed went from ", session->committed, " to ",
                                       words.committed, " with room for ", room, " of at most ",
-                                      session->max_tokens, " tokens"));
+                                      session->plan.max_tokens, " tokens"));
   }
   if (absl::Status adopted = ledger_->Adopt(session->id, words.fresh_pages); !adopted.ok()) {
     return Fail(session, std::string(adopted.message()));
@@ -172,6 +173,13 @@ SessionRows Attachment::Rows(const AgentSession& session) {
           .fresh_pages = session.fresh_pages,
           .fresh_start = session.fresh_start,
           .fresh_tokens = session.committed - session.fresh_start};
+}
+
+void Attachment::SetCompactAt(const AgentSession& session) {
+  const PolicyState state = session.State(setup_.layout.geometry());
+  regions_->table(session.slot)
+      .compact_at.store(session.policy->NextCompactAt(state).value_or(0),
+                        std::memory_order_relaxed);
 }
 
 // ---- Drain ------------------------------------------------------------------------------------
@@ -224,10 +232,11 @@ bool Attachment::IsIdle(uint32_t slot) const {
 }
 
 uint32_t Attachment::PagesFreedByCompaction(const AgentSession& session) const {
-  const std::optional<Selection> selection = session.policy->Compact(session.cache_tokens());
+  const std::optional<Selection> selection =
+      session.policy->Compact(session.State(setup_.layout.geometry()));
   if (!selection.has_value()) return 0;
   const uint32_t now = CeilDiv(session.cache_tokens(), kPageTokens);
-  const uint32_t then = CeilDiv(selection->total, kPageTokens);
+  const uint32_t then = CeilDiv(selection->expected, kPageTokens);
   return now > then ? now - then : 0;
 }
 
@@ -277,8 +286,10 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_
     replacements = GrantReplacements(session, evacuate.size());
     if (replacements.empty()) evacuate.clear();
   }
-  std::optional<Selection> selection = session->policy->Compact(session->cache_tokens());
+  std::optional<Selection> selection =
+      session->policy->Compact(session->State(setup_.layout.geometry()));
   if (!selection.has_value() && evacuate.empty()) {
+    SetCompactAt(*session);
     regions_->SetState(slot, resting);
     return std::nullopt;
   }
@@ -289,7 +300,7 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_
                        .rows = Rows(*session),
                        .planes = std::move(session->planes),
                        .session_pages = std::move(pages),
-                       .selection = selection,
+                       .selection = std::move(selection),
                        .evacuate = std::move(evacuate),
                        .replacements = std::move(replacements)};
 }
@@ -299,8 +310,7 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
   session->job = AgentSession::Job::kNone;
   session->planes = std::move(job.planes);
   (void)ledger_->Unpin(session->id);
-  CompactionOutcome outcome{
-      .status = job.status, .recovery_mean = job.recovery_mean, .recovery_min = job.recovery_min};
+  CompactionOutcome outcome{.status = job.status, .recovery = StatsOf(job.recovery)};
   std::vector<PageId> unused = job.replacements;
   if (job.status.ok()) {
     outcome.effect = job.selection.has_value() ? CompactionOutcome::Effect::kCompacted
@@ -317,7 +327,14 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
     session->fresh_start = session->committed;
     session->compacted_tokens =
         *std::max_element(job.plan.result.lengths.begin(), job.plan.result.lengths.end());
+    if (job.selection.has_value()) {
+      MultiplyRecovery(job.recovery, &session->recovery_product);
+      outcome.cumulative = StatsOf(session->recovery_product);
+      session->selected_step = session->committed;
+      session->selected_tokens = session->compacted_tokens;
+    }
     ++session->epoch;
+    SetCompactAt(*session);
     regions_->Publish(slot, session->epoch, session->fresh_start, job.plan.result, session->planes);
   }
   (void)ledger_->Release(session->id, unused);

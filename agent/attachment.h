@@ -22,6 +22,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "agent/pool.h"
+#include "agent/recovery.h"
 #include "agent/session.h"
 #include "agent/session_jobs.h"
 #include "agent/shared_regions.h"
@@ -42,8 +43,8 @@ struct AttachmentSetup {
 struct CompactionOutcome {
   absl::Status status;
   uint32_t freed_pages = 0;
-  float recovery_mean = -1;
-  float recovery_min = -1;
+  RecoveryStats recovery;    // over heads
+  RecoveryStats cumulative;  // the same of the running product over the session's compactions
   enum class Effect : uint8_t { kNothing, kMoved, kCompacted } effect = Effect::kNothing;
 };
 
@@ -72,7 +73,7 @@ class Attachment {
   uint64_t bad_page_lists() const { return bad_page_lists_; }
 
   // ResourceExhausted when no slot is free.
-  absl::StatusOr<AgentSession*> Open(const TenantState& tenant, uint32_t max_tokens,
+  absl::StatusOr<AgentSession*> Open(const TenantState& tenant, const SessionPlan& plan,
                                      const Charge& charge);
   // Frees the session's pages now, or when its job ends.
   void Close(uint32_t slot);
@@ -112,6 +113,8 @@ class Attachment {
   absl::Status Snapshot(AgentSession* session);
   absl::Status Fail(AgentSession* session, const std::string& why);
   SessionRows Rows(const AgentSession& session);
+  // Tells the worker when its policy wants the session next.
+  void SetCompactAt(const AgentSession& session);
   void Free(AgentSession* session);
   bool InEvacuatedSlab(PageId page) const;
   std::vector<PageId> GrantReplacements(AgentSession* session, size_t count);

@@ -21,7 +21,7 @@ namespace kvpool {
 struct AgentSession {
   SessionId id;
   uint32_t slot = 0;
-  uint32_t max_tokens = 0;
+  SessionPlan plan;
   std::shared_ptr<const Policy> policy;
   std::string policy_text;
   PolicyNeeds needs;
@@ -34,13 +34,29 @@ struct AgentSession {
   uint32_t fresh_start = 0;             // logical position of the first fresh token
   uint32_t committed = 0;               // as last checked; planes have a row for each below it
   std::vector<PageId> fresh_pages;      // as last checked
+  uint32_t selected_step = 0;           // tokens fed when its policy last compacted it
+  uint32_t selected_tokens = 0;         // rows of the longest head that this left
   uint64_t drained = 0;                 // number of the next query to drain
+  std::vector<float> recovery_product;  // [planes] over its compactions; negative: never measured
+  std::vector<uint8_t> head_classes;    // what its policy found in the prompt; see PolicyState
 
   enum class Job : uint8_t { kNone, kDrain, kCompaction } job = Job::kNone;
   bool closed = false;  // its capability is gone; freed when the job ends
   bool failed = false;
 
+  // Rows of the longest head.
   uint32_t cache_tokens() const { return compacted_tokens + committed - fresh_start; }
+  PolicyState State(const Geometry& geometry) const {
+    return {.geometry = &geometry,
+            .plan = plan,
+            .session = id.value(),
+            .step = committed,
+            .length = cache_tokens(),
+            .compacted_step = selected_step,
+            .compacted_length = selected_tokens,
+            .observed = planes.observed(),
+            .head_classes = head_classes};
+  }
 };
 
 }  // namespace kvpool

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <utility>
 
+#include "kernels/derived_scores.h"
 #include "kernels/scoring.h"
 
 namespace kvpool {
@@ -18,11 +19,29 @@ SessionView SessionRows::View() const {
   return view;
 }
 
+namespace {
+
+float Scale(const Layout& layout) {
+  return 1.0f / std::sqrt(static_cast<float>(layout.geometry().key_dim));
+}
+
+RowScores ScoresFor(const RowScore& score, const CompactionJob& job) {
+  if (!score.derived()) return PlaneScores(score, job.planes);
+  return DerivedScores(score, {.layout = job.layout,
+                               .base = job.base,
+                               .session = job.rows.View(),
+                               .fresh_start = job.rows.fresh_start,
+                               .planes = &job.planes,
+                               .scale = Scale(*job.layout)});
+}
+
+}  // namespace
+
 void DrainJob::Run() {
   const uint32_t last = rows.fresh_start + rows.fresh_tokens;
   for (uint32_t& position : positions) position = std::min(position, last == 0 ? 0 : last - 1);
   const auto count = static_cast<uint32_t>(positions.size());
-  planes.BeginDrain(count);
+  planes.BeginDrain(count, 1 + *std::max_element(positions.begin(), positions.end()));
   Score({.layout = layout,
          .base = base,
          .session = rows.View(),
@@ -30,23 +49,16 @@ void DrainJob::Run() {
          .queries = queries.data(),
          .query_positions = positions.data(),
          .query_count = count,
-         .scale = 1.0f / std::sqrt(static_cast<float>(layout->geometry().key_dim))},
+         .scale = Scale(*layout)},
         &planes);
+  planes.KeepQueries(positions, queries);
 }
 
 void CompactionJob::Run() {
   std::vector<KeepRows> keep;
   if (selection.has_value()) {
-    keep = Select(*selection, planes);
-    float sum = 0;
-    uint32_t measured = 0;
-    for (float recovery : Recovery(keep, planes)) {
-      if (recovery < 0) continue;
-      recovery_min = measured == 0 ? recovery : std::min(recovery_min, recovery);
-      sum += recovery;
-      ++measured;
-    }
-    if (measured > 0) recovery_mean = sum / static_cast<float>(measured);
+    keep = Select(*selection, layout->geometry(), planes, ScoresFor(selection->score, *this));
+    recovery = Recovery(keep, planes);
   }
   absl::StatusOr<CompactionPlan> made =
       PlanCompaction({.layout = layout,

@@ -80,10 +80,10 @@ SharedRegions::~SharedRegions() {
   }
 }
 
-void SharedRegions::ResetSlot(uint32_t index, uint32_t compact_at) {
+void SharedRegions::ResetSlot(uint32_t index) {
   shm::TableHeader& header = table(index);
   header.fresh_start.store(0, std::memory_order_relaxed);
-  header.compact_at.store(compact_at, std::memory_order_relaxed);
+  header.compact_at.store(0, std::memory_order_relaxed);
   header.hand_over.store(0, std::memory_order_relaxed);
   header.cache_tokens.store(0, std::memory_order_relaxed);
   header.failed.store(0, std::memory_order_relaxed);

@@ -52,8 +52,9 @@ class SharedRegions {
     return *At<shm::TableHeader>(tables_, shm::TableOffset(sizes_, index));
   }
 
-  // Makes a slot ready for a new session in state RUNNING: empty list, nothing committed, epoch 0.
-  void ResetSlot(uint32_t index, uint32_t compact_at);
+  // Makes a slot ready for a new session in state RUNNING: empty list, nothing committed, epoch 0,
+  // never due.
+  void ResetSlot(uint32_t index);
   SlotWords ReadSlot(uint32_t index);
   void SetState(uint32_t index, shm::State state);
   // IDLE -> BUSY; false when the worker was quicker.

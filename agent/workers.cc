@@ -133,6 +133,14 @@ std::vector<Workers::Group> Workers::Groups(TenantId tenant, std::optional<TimeP
   return groups;
 }
 
+uint32_t Workers::ChargedSlabs(TenantId tenant) const {
+  uint32_t slabs = 0;
+  for (const Group& group : Groups(tenant, std::nullopt)) {
+    slabs += SlabsFor(*group.layout, group.charge);
+  }
+  return slabs;
+}
+
 uint32_t Workers::WantedSlabs(TenantId tenant, TimePoint now) const {
   uint32_t slabs = 0;
   for (Group& group : Groups(tenant, now)) {
@@ -209,7 +217,9 @@ absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
                                               ", the attachment was made for at most ",
                                               setup.sizes.session_tokens));
   }
-  const Charge charge = PeakCharge(setup.layout, *tenant->policy, max_tokens, setup.chunk_tokens);
+  const SessionPlan plan{
+      .prompt_tokens = prompt_tokens, .max_tokens = max_tokens, .chunk = setup.chunk_tokens};
+  const Charge charge = PeakCharge(setup.layout, *tenant->policy, plan);
   const uint32_t alone = SlabsFor(setup.layout, charge);
   const PoolConfig& pool = deps_.ledger->config();
   const uint32_t most = std::min(tenant->limit_slabs, pool.slabs - pool.reserve_slabs);
@@ -226,20 +236,23 @@ absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
   if (needed > tenant->lease_slabs) {
     worker->waiting = charge;
     worker->waiting_since = BootClock::now();
+    const ReclaimReason reason =
+        TenantBook::WhyRefused(*tenant, needed, most, worker->waiting_since);
     deps_.book->Record({.tenant = tenant->id,
                         .time = worker->waiting_since,
                         .step = ReclaimStep::kRefusal,
-                        .reason = ReclaimReason::kAdmission,
+                        .reason = reason,
                         .policy = ToString(tenant->spec),
                         .sessions = 1,
                         .bytes = charge.pages * setup.layout.page_bytes().value()});
     Changed(setup.tenant);
     return absl::ResourceExhaustedError(
         absl::StrCat("tenant ", tenant->name, " would need ", needed, " slabs with this session, ",
-                     tenant->lease_slabs, " are leased to it here"));
+                     tenant->lease_slabs, " are leased to it here",
+                     reason == ReclaimReason::kLeaseGrowing ? " so far: ask again" : ""));
   }
   worker->waiting = {};
-  return attachment.Open(*tenant, max_tokens, charge);
+  return attachment.Open(*tenant, plan, charge);
 }
 
 void Workers::Close(WorkerId id, uint32_t slot, SessionId session) {

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -24,6 +25,8 @@ struct OpenedSession {
   QueryWish queries = QueryWish::kNone;
   uint32_t sample_every = 1;
   uint32_t prompt_rows = 0;
+  bool token_flags = false;            // whether the policy wants them
+  std::optional<ProfileRule> profile;  // how to profile the prompt, if at all
 };
 
 struct DrainRequest {

@@ -6,7 +6,8 @@
 //   auto session = *tenant->Open({.prompt_tokens = 20, .max_tokens = 500});
 //   for each step:
 //     tenant->SafePoint(steps)       hand over what is due, drain windows, take pages
-//     ... write K and V through session->WriteBlock(), attend over session->View() ...
+//     ... write K and V through session->WriteBlock(), attend over session->View(),
+//         profile a prompt's attention where session->WantsProfile() ...
 //     session->Commit(n, queries)    publish, push queries
 //
 // Threads: a Connection runs one background thread for RPC. A Tenant and its Sessions belong to one
@@ -37,6 +38,7 @@
 #include "common/ids.h"
 #include "kernels/geometry.h"
 #include "kernels/layout.h"
+#include "kernels/profile.h"
 #include "kernels/session_view.h"
 
 namespace kvpool {
@@ -72,13 +74,16 @@ class Connection {
 // What a session does in the next step.
 struct Step {
   Session* session = nullptr;
-  uint32_t tokens = 1;   // tokens it appends, at most chunk_tokens
+  uint32_t tokens = 1;  // tokens it appends, at most chunk_tokens
+  // Token flags (kernels/token_flags.h) of the first of these tokens; the rest have none. Policies
+  // that keep special tokens or punctuation know them by these alone.
+  std::span<const uint8_t> flags;
   absl::Status outcome;  // set by SafePoint: Ok, or why this session must not step
 };
 
 struct OpenOptions {
-  uint32_t prompt_tokens = 1;
-  uint32_t max_tokens = 1;  // longest the session can get, prompt included
+  uint32_t prompt_tokens = 1;  // what a policy profiles
+  uint32_t max_tokens = 1;     // longest the session can get, prompt included
 };
 
 struct TenantStatistics {
@@ -124,6 +129,13 @@ class Session {
   // Block and row for the i-th token of the step under way: written with StoreRow().
   virtual BlockId WriteBlock(uint32_t layer, uint32_t head, uint32_t i) const = 0;
   virtual uint32_t WriteRow(uint32_t i) const = 0;
+
+  // Whether the step under way is part of a prompt that the policy wants profiled: then, straight
+  // after each model layer's attention, Profile is called once for each KV head, with all the
+  // step's tokens (several heads at once if you like), and the step is committed whole. A prompt
+  // that is not profiled like that has no profile, and a policy that needs one drops nothing.
+  virtual bool WantsProfile() const = 0;
+  virtual void Profile(const AttendedChunk& chunk) = 0;
 
   // Ends the step: `tokens` of it are accepted (the rest was scratch). The device must have
   // finished the step. `queries`: the step's post-RoPE queries, [tokens][model_layers][query_heads]

@@ -21,7 +21,7 @@ std::byte* SlotBytes(const TenantSetup& setup, uint32_t slot) {
 
 }  // namespace
 
-SessionImpl::SessionImpl(TenantImpl& tenant, const OpenedSession& opened)
+SessionImpl::SessionImpl(TenantImpl& tenant, const OpenedSession& opened, uint32_t prompt_tokens)
     : tenant_(tenant),
       opened_(opened),
       words_(reinterpret_cast<shm::SessionSlot*>(SlotBytes(tenant.setup_, opened.slot))),
@@ -29,7 +29,13 @@ SessionImpl::SessionImpl(TenantImpl& tenant, const OpenedSession& opened)
                                                           sizeof(shm::SessionSlot))),
       table_bytes_(tenant.setup_.tables.data()),
       table_(reinterpret_cast<const shm::TableHeader*>(
-          table_bytes_ + shm::TableOffset(tenant.setup_.sizes, opened.slot))) {
+          table_bytes_ + shm::TableOffset(tenant.setup_.sizes, opened.slot))),
+      flags_(reinterpret_cast<uint8_t*>(tenant.setup_.control +
+                                        shm::TokenFlagsOffset(tenant.setup_.sizes, opened.slot))) {
+  if (opened.profile.has_value()) {
+    profiler_ = std::make_unique<PromptProfiler>(tenant.setup_.layout, tenant.setup_.base,
+                                                 *opened.profile, prompt_tokens);
+  }
   RefreshTable();
 }
 
@@ -66,6 +72,7 @@ void SessionImpl::AddPages(std::span<const PageId> pages) {
 
 bool SessionImpl::Due(uint32_t tokens) const {
   if (table_->hand_over.load(std::memory_order_acquire) != 0) return true;
+  if (profile_published_) return true;
   const uint32_t compact_at = table_->compact_at.load(std::memory_order_relaxed);
   // Without fresh tokens since the last compaction there is nothing that it left to drop.
   return compact_at != 0 && fresh_tokens() > 0 &&
@@ -128,9 +135,43 @@ bool SessionImpl::PushWanted(uint32_t position, uint32_t index, uint32_t tokens)
   return false;
 }
 
+void SessionImpl::WriteFlags(uint32_t tokens, std::span<const uint8_t> flags) {
+  if (!opened_.token_flags) return;
+  const uint32_t room = tenant_.setup_.sizes.session_tokens - committed_;
+  for (uint32_t i = 0; i < std::min(tokens, room); ++i) {
+    flags_[committed_ + i] = i < flags.size() ? flags[i] : 0;
+  }
+}
+
+void SessionImpl::Profile(const AttendedChunk& chunk) {
+  profiler_->Add(chunk, View(chunk.query_count));
+}
+
+void SessionImpl::PublishProfile() {
+  const shm::ShmSizes& sizes = tenant_.setup_.sizes;
+  const uint32_t tokens = profiler_->tokens();
+  std::byte* const to = tenant_.setup_.control + shm::ProfileOffset(sizes, opened_.slot);
+  const std::vector<HeadClass> classes = profiler_->Classes({flags_, tokens});
+  memcpy(to, classes.data(), classes.size());
+  for (uint32_t plane = 0; plane < sizes.planes; ++plane) {
+    // The other classes rank nothing.
+    if (classes[plane] != HeadClass::kFrequent && classes[plane] != HeadClass::kLocal) continue;
+    const std::vector<float> frequency = profiler_->Frequency(plane);
+    memcpy(to + shm::ProfileFrequencyOffset(sizes, plane), frequency.data(),
+           frequency.size() * sizeof(float));
+  }
+  words_->profiled.store(tokens, std::memory_order_release);
+  profiler_.reset();
+  profile_published_ = true;
+}
+
 absl::Status SessionImpl::Commit(uint32_t tokens, const float* queries) {
   const uint32_t first = committed_;
   committed_ += tokens;
+  if (profiler_ != nullptr) {
+    profiler_->EndStep(first, tokens);
+    if (profiler_->complete()) PublishProfile();
+  }
   words_->committed.store(committed_, std::memory_order_release);
   if (queries == nullptr) return absl::OkStatus();
   const size_t floats = tenant_.setup_.sizes.query_floats;

@@ -25,7 +25,7 @@ absl::StatusOr<std::unique_ptr<Session>> TenantImpl::Open(const OpenOptions& opt
     return absl::InternalError(
         absl::StrCat("the agent named session slot ", opened->slot, " of ", setup_.sizes.sessions));
   }
-  return std::make_unique<SessionImpl>(*this, *opened);
+  return std::make_unique<SessionImpl>(*this, *opened, options.prompt_tokens);
 }
 
 void TenantImpl::StartDrains(const std::vector<SessionImpl*>& sessions) {
@@ -85,6 +85,7 @@ absl::Status TenantImpl::HandOverDue(std::span<Step> steps) {
   if (!outcomes.ok()) return outcomes.status();
   for (size_t k = 0; k < due.size(); ++k) {
     steps[indices[k]].outcome = (*outcomes)[k];
+    due[k]->profile_published_ = false;
     due[k]->RefreshTable();
   }
   return absl::OkStatus();
@@ -134,6 +135,10 @@ absl::Status TenantImpl::SafePoint(std::span<Step> steps) {
   }
   StartDrains(filling);
   TakePages(steps);
+  for (const Step& step : steps) {
+    if (!step.outcome.ok()) continue;
+    static_cast<SessionImpl*>(step.session)->WriteFlags(step.tokens, step.flags);
+  }
   return absl::OkStatus();
 }
 

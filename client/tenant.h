@@ -20,6 +20,7 @@
 #include "client/kvpool.h"
 #include "client/magazine.h"
 #include "client/mapping.h"
+#include "client/prompt_profiler.h"
 #include "proto/shared_memory.h"
 
 namespace kvpool {
@@ -91,7 +92,7 @@ class TenantImpl final : public Tenant {
 
 class SessionImpl final : public Session {
  public:
-  SessionImpl(TenantImpl& tenant, const OpenedSession& opened);
+  SessionImpl(TenantImpl& tenant, const OpenedSession& opened, uint32_t prompt_tokens);
   ~SessionImpl() override;
 
   uint32_t position() const override { return committed_; }
@@ -100,6 +101,8 @@ class SessionImpl final : public Session {
   uint32_t WriteRow(uint32_t i) const override {
     return (committed_ - fresh_start_ + i) % kPageTokens;
   }
+  bool WantsProfile() const override { return profiler_ && profiler_->Wants(committed_); }
+  void Profile(const AttendedChunk& chunk) override;
   absl::Status Commit(uint32_t tokens, const float* queries) override;
   bool WantsQueries(uint32_t tokens) const override;
   void Park() override;
@@ -118,6 +121,10 @@ class SessionImpl final : public Session {
   void RefreshTable();
   absl::Status Failure() const;
 
+  // Publishes flags of the tokens after the committed ones.
+  void WriteFlags(uint32_t tokens, std::span<const uint8_t> flags);
+  // Hands a finished profile to the agent, which takes it up at the next hand-over.
+  void PublishProfile();
   bool PushWanted(uint32_t position, uint32_t index, uint32_t tokens) const;
   absl::Status PushQuery(uint32_t position, const float* query);
   uint64_t pending() const { return pushed_ - submitted_; }
@@ -136,6 +143,10 @@ class SessionImpl final : public Session {
   std::vector<PageId> fresh_pages_;
   const uint32_t* lengths_ = nullptr;
   const BlockId* blocks_ = nullptr;
+
+  uint8_t* const flags_;                      // [session_tokens], in shared memory
+  std::unique_ptr<PromptProfiler> profiler_;  // until the profile is published
+  bool profile_published_ = false;            // and not taken up by the agent yet
 
   static constexpr uint32_t kNoWindow = ~0u;
   uint32_t window_ = kNoWindow;

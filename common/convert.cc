@@ -1,4 +1,4 @@
-// A policy is a name and a list of named numbers.
+// A policy is a name and a list of named values.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include "common/convert.h"
@@ -7,11 +7,27 @@
 
 namespace kvpool {
 
+namespace {
+
+PolicyValue ValueOf(rpc::Parameter::Reader parameter) {
+  switch (parameter.which()) {
+    case rpc::Parameter::INTEGER:
+      return parameter.getInteger();
+    case rpc::Parameter::NUMBER:
+      return parameter.getNumber();
+    case rpc::Parameter::CHOICE:
+      return std::string(parameter.getChoice().cStr());
+  }
+  return std::string();  // of a newer peer: no parameter allows it
+}
+
+}  // namespace
+
 absl::StatusOr<PolicySpec> FromProto(rpc::PolicySpec::Reader from) {
-  std::map<std::string, int64_t> parameters;
+  PolicyValues parameters;
   for (const auto parameter : from.getParameters()) {
     const std::string name = parameter.getName().cStr();
-    if (!parameters.emplace(name, parameter.getValue()).second) {
+    if (!parameters.emplace(name, ValueOf(parameter)).second) {
       return absl::InvalidArgumentError(
           absl::StrCat("policy parameter \"", name, "\" comes twice"));
     }
@@ -25,7 +41,11 @@ void ToProto(const PolicySpec& spec, rpc::PolicySpec::Builder to) {
   unsigned i = 0;
   for (const auto& [name, value] : spec.parameters) {
     parameters[i].setName(name.c_str());
-    parameters[i].setValue(value);
+    if (const auto* integer = std::get_if<int64_t>(&value)) parameters[i].setInteger(*integer);
+    if (const auto* number = std::get_if<double>(&value)) parameters[i].setNumber(*number);
+    if (const auto* choice = std::get_if<std::string>(&value)) {
+      parameters[i].setChoice(choice->c_str());
+    }
     ++i;
   }
 }

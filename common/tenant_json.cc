@@ -19,7 +19,9 @@ constexpr int64_t kFileVersion = 1;
 
 boost::json::object ToJson(const PolicySpec& policy) {
   boost::json::object json{{"name", policy.name}};
-  for (const auto& [name, value] : policy.parameters) json[name] = value;
+  for (const auto& [name, value] : policy.parameters) {
+    std::visit([&, &name = name](const auto& typed) { json[name] = typed; }, value);
+  }
   return json;
 }
 
@@ -41,14 +43,21 @@ absl::StatusOr<PolicySpec> PolicyFromJson(const boost::json::value& value) {
   if (!object.ok()) return object.status();
   const auto name = object->Text("name", limits::kNameBytes);
   if (!name.ok()) return name.status();
-  std::map<std::string, int64_t> parameters;
+  PolicyValues parameters;
   for (const auto& field : value.get_object()) {
     const std::string key(field.key());
     if (key == "name") continue;
-    const auto number = object->Integer(key, std::numeric_limits<int64_t>::min(),
-                                        std::numeric_limits<int64_t>::max());
-    if (!number.ok()) return number.status();
-    parameters[key] = *number;
+    const boost::json::value& given = *object->Take(key);
+    if (given.is_string()) {
+      parameters[key] = std::string(given.get_string());
+    } else if (given.is_double()) {
+      parameters[key] = given.get_double();
+    } else {
+      const auto number = object->Integer(key, std::numeric_limits<int64_t>::min(),
+                                          std::numeric_limits<int64_t>::max());
+      if (!number.ok()) return number.status();
+      parameters[key] = *number;
+    }
   }
   return MakePolicySpec(*name, parameters);
 }

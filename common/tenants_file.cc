@@ -37,11 +37,10 @@ absl::StatusOr<PolicySpec> ParsePolicy(const YamlNode& node) {
   }
   const auto name = RequiredName(node);
   if (!name.ok()) return name.status();
-  std::map<std::string, int64_t> parameters;
+  PolicyValues parameters;
   for (const YamlEntry& entry : node.entries) {
     if (entry.key == "name") continue;
-    const auto value = entry.value.AsInteger(std::numeric_limits<int64_t>::min(),
-                                             std::numeric_limits<int64_t>::max());
+    const auto value = entry.value.AsText(limits::kNameBytes);
     if (!value.ok()) return value.status();
     parameters[entry.key] = *value;
   }

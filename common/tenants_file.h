@@ -25,9 +25,9 @@ namespace kvpool {
 // A tenant's budget over the whole cluster, and what to do to its sessions.
 struct TenantSpec {
   std::string name;
-  Bytes guaranteed;  // can always be held, where its demand can be placed
-  Bytes limit;       // never exceeded
-  PolicySpec policy = *MakePolicySpec("full", {});  // unless said otherwise
+  Bytes guaranteed;                         // can always be held, where its demand can be placed
+  Bytes limit;                              // never exceeded
+  PolicySpec policy = DefaultPolicySpec();  // unless said otherwise
 
   bool operator==(const TenantSpec&) const = default;
 };

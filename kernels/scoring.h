@@ -29,12 +29,18 @@ struct ScoreArgs {
   float scale = 1.0f;
 };
 
-// Per (layer, head) and row: mass += sum over the group's query heads (and over every model layer
-// that shares the cached layer) of alpha; low count += 1 for each query for which alpha < 1 / t for
-// ALL those heads, t = p + 1 the absolute step (Scissorhands, arXiv 2305.17118, Alg. 2; with
-// grouped queries a key is important if any query head says so). Rows that a query could not see
-// get nothing from it. A NaN probability counts as low and adds no mass.
-// Requires planes->rows() == session.Length() for every (layer, head).
+// Fills the planes that are declared. Per (layer, head) and row, with alpha of the group's query
+// heads (and of every model layer that shares the cached layer):
+//   mass, sum      += the sum of alpha over queries and heads
+//   square_sum     += the sum of alpha squared
+//   low count      += 1 for each query for which alpha is below the threshold for ALL those heads
+//   last hit        = the step t = p + 1 of the newest query for which it is not
+// With grouped queries a key is important if any query head says so (Scissorhands, arXiv
+// 2305.17118, Alg. 2; CORM, arXiv 2404.15949). Rows that a query could not see get nothing from it.
+// A NaN probability counts as low and adds nothing.
+// Every query is taken to have seen its own position, also in a layer that masks it (LCKV's
+// condensed ones): a geometry does not say which do, so a key's own query adds to its statistics.
+// Requires planes->rows() >= session.Length() for every (layer, head).
 void Score(const ScoreArgs& args, Planes* planes);
 
 }  // namespace kvpool

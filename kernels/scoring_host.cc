@@ -3,6 +3,7 @@
 //
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -17,6 +18,13 @@ uint32_t FreshSeen(const ScoreArgs& args, uint32_t position) {
   if (position < args.fresh_start) return 0;
   const uint64_t seen = uint64_t{position} - args.fresh_start + 1;
   return static_cast<uint32_t>(std::min<uint64_t>(seen, args.session.fresh_tokens));
+}
+
+// What a query of absolute step `step` leaves in the last hits: 0 when it is too old for them.
+float HitValue(const Planes& planes, uint64_t step) {
+  if (step <= planes.hit_base()) return 0;
+  return static_cast<float>(
+      std::min<uint64_t>(step - planes.hit_base(), std::numeric_limits<uint16_t>::max()));
 }
 
 // Every query vector that reads (layer, head): [query heads of all model layers that share the
@@ -52,15 +60,18 @@ void ScoreOn(const Target& target, const ScoreArgs& args, Planes* planes) {
     longest = std::max(longest, args.session.Length(plane));
   }
   const auto scratch = std::make_unique_for_overwrite<float[]>(ScoreScratch(g, longest));
-  std::vector<float> thresholds(args.query_count);
+  std::vector<float> thresholds(args.query_count), hits(args.query_count);
   std::vector<uint32_t> rows(args.query_count);
   for (uint32_t i = 0; i < args.query_count; ++i) {
-    thresholds[i] = 1.0f / (static_cast<float>(args.query_positions[i]) + 1.0f);
+    hits[i] = HitValue(*planes, uint64_t{args.query_positions[i]} + 1);
   }
   for (uint32_t plane = 0; plane < g.planes(); ++plane) {
     const uint32_t layer = plane / g.kv_heads, head = plane % g.kv_heads;
     for (uint32_t i = 0; i < args.query_count; ++i) {
       rows[i] = args.session.CompactedLength(plane) + FreshSeen(args, args.query_positions[i]);
+      thresholds[i] = 1.0f / (planes->set().threshold == Threshold::kInverseCached
+                                  ? static_cast<float>(rows[i])
+                                  : static_cast<float>(args.query_positions[i]) + 1.0f);
     }
     const std::vector<const float*> queries = QueriesOf(args, layer, head);
     target.score_head(
@@ -68,11 +79,14 @@ void ScoreOn(const Target& target, const ScoreArgs& args, Planes* planes) {
          .queries = queries.data(),
          .query_rows = rows.data(),
          .thresholds = thresholds.data(),
+         .hits = hits.data(),
          .heads = static_cast<uint32_t>(queries.size() / args.query_count),
          .query_count = args.query_count,
          .scale = args.scale,
          .mass = planes->mass(plane).data(),
+         .square_sum = planes->set().square_sum ? planes->square_sum(plane).data() : nullptr,
          .low_counts = planes->set().low_count_ring > 0 ? planes->low_counts(plane, 0) : nullptr,
+         .last_hits = planes->set().last_hit ? planes->last_hits(plane).data() : nullptr,
          .scratch = scratch.get()});
   }
 }

@@ -1,7 +1,7 @@
 // A selection: which rows of each head stay, said as a union of a few primitives, and its host
 // executor. Policies return selections and never touch memory.
 //
-// Values and a pure function; any thread.
+// Values and pure functions; any thread.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -14,24 +14,78 @@
 
 namespace kvpool {
 
-// keep = first ∪ recent ∪ (rows of lowest rank until `total` rows are kept).
-// A head with at most `total` rows keeps everything.
+// By what rows are ranked: rows with a higher score stay, among equals the newer one. NaN ranks
+// lowest.
+struct RowScore {
+  enum class Kind : uint8_t {
+    kNone,  // no ranking: `top` and `total` fill in nothing
+    // From planes.
+    kLowCount,   // fewest low marks of the last `window` queries
+    kSum,        // attention since the row is there
+    kSquareSum,  // its square
+    // Derived inside the compaction job: derived_scores.h.
+    kWindowSum,        // attention of the last `window` kept queries
+    kWindowSquareSum,  // its square
+    kRandom,           // drawn from `seed`, head and position
+  };
+  // Smoothing along positions, over the rows outside `recent`, `kernel` rows wide and zero beyond.
+  enum class Pooling : uint8_t { kNone, kAverage, kMax };
+
+  Kind kind = Kind::kNone;
+  uint32_t window = 0;
+  Pooling pooling = Pooling::kNone;
+  uint32_t kernel = 1;  // odd
+  uint64_t seed = 0;
+
+  bool derived() const { return kind >= Kind::kWindowSum; }
+  bool operator==(const RowScore&) const = default;
+};
+
+// What stays of one head: the union of these. A head with at most `total` rows keeps everything.
+struct HeadRule {
+  uint32_t first = 0;      // rows at logical positions < first
+  uint32_t recent = 0;     // the `recent` rows with the highest positions
+  uint8_t flags = 0;       // rows with one of these flags (plane `flags`)
+  uint32_t hit_since = 0;  // rows hit at this absolute step or later (plane `last_hit`); 0: none
+  uint32_t top = 0;        // the best `top` rows of the head by score
+  uint32_t total = 0;      // the best rows of those not named above, until `total` rows are kept
+  bool operator==(const HeadRule&) const = default;
+};
+
 struct Selection {
-  uint32_t first = 0;   // rows at logical positions < first stay
-  uint32_t recent = 0;  // the `recent` rows with the highest positions stay
-  uint32_t total = 0;   // rows a head keeps in the end; first and recent count towards it
-  // By what the remaining places are filled: nothing (kNone: first and recent are all that stay),
-  // or the rows with the fewest low marks, ties: newer position stays.
-  enum class Rank : uint8_t { kNone, kLowCount } rank = Rank::kNone;
-  uint32_t window = 0;  // kLowCount: queries that vote
+  std::vector<HeadRule> heads;  // one for every (layer, head), or a single one for all
+  RowScore score;
+  // Among which rows `total` is filled up.
+  enum class Scope : uint8_t {
+    kHead,       // each head's own rows
+    kLayer,      // all rows of a layer, until its heads together keep the sum of their totals;
+                 // each keeps its best `floor` rows at least (Ada-KV)
+    kLayerMean,  // each head's own rows by the mean score of the layer's heads, so that heads that
+                 // hold the same rows keep the same rows (TOVA)
+  } scope = Scope::kHead;
+  uint32_t floor = 0;  // kLayer
+  // Rows that the longest head is expected to keep: an estimate, by which memory pressure plans.
+  uint32_t expected = 0;
+
+  const HeadRule& Rule(uint32_t plane) const {
+    return heads.size() == 1 ? heads.front() : heads[plane];
+  }
+  bool operator==(const Selection&) const = default;
 };
 
 // For one head: rows that stay, ascending row numbers.
 using KeepRows = std::vector<uint32_t>;
 
-// Applies a selection to every (layer, head): result [layers * kv_heads]. NaN-free by construction
-// (ranks are integers); positions and statistics come from the planes.
-std::vector<KeepRows> Select(const Selection& selection, const Planes& planes);
+// Scores of every row, [planes][rows].
+using RowScores = std::vector<std::vector<float>>;
+
+// The scores that `score` names, from planes. Requires !score.derived() and the plane it reads.
+RowScores PlaneScores(const RowScore& score, const Planes& planes);
+
+// Applies a selection to every (layer, head): result [layers * kv_heads]. `scores` as PlaneScores
+// or DerivedScores made them for selection.score.
+std::vector<KeepRows> Select(const Selection& selection, const Geometry& geometry,
+                             const Planes& planes, const RowScores& scores);
 
 // Recovery per (layer, head): the share of `mass` on the rows that stay; negative where there is no
 // mass to tell from (no query was drained since the last compaction).

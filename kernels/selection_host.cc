@@ -1,14 +1,50 @@
-// Host executor of selections: exact integer ranks and a partial order, never a full sort.
+// Host executor of selections: partial orders, never a full sort.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
 
 #include "kernels/selection.h"
 
 namespace kvpool {
 namespace {
+
+// A row that may be kept by its score.
+struct Candidate {
+  float score;
+  uint32_t position, head, row;
+
+  // A total order: higher scores first, then newer rows, then lower heads.
+  bool operator<(const Candidate& other) const {
+    if (score != other.score) return score > other.score;
+    if (position != other.position) return position > other.position;
+    return head < other.head;
+  }
+};
+
+// One head while it is decided which of its rows stay.
+struct Head {
+  std::vector<bool> keep;
+  uint32_t kept = 0;
+
+  void Keep(uint32_t row) {
+    if (keep[row]) return;
+    keep[row] = true;
+    ++kept;
+  }
+};
+
+// Puts the `count` best first; fewer when there are fewer.
+uint32_t BestFirst(std::vector<Candidate>* candidates, uint32_t count) {
+  const auto best = static_cast<uint32_t>(std::min<size_t>(count, candidates->size()));
+  if (best < candidates->size()) {
+    std::nth_element(candidates->begin(), candidates->begin() + best, candidates->end());
+  }
+  return best;
+}
 
 // Lowest position among the `recent` newest rows; one past every position when recent is 0.
 uint64_t RecentFrom(const std::vector<uint32_t>& positions, uint32_t recent) {
@@ -19,66 +55,209 @@ uint64_t RecentFrom(const std::vector<uint32_t>& positions, uint32_t recent) {
   return order[recent - 1];
 }
 
-std::vector<uint32_t> LowCounts(const Planes& planes, uint32_t plane, uint32_t window) {
-  std::vector<uint32_t> counts(planes.rows(plane));
+// Scores smoothed along positions. `rows` are in the order of positions.
+void Pool(const RowScore& how, const std::vector<uint32_t>& rows, std::vector<float>* scores) {
+  const auto half = static_cast<ptrdiff_t>(how.kernel / 2);
+  const auto count = static_cast<ptrdiff_t>(rows.size());
+  std::vector<float> pooled(rows.size());
+  for (ptrdiff_t i = 0; i < count; ++i) {
+    const ptrdiff_t from = std::max<ptrdiff_t>(0, i - half), to = std::min(count, i + half + 1);
+    float sum = 0, highest = -std::numeric_limits<float>::infinity();
+    for (ptrdiff_t k = from; k < to; ++k) {
+      sum += (*scores)[rows[k]];
+      highest = std::max(highest, (*scores)[rows[k]]);
+    }
+    pooled[i] =
+        how.pooling == RowScore::Pooling::kMax ? highest : sum / static_cast<float>(how.kernel);
+  }
+  for (ptrdiff_t i = 0; i < count; ++i) (*scores)[rows[i]] = pooled[i];
+}
+
+class Selector {
+ public:
+  Selector(const Selection& selection, const Geometry& geometry, const Planes& planes,
+           const RowScores& scores)
+      : selection_(selection), geometry_(geometry), planes_(planes), scores_(scores) {}
+
+  std::vector<KeepRows> Run() {
+    Rank();
+    heads_.resize(planes_.planes());
+    for (uint32_t plane = 0; plane < planes_.planes(); ++plane) KeepNamed(plane);
+    for (uint32_t layer = 0; layer < geometry_.layers; ++layer) {
+      if (selection_.scope == Selection::Scope::kLayer && ranked()) {
+        FillLayer(layer * geometry_.kv_heads);
+      } else {
+        for (uint32_t head = 0; head < geometry_.kv_heads; ++head) {
+          FillHead(layer * geometry_.kv_heads + head);
+        }
+      }
+    }
+    std::vector<KeepRows> keep(heads_.size());
+    for (uint32_t plane = 0; plane < heads_.size(); ++plane) {
+      keep[plane].reserve(heads_[plane].kept);
+      for (uint32_t row = 0; row < planes_.rows(plane); ++row) {
+        if (heads_[plane].keep[row]) keep[plane].push_back(row);
+      }
+    }
+    return keep;
+  }
+
+ private:
+  bool ranked() const { return selection_.score.kind != RowScore::Kind::kNone; }
+
+  // Makes scores comparable and, as the selection says, averages and smooths them.
+  void Rank() {
+    if (!ranked()) return;
+    for (std::vector<float>& head : scores_) {
+      for (float& score : head) {
+        if (std::isnan(score)) score = -std::numeric_limits<float>::infinity();
+      }
+    }
+    if (selection_.scope == Selection::Scope::kLayerMean) {
+      for (uint32_t layer = 0; layer < geometry_.layers; ++layer) {
+        AverageLayer(layer * geometry_.kv_heads);
+      }
+    }
+    if (selection_.score.pooling == RowScore::Pooling::kNone) return;
+    for (uint32_t plane = 0; plane < planes_.planes(); ++plane) {
+      const std::vector<uint32_t>& positions = planes_.positions(plane);
+      const uint64_t recent_from = RecentFrom(positions, selection_.Rule(plane).recent);
+      std::vector<uint32_t> rows;
+      for (uint32_t row = 0; row < positions.size(); ++row) {
+        if (positions[row] < recent_from) rows.push_back(row);
+      }
+      std::sort(rows.begin(), rows.end(),
+                [&](uint32_t a, uint32_t b) { return positions[a] < positions[b]; });
+      Pool(selection_.score, rows, &scores_[plane]);
+    }
+  }
+
+  // Heads that hold other rows than the layer's first one keep their own scores: then there is no
+  // row that all of them could agree on.
+  void AverageLayer(uint32_t first) {
+    std::vector<uint32_t> alike;
+    for (uint32_t plane = first; plane < first + geometry_.kv_heads; ++plane) {
+      if (planes_.positions(plane) == planes_.positions(first)) alike.push_back(plane);
+    }
+    std::vector<float> mean(planes_.rows(first));
+    for (uint32_t row = 0; row < mean.size(); ++row) {
+      for (uint32_t plane : alike) mean[row] += scores_[plane][row];
+      mean[row] /= static_cast<float>(alike.size());
+    }
+    for (uint32_t plane : alike) scores_[plane] = mean;
+  }
+
+  std::vector<Candidate> Candidates(uint32_t plane) const {
+    std::vector<Candidate> candidates;
+    for (uint32_t row = 0; row < planes_.rows(plane); ++row) {
+      if (heads_[plane].keep[row]) continue;
+      candidates.push_back({scores_[plane][row], planes_.positions(plane)[row], plane, row});
+    }
+    return candidates;
+  }
+
+  void KeepBest(std::vector<Candidate>* candidates, uint32_t count) {
+    const uint32_t best = BestFirst(candidates, count);
+    for (uint32_t i = 0; i < best; ++i) {
+      heads_[(*candidates)[i].head].Keep((*candidates)[i].row);
+    }
+  }
+
+  // Every row that a rule names but for those that fill up `total`.
+  void KeepNamed(uint32_t plane) {
+    const HeadRule& rule = selection_.Rule(plane);
+    const std::vector<uint32_t>& positions = planes_.positions(plane);
+    Head& head = heads_[plane];
+    head.keep.resize(positions.size());
+    if (rule.top > 0 && ranked()) {  // before anything is kept: of all rows
+      std::vector<Candidate> candidates = Candidates(plane);
+      KeepBest(&candidates, rule.top);
+    }
+    const uint64_t recent_from = RecentFrom(positions, rule.recent);
+    for (uint32_t row = 0; row < positions.size(); ++row) {
+      if (positions[row] < rule.first || positions[row] >= recent_from) head.Keep(row);
+      if (rule.flags != 0 && (planes_.flags(plane)[row] & rule.flags) != 0) head.Keep(row);
+      if (rule.hit_since != 0 && planes_.HitSince(plane, row, rule.hit_since)) head.Keep(row);
+    }
+  }
+
+  void FillHead(uint32_t plane) {
+    const uint32_t total = selection_.Rule(plane).total;
+    Head& head = heads_[plane];
+    if (planes_.rows(plane) <= total) {
+      for (uint32_t row = 0; row < planes_.rows(plane); ++row) head.Keep(row);
+    } else if (ranked() && head.kept < total) {
+      std::vector<Candidate> candidates = Candidates(plane);
+      KeepBest(&candidates, total - head.kept);
+    }
+  }
+
+  void FillLayer(uint32_t first) {
+    uint64_t total = 0, kept = 0;
+    std::vector<Candidate> candidates;
+    for (uint32_t plane = first; plane < first + geometry_.kv_heads; ++plane) {
+      total += selection_.Rule(plane).total;
+      if (heads_[plane].kept < selection_.floor) {
+        std::vector<Candidate> own = Candidates(plane);
+        KeepBest(&own, selection_.floor - heads_[plane].kept);
+      }
+      kept += heads_[plane].kept;
+      const std::vector<Candidate> rest = Candidates(plane);
+      candidates.insert(candidates.end(), rest.begin(), rest.end());
+    }
+    const uint64_t places = total > kept ? total - kept : 0;
+    KeepBest(&candidates, static_cast<uint32_t>(std::min<uint64_t>(places, candidates.size())));
+  }
+
+  const Selection& selection_;
+  const Geometry& geometry_;
+  const Planes& planes_;
+  RowScores scores_;
+  std::vector<Head> heads_;
+};
+
+std::vector<float> FewLowMarks(const Planes& planes, uint32_t plane, uint32_t window) {
+  // Counts of a window fit a float exactly.
+  std::vector<float> scores(planes.rows(plane));
   const uint32_t drains = planes.DrainsWithin(window);
   for (uint32_t age = 0; age < drains; ++age) {
     const uint8_t* low = planes.low_counts(plane, age);
-    for (size_t row = 0; row < counts.size(); ++row) counts[row] += low[row];
+    for (size_t row = 0; row < scores.size(); ++row) scores[row] -= low[row];
   }
-  return counts;
+  return scores;
 }
 
-// Adds the `places` rows of `candidates` with the fewest low marks, newer first among equals.
-void FillByLowCount(const Planes& planes, uint32_t plane, uint32_t window, size_t places,
-                    const KeepRows& candidates, KeepRows* keep) {
-  const std::vector<uint32_t> low = LowCounts(planes, plane, window);
-  const std::vector<uint32_t>& positions = planes.positions(plane);
-  struct Ranked {
-    uint64_t rank;
-    uint32_t row;
-  };
-  std::vector<Ranked> ranked;
-  ranked.reserve(candidates.size());
-  for (uint32_t row : candidates) {
-    ranked.push_back({uint64_t{low[row]} << 32 | (UINT32_MAX - positions[row]), row});
-  }
-  places = std::min(places, ranked.size());
-  std::nth_element(ranked.begin(), ranked.begin() + static_cast<ptrdiff_t>(places), ranked.end(),
-                   [](const Ranked& a, const Ranked& b) { return a.rank < b.rank; });
-  for (size_t i = 0; i < places; ++i) keep->push_back(ranked[i].row);
-  std::sort(keep->begin(), keep->end());
-}
-
-KeepRows SelectHead(const Selection& selection, const Planes& planes, uint32_t plane) {
-  const std::vector<uint32_t>& positions = planes.positions(plane);
-  KeepRows keep, candidates;
-  if (positions.size() <= selection.total) {
-    keep.resize(positions.size());
-    std::iota(keep.begin(), keep.end(), 0);
-    return keep;
-  }
-  const uint64_t recent_from = RecentFrom(positions, selection.recent);
-  for (uint32_t row = 0; row < positions.size(); ++row) {
-    const bool stays = positions[row] < selection.first || positions[row] >= recent_from;
-    (stays ? keep : candidates).push_back(row);
-  }
-  if (selection.rank == Selection::Rank::kLowCount && keep.size() < selection.total) {
-    FillByLowCount(planes, plane, selection.window, selection.total - keep.size(), candidates,
-                   &keep);
-  }
-  return keep;
+std::vector<float> Sums(const Planes& planes, uint32_t plane) {
+  std::vector<float> scores(planes.rows(plane));
+  for (uint32_t row = 0; row < scores.size(); ++row) scores[row] = planes.Sum(plane, row);
+  return scores;
 }
 
 }  // namespace
 
-std::vector<KeepRows> Select(const Selection& selection, const Planes& planes) {
-  std::vector<KeepRows> keep;
-  keep.reserve(planes.planes());
+RowScores PlaneScores(const RowScore& score, const Planes& planes) {
+  RowScores scores;
   for (uint32_t plane = 0; plane < planes.planes(); ++plane) {
-    keep.push_back(SelectHead(selection, planes, plane));
+    switch (score.kind) {
+      case RowScore::Kind::kLowCount:
+        scores.push_back(FewLowMarks(planes, plane, score.window));
+        break;
+      case RowScore::Kind::kSum:
+        scores.push_back(Sums(planes, plane));
+        break;
+      case RowScore::Kind::kSquareSum:
+        scores.push_back(planes.square_sum(plane));
+        break;
+      default:
+        scores.emplace_back();
+    }
   }
-  return keep;
+  return scores;
+}
+
+std::vector<KeepRows> Select(const Selection& selection, const Geometry& geometry,
+                             const Planes& planes, const RowScores& scores) {
+  return Selector(selection, geometry, planes, scores).Run();
 }
 
 std::vector<float> Recovery(const std::vector<KeepRows>& keep, const Planes& planes) {

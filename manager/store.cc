@@ -33,7 +33,7 @@ CREATE TABLE tenant (
 CREATE TABLE policy_parameter (
   tenant INTEGER NOT NULL REFERENCES tenant (id) ON DELETE CASCADE,
   name TEXT NOT NULL,
-  value INTEGER NOT NULL,
+  value TEXT NOT NULL,
   PRIMARY KEY (tenant, name));
 CREATE TABLE worker_token (
   hash BLOB PRIMARY KEY CHECK (length(hash) = 32),
@@ -224,13 +224,13 @@ absl::StatusOr<Store::Contents> Store::Begin() {
 }
 
 absl::Status Store::LoadTenants(Contents& contents) {
-  std::map<int64_t, std::map<std::string, int64_t>> parameters;
+  std::map<int64_t, PolicyValues> parameters;
   Statement parameter(*this, "SELECT tenant, name, value FROM policy_parameter");
   absl::StatusOr<bool> row;
   while ((row = parameter.Step()).ok() && *row) {
     const int64_t tenant = parameter.Integer();
     const std::string name = parameter.Text();
-    parameters[tenant][name] = parameter.Integer();
+    parameters[tenant][name] = parameter.Text();
   }
   if (!row.ok()) return row.status();
 
@@ -316,7 +316,7 @@ absl::Status Store::SaveTenant(const Tenant& tenant) {
     status = Statement(*this, "INSERT INTO policy_parameter VALUES (?, ?, ?)")
                  .Bind(id)
                  .Bind(name)
-                 .Bind(value)
+                 .Bind(ToString(value))
                  .Run();
   }
   for (const Sha256Hash& hash : tenant.tokens) {

@@ -56,12 +56,16 @@ struct alignas(64) ControlHeader {
   std::atomic<uint32_t> low_watermark;
 };
 
-// One session's words in Control. Followed by its page list: std::atomic<uint32_t>[pages].
+// One session's words in Control. Followed by its page list, std::atomic<uint32_t>[pages], and the
+// flags of its tokens (kernels/token_flags.h), u8 [session_tokens], written before `committed`.
 struct alignas(64) SessionSlot {
   std::atomic<uint32_t> state;       // State
   std::atomic<uint32_t> page_count;  // fresh pages in the list; release, after the list entries
   std::atomic<uint64_t>
       committed;  // logical tokens finished and accepted; release; never decreases
+  // Prompt tokens that the finished profile covers, 0 while there is none; release, after the
+  // profile. The agent takes a profile up when the session is handed over.
+  std::atomic<uint32_t> profiled;
 };
 
 // One query window in Control: a ring of W entries: u32 positions [W], then f32 vectors
@@ -81,15 +85,18 @@ struct alignas(64) TableHeader {
 constexpr uint64_t AlignUp(uint64_t n) { return (n + 63) & ~uint64_t{63}; }
 
 // Control: header, grant ring (agent produces), return ring (worker produces), session slots,
-// windows.
+// windows, profiles.
 constexpr uint64_t GrantRingOffset() { return AlignUp(sizeof(ControlHeader)); }
 constexpr uint64_t ReturnRingOffset() { return GrantRingOffset() + AlignUp(sizeof(PageRing)); }
 constexpr uint64_t SlotsOffset() { return ReturnRingOffset() + AlignUp(sizeof(PageRing)); }
 constexpr uint64_t SlotStride(const ShmSizes& s) {
-  return AlignUp(sizeof(SessionSlot) + uint64_t{s.pages()} * 4);
+  return AlignUp(sizeof(SessionSlot) + uint64_t{s.pages()} * 4 + s.session_tokens);
 }
 constexpr uint64_t SlotOffset(const ShmSizes& s, uint32_t slot) {
   return SlotsOffset() + slot * SlotStride(s);
+}
+constexpr uint64_t TokenFlagsOffset(const ShmSizes& s, uint32_t slot) {
+  return SlotOffset(s, slot) + sizeof(SessionSlot) + uint64_t{s.pages()} * 4;
 }
 constexpr uint64_t WindowsOffset(const ShmSizes& s) { return SlotOffset(s, s.sessions); }
 constexpr uint64_t WindowVectorsOffset() { return AlignUp(uint64_t{kWindowQueries} * 4); }
@@ -99,7 +106,20 @@ constexpr uint64_t WindowStride(const ShmSizes& s) {
 constexpr uint64_t WindowOffset(const ShmSizes& s, uint32_t window) {
   return WindowsOffset(s) + window * WindowStride(s);
 }
-constexpr uint64_t ControlBytes(const ShmSizes& s) { return WindowOffset(s, s.windows); }
+// A prompt's profile, one per slot, untouched where no policy wants one: u8 classes [planes]
+// (kernels/profile.h, HeadClass), then f32 frequencies [planes][session_tokens], of which the first
+// `profiled` of those heads count whose class ranks by them.
+constexpr uint64_t ProfilesOffset(const ShmSizes& s) { return WindowOffset(s, s.windows); }
+constexpr uint64_t ProfileFrequencyOffset(const ShmSizes& s, uint32_t plane) {
+  return AlignUp(s.planes) + uint64_t{plane} * s.session_tokens * 4;
+}
+constexpr uint64_t ProfileStride(const ShmSizes& s) {
+  return AlignUp(ProfileFrequencyOffset(s, s.planes));
+}
+constexpr uint64_t ProfileOffset(const ShmSizes& s, uint32_t slot) {
+  return ProfilesOffset(s) + slot * ProfileStride(s);
+}
+constexpr uint64_t ControlBytes(const ShmSizes& s) { return ProfileOffset(s, s.sessions); }
 
 // Tables: per slot a header and two buffers, each: u32 lengths [planes], u32 block ids
 // [planes][pages], u32 positions [planes][pages * 16]. Untouched parts of a memfd cost nothing.

@@ -170,8 +170,10 @@ void Engine::PrepareBatch() {
   }
   for (const auto& sequence : running_) {
     Tenant& tenant = tenants_[sequence->request.tenant];
-    tenant.steps.push_back(
-        {.session = sequence->session.get(), .tokens = sequence->NextTokens(options_.chunk)});
+    const uint32_t tokens = sequence->NextTokens(options_.chunk);
+    tenant.steps.push_back({.session = sequence->session.get(),
+                            .tokens = tokens,
+                            .ids = std::span(sequence->tokens).subspan(sequence->fed, tokens)});
     tenant.stepping.push_back(sequence.get());
   }
   for (Tenant& tenant : tenants_) {
@@ -202,8 +204,9 @@ void Engine::TakeReady(Tenant& tenant) {
                                                                            : LogitRows::kNone;
     feeds_.push_back({.session = step.session,
                       .position = sequence->fed,
-                      .tokens = std::span(sequence->tokens).subspan(sequence->fed, step.tokens),
-                      .logits = logits});
+                      .tokens = step.ids,
+                      .logits = logits,
+                      .prompt = options_.prompt});
     fed_.push_back(sequence);
   }
 }

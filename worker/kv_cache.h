@@ -18,6 +18,7 @@
 #include <string>
 
 #include "kernels/layout.h"
+#include "kernels/profile.h"
 #include "kernels/session_view.h"
 
 namespace kvpool {
@@ -47,6 +48,12 @@ class KvSession {
   // [model_layers][query_heads][key_dim]; nullptr: they are not wanted.
   virtual float* QuerySlot(uint32_t index) = 0;
 
+  // Whether the prepared tokens' attention is wanted: then the forward pass calls Profile once for
+  // each model layer and KV head, straight after that layer's attention, different heads at once
+  // if it likes.
+  virtual bool WantsProfile() const = 0;
+  virtual void Profile(const AttendedChunk& chunk) = 0;
+
   // The prepared tokens' rows are stored and their query slots filled. Must follow kReady.
   virtual void Commit() = 0;
 };
@@ -55,6 +62,7 @@ class KvSession {
 struct KvStep {
   KvSession* session = nullptr;
   uint32_t tokens = 1;                        // that it appends, at least 1
+  std::span<const int32_t> ids;               // [tokens] which tokens they are
   Readiness readiness = Readiness::kNoSpace;  // the answer
   std::string text;                           // with kFailed: why, for people
 };

@@ -38,6 +38,7 @@ struct KvNeeds {
   std::vector<std::string> tenants;  // by name; "" is the only one when none is named
   uint32_t sessions = 0;             // most open at once, a tenant
   uint32_t session_tokens = 0;       // longest session
+  std::vector<uint8_t> token_flags;  // of each token of the vocabulary (token_classes.h)
   uint32_t chunk_tokens = 0;         // most tokens of a session between two safe points
 };
 

@@ -42,7 +42,12 @@ void PoolKv::Prepare(std::span<KvStep> steps) {
   steps_.clear();
   for (KvStep& step : steps) {
     auto* session = static_cast<PoolKvSession*>(step.session);
-    steps_.push_back({.session = session->session_.get(), .tokens = step.tokens});
+    session->flags_.clear();
+    if (!token_flags_.empty()) {
+      for (const int32_t id : step.ids) session->flags_.push_back(token_flags_[id]);
+    }
+    steps_.push_back(
+        {.session = session->session_.get(), .tokens = step.tokens, .flags = session->flags_});
   }
   const absl::Status status = tenant_->SafePoint(steps_);
   for (size_t i = 0; i < steps.size(); ++i) {

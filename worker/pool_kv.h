@@ -20,7 +20,9 @@ class PoolKvSession;
 
 class PoolKv final : public KvCache {
  public:
-  explicit PoolKv(std::unique_ptr<Tenant> tenant) : tenant_(std::move(tenant)) {}
+  // `token_flags`: of each token of the vocabulary (token_classes.h); empty: none are known.
+  explicit PoolKv(std::unique_ptr<Tenant> tenant, std::vector<uint8_t> token_flags = {})
+      : tenant_(std::move(tenant)), token_flags_(std::move(token_flags)) {}
 
   OpenResult Open(const OpenRequest& request) override;
   // Also parks the sessions that rested since the last call, so that the agent may compact or move
@@ -31,6 +33,7 @@ class PoolKv final : public KvCache {
   friend class PoolKvSession;
 
   std::unique_ptr<Tenant> tenant_;
+  const std::vector<uint8_t> token_flags_;  // [vocabulary], or empty
   std::vector<Step> steps_;
   std::set<PoolKvSession*> sessions_;
 };
@@ -44,6 +47,8 @@ class PoolKvSession final : public KvSession {
   std::byte* base() const override { return cache_->tenant_->base(); }
   SessionView View() const override { return session_->View(prepared_); }
   float* QuerySlot(uint32_t index) override;
+  bool WantsProfile() const override { return session_->WantsProfile(); }
+  void Profile(const AttendedChunk& chunk) override { session_->Profile(chunk); }
   void Commit() override;
 
  private:
@@ -57,6 +62,7 @@ class PoolKvSession final : public KvSession {
   uint32_t prepared_ = 0;
   std::vector<float> queries_;  // [prepared][model_layers][query_heads][key_dim], when wanted
   bool wants_queries_ = false;
+  std::vector<uint8_t> flags_;  // of the next step's tokens
   Rest rest_ = Rest::kResting;
   absl::Status error_;  // of the last Commit: told at the next Prepare
 };

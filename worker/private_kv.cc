@@ -38,6 +38,8 @@ class PrivateKv::Session final : public KvSession {
   }
 
   float* QuerySlot(uint32_t) override { return nullptr; }
+  bool WantsProfile() const override { return false; }
+  void Profile(const AttendedChunk&) override {}
 
   void Commit() override { committed_ += std::exchange(prepared_, 0); }
 

@@ -27,6 +27,10 @@ Tokenizer::~Tokenizer() = default;
 
 uint32_t Tokenizer::pieces() const { return static_cast<uint32_t>(processor_->GetPieceSize()); }
 
+std::string Tokenizer::Piece(int32_t id) const { return processor_->IdToPiece(id); }
+
+bool Tokenizer::IsControl(int32_t id) const { return processor_->IsControl(id); }
+
 std::vector<int32_t> Tokenizer::Encode(const std::string& text) const {
   return processor_->EncodeAsIds(text);
 }

@@ -26,6 +26,10 @@ class Tokenizer {
 
   // Pieces that the model knows: ids are 0 .. pieces() - 1.
   uint32_t pieces() const;
+  // The piece `id` (< pieces()) as the model has it: U+2581 stands for a space.
+  std::string Piece(int32_t id) const;
+  // Whether it is a mark of the format and no text: BOS, EOS.
+  bool IsControl(int32_t id) const;
   // Ids of the text alone; the caller puts BOS in front.
   std::vector<int32_t> Encode(const std::string& text) const;
   // Ids of a text that goes on where another one ended: without the space that Encode may put in

@@ -167,16 +167,15 @@ absl::Status Commands::Top(const std::function<Next()>& before_each) {
 
 absl::StatusOr<PolicySpec> ChangedPolicy(const PolicySpec& now, const TenantChange& change) {
   const std::string name = change.policy.value_or(now.name);
-  std::map<std::string, int64_t> parameters;
+  PolicyValues parameters;
   if (name == now.name) parameters = now.parameters;
   for (const std::string& text : change.parameters) {
     const size_t equals = text.find('=');
-    const auto value = ParseInteger(equals == std::string::npos ? "" : text.substr(equals + 1));
-    if (!value.ok()) {
+    if (equals == std::string::npos) {
       return absl::InvalidArgumentError(
-          absl::StrCat("\"", text, "\" is not NAME=NUMBER, such as budget=256"));
+          absl::StrCat("\"", text, "\" is not NAME=VALUE, such as budget=256"));
     }
-    parameters[text.substr(0, equals)] = *value;
+    parameters[text.substr(0, equals)] = text.substr(equals + 1);
   }
   return MakePolicySpec(name, parameters);
 }

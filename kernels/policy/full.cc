@@ -5,15 +5,11 @@
 
 namespace kvpool {
 
+FullPolicy::FullPolicy(const PolicySpec& spec) : recovery_every_(spec.Count("recovery_every")) {}
+
 PolicyNeeds FullPolicy::Needs() const {
   if (recovery_every_ == 0) return {.queries = QueryNeed::kNone};
   return {.queries = QueryNeed::kSampled, .sample_every = recovery_every_};
 }
-
-uint32_t FullPolicy::PeakTokens(uint32_t max_tokens, uint32_t /*chunk*/) const {
-  return max_tokens;
-}
-
-std::optional<Selection> FullPolicy::Compact(uint32_t /*length*/) const { return std::nullopt; }
 
 }  // namespace kvpool

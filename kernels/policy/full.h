@@ -14,11 +14,11 @@ namespace kvpool {
 
 class FullPolicy : public Policy {
  public:
-  explicit FullPolicy(uint32_t recovery_every) : recovery_every_(recovery_every) {}
+  explicit FullPolicy(const PolicySpec& spec);
   PolicyNeeds Needs() const override;
-  uint32_t PeakTokens(uint32_t max_tokens, uint32_t chunk) const override;
-  std::optional<uint32_t> CompactAt() const override { return std::nullopt; }
-  std::optional<Selection> Compact(uint32_t length) const override;
+  uint32_t PeakTokens(const SessionPlan& plan) const override { return plan.max_tokens; }
+  std::optional<uint32_t> NextCompactAt(const PolicyState&) const override { return std::nullopt; }
+  std::optional<Selection> Compact(const PolicyState&) const override { return std::nullopt; }
 
  private:
   const uint32_t recovery_every_;

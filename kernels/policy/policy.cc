@@ -1,24 +1,42 @@
-// Makes policies from specs: the one list of classes behind the names of common/policy_spec.h.
+// The registry: the class behind each name of common/policy_schemas.cc.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/policy/policy.h"
 
+#include <string>
+
 #include "kernels/policy/full.h"
+#include "kernels/policy/random.h"
 #include "kernels/policy/scissorhands.h"
 #include "kernels/policy/streaming.h"
 
 namespace kvpool {
+namespace {
+
+template <typename T>
+std::unique_ptr<const Policy> Make(const PolicySpec& spec) {
+  return std::make_unique<const T>(spec);
+}
+
+struct Row {
+  const char* name;
+  std::unique_ptr<const Policy> (*make)(const PolicySpec& spec);
+};
+
+constexpr Row kPolicies[] = {
+    {"full", Make<FullPolicy>},
+    {"streaming", Make<StreamingPolicy>},
+    {"scissorhands", Make<ScissorhandsPolicy>},
+    {"random", Make<RandomPolicy>},
+};
+
+}  // namespace
 
 std::unique_ptr<const Policy> MakePolicy(const PolicySpec& spec) {
-  const auto get = [&](const char* name) { return static_cast<uint32_t>(spec.Get(name)); };
-  if (spec.name == "streaming") {
-    return std::make_unique<StreamingPolicy>(get("sinks"), get("recent"), get("slack"));
+  for (const Row& row : kPolicies) {
+    if (spec.name == row.name) return row.make(spec);
   }
-  if (spec.name == "scissorhands") {
-    return std::make_unique<ScissorhandsPolicy>(get("budget"), get("window"), get("recent"),
-                                                get("drop"));
-  }
-  return std::make_unique<FullPolicy>(get("recovery_every"));
+  return nullptr;
 }
 
 }  // namespace kvpool

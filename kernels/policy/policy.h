@@ -9,8 +9,10 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "common/policy_spec.h"
+#include "kernels/geometry.h"
 #include "kernels/planes.h"
 #include "kernels/selection.h"
 
@@ -29,22 +31,45 @@ struct PolicyNeeds {
   uint32_t prompt_rows = 0;   // last queries of each prompt chunk to push
 };
 
+// What was agreed when a session was opened.
+struct SessionPlan {
+  uint32_t prompt_tokens = 1;
+  uint32_t max_tokens = 1;  // prompt included
+  uint32_t chunk = 1;       // most tokens of one append
+};
+
+// A session as a policy sees it.
+struct PolicyState {
+  const Geometry* geometry = nullptr;
+  SessionPlan plan;
+  uint64_t session = 0;           // its number: the same session, the same choices
+  uint32_t step = 0;              // absolute step: tokens fed so far
+  uint32_t length = 0;            // rows of the longest head
+  uint32_t compacted_step = 0;    // absolute step of the last compaction; 0: none yet
+  uint32_t compacted_length = 0;  // rows of the longest head that it left
+  uint64_t observed = 0;          // queries scored so far
+  // What a policy that profiles its prompt found, [layers * kv_heads]; empty: not yet, or never.
+  std::vector<uint8_t> head_classes;
+};
+
 class Policy {
  public:
   virtual ~Policy() = default;
   virtual PolicyNeeds Needs() const = 0;
-  // Longest cache in tokens of a session that may become `max_tokens` long, when it is fed in
-  // chunks of at most `chunk` tokens: what admission charges.
-  virtual uint32_t PeakTokens(uint32_t max_tokens, uint32_t chunk) const = 0;
-  // Cache length in tokens at which a session must be handed over before its next append;
-  // nullopt: never.
-  virtual std::optional<uint32_t> CompactAt() const = 0;
-  // What stays when a session whose longest head has `length` rows is compacted now, because it is
-  // due or because its tenant is pressed; nullopt: nothing can go under this policy's parameters.
-  virtual std::optional<Selection> Compact(uint32_t length) const = 0;
+  // Most tokens of cache that a session can come to hold, as the mean over its heads: what
+  // admission charges.
+  virtual uint32_t PeakTokens(const SessionPlan& plan) const = 0;
+  // Rows of the longest head at which the session must be handed over before its next append;
+  // nullopt: not before something else compacts it. Asked when the session is opened and after
+  // every hand-over.
+  virtual std::optional<uint32_t> NextCompactAt(const PolicyState& state) const = 0;
+  // What stays when the session is compacted now, because it is due or because its tenant is
+  // pressed; nullopt: nothing can go under this policy's parameters.
+  virtual std::optional<Selection> Compact(const PolicyState& state) const = 0;
 };
 
-// Requires a spec made by MakePolicySpec.
+// Requires a spec made by MakePolicySpec. Never nullptr: a test holds the registry against the
+// table of schemas.
 std::unique_ptr<const Policy> MakePolicy(const PolicySpec& spec);
 
 }  // namespace kvpool

@@ -9,6 +9,12 @@
 
 namespace kvpool {
 
+ScissorhandsPolicy::ScissorhandsPolicy(const PolicySpec& spec)
+    : window_(spec.Count("window")),
+      recent_(spec.Count("recent")),
+      drop_(spec.Count("drop")),
+      budget_{.kept = spec.Count("budget") - drop_, .slack = drop_} {}
+
 PolicyNeeds ScissorhandsPolicy::Needs() const {
   // Full drains fill an entry each. Every hand-over, one in m queries, ends one entry early, though
   // never more than every other entry (Planes::BeginDrain joins small drains).
@@ -19,15 +25,11 @@ PolicyNeeds ScissorhandsPolicy::Needs() const {
           .prompt_rows = window_};
 }
 
-uint32_t ScissorhandsPolicy::PeakTokens(uint32_t max_tokens, uint32_t chunk) const {
-  return std::min(max_tokens, budget_ + chunk);
-}
-
-std::optional<Selection> ScissorhandsPolicy::Compact(uint32_t length) const {
-  const uint32_t total = budget_ - drop_;
-  if (length <= total) return std::nullopt;
-  return Selection{
-      .recent = recent_, .total = total, .rank = Selection::Rank::kLowCount, .window = window_};
+std::optional<Selection> ScissorhandsPolicy::Compact(const PolicyState& state) const {
+  if (state.length <= budget_.kept) return std::nullopt;
+  return Selection{.heads = {{.recent = recent_, .total = budget_.kept}},
+                   .score = {.kind = RowScore::Kind::kLowCount, .window = window_},
+                   .expected = budget_.kept};
 }
 
 }  // namespace kvpool

@@ -15,23 +15,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "kernels/policy/policy.h"
+#include "kernels/policy/budget.h"
 
 namespace kvpool {
 
 class ScissorhandsPolicy : public Policy {
  public:
-  // Requires recent + drop <= budget.
-  ScissorhandsPolicy(uint32_t budget, uint32_t window, uint32_t recent, uint32_t drop)
-      : budget_(budget), window_(window), recent_(recent), drop_(drop) {}
-
+  explicit ScissorhandsPolicy(const PolicySpec& spec);
   PolicyNeeds Needs() const override;
-  uint32_t PeakTokens(uint32_t max_tokens, uint32_t chunk) const override;
-  std::optional<uint32_t> CompactAt() const override { return budget_; }
-  std::optional<Selection> Compact(uint32_t length) const override;
+  uint32_t PeakTokens(const SessionPlan& plan) const override { return budget_.PeakTokens(plan); }
+  std::optional<uint32_t> NextCompactAt(const PolicyState&) const override {
+    return budget_.CompactAt();
+  }
+  std::optional<Selection> Compact(const PolicyState& state) const override;
 
  private:
-  uint32_t budget_, window_, recent_, drop_;
+  const uint32_t window_, recent_, drop_;
+  const Budget budget_;
 };
 
 }  // namespace kvpool

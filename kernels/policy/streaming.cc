@@ -3,21 +3,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/policy/streaming.h"
 
-#include <algorithm>
-
 namespace kvpool {
+
+StreamingPolicy::StreamingPolicy(const PolicySpec& spec)
+    : sinks_(spec.Count("sinks")),
+      recent_(spec.Count("recent")),
+      budget_{.kept = sinks_ + recent_, .slack = spec.Count("slack")} {}
 
 PolicyNeeds StreamingPolicy::Needs() const {
   return {.queries = QueryNeed::kSampled, .sample_every = kRecoverySampleEvery};
 }
 
-uint32_t StreamingPolicy::PeakTokens(uint32_t max_tokens, uint32_t chunk) const {
-  return std::min(max_tokens, sinks_ + recent_ + slack_ + chunk);
-}
-
-std::optional<Selection> StreamingPolicy::Compact(uint32_t length) const {
-  if (length <= sinks_ + recent_) return std::nullopt;
-  return Selection{.first = sinks_, .recent = recent_, .total = sinks_ + recent_};
+std::optional<Selection> StreamingPolicy::Compact(const PolicyState& state) const {
+  if (state.length <= budget_.kept) return std::nullopt;
+  return Selection{.heads = {{.first = sinks_, .recent = recent_, .total = budget_.kept}},
+                   .expected = budget_.kept};
 }
 
 }  // namespace kvpool

@@ -11,22 +11,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "kernels/policy/policy.h"
+#include "kernels/policy/budget.h"
 
 namespace kvpool {
 
 class StreamingPolicy : public Policy {
  public:
-  StreamingPolicy(uint32_t sinks, uint32_t recent, uint32_t slack)
-      : sinks_(sinks), recent_(recent), slack_(slack) {}
-
+  explicit StreamingPolicy(const PolicySpec& spec);
   PolicyNeeds Needs() const override;
-  uint32_t PeakTokens(uint32_t max_tokens, uint32_t chunk) const override;
-  std::optional<uint32_t> CompactAt() const override { return sinks_ + recent_ + slack_; }
-  std::optional<Selection> Compact(uint32_t length) const override;
+  uint32_t PeakTokens(const SessionPlan& plan) const override { return budget_.PeakTokens(plan); }
+  std::optional<uint32_t> NextCompactAt(const PolicyState&) const override {
+    return budget_.CompactAt();
+  }
+  std::optional<Selection> Compact(const PolicyState& state) const override;
 
  private:
-  uint32_t sinks_, recent_, slack_;
+  const uint32_t sinks_, recent_;
+  const Budget budget_;
 };
 
 }  // namespace kvpool

@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/format.h"
+
 namespace kvpool::simd {
 
 inline constexpr uint32_t kTileRows = 16;      // rows that are processed together
@@ -24,12 +26,21 @@ struct Run {
   uint32_t rows = 0;
 };
 
-// The rows of one (layer, head).
+// Sealed rows: row i is row i % 32 of the sealed block at ids[i / 32] * 512.
+struct SealedRun {
+  const uint32_t* ids = nullptr;
+  uint32_t rows = 0;
+  SealedShape shape;
+};
+
+// The rows of one (layer, head), in their order.
 struct HeadRows {
   const std::byte* base = nullptr;
-  Run compacted, fresh;
+  SealedRun sealed;
+  Run open, fresh;
   uint32_t key_dim = 0, value_dim = 0;
-  uint32_t element_bytes = 0;  // 4: f32, 2: bf16
+  Dtype dtype = Dtype::kBf16;
+  uint32_t element_bytes = 0;  // of dtype
 };
 
 // One query head of one query: what it reads and where its result goes.
@@ -55,12 +66,29 @@ struct ScoreHeadArgs {
   const float* const* queries = nullptr;  // [heads][query_count], each [key_dim]
   const uint32_t* query_rows = nullptr;   // [query_count] rows that a query saw
   const float* thresholds = nullptr;      // [query_count] alpha below this is low
+  const float* hits = nullptr;            // [query_count] what a query leaves in last_hits
   uint32_t heads = 0;                     // query heads that read this KV head
   uint32_t query_count = 0;
   float scale = 1;
   float* mass = nullptr;          // [rows], added to
+  float* square_sum = nullptr;    // [rows], added to; or nullptr
   uint8_t* low_counts = nullptr;  // [rows], added to; or nullptr
+  uint16_t* last_hits = nullptr;  // [rows], raised to the highest of `hits`; or nullptr
   float* scratch = nullptr;       // [ScoreScratch()]
+};
+
+// A chunk of a prompt's queries, of one query head.
+struct ProfileHeadArgs {
+  HeadRows head;
+  const float* const* queries = nullptr;  // [query_count], each [key_dim]
+  const float* lse = nullptr;             // [query_count]
+  const uint32_t* query_rows = nullptr;   // [query_count] rows that a query saw
+  const uint32_t* far_rows = nullptr;     // [query_count] how many first ones of them are far
+  uint32_t query_count = 0;
+  float scale = 1;
+  float* mass = nullptr;     // [rows], added to
+  float* far = nullptr;      // [rows], added to by queries to which the row is far
+  float* scratch = nullptr;  // [ProfileScratch()]
 };
 
 }  // namespace kvpool::simd

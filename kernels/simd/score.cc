@@ -4,6 +4,7 @@
 //
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/simd/rows.h"
+#include "kernels/simd/sealed.h"
 
 namespace kvpool::simd::KVPOOL_SIMD_TARGET {
 namespace {
@@ -27,6 +28,7 @@ class ScorePass {
       const uint32_t rows = args.query_rows[first_query + lane];
       seen_[lane] = static_cast<int32_t>(rows);
       threshold_[lane] = args.thresholds[first_query + lane];
+      hit_[lane] = args.hits[first_query + lane];
       rows_ = rows_ < rows ? rows : rows_;
     }
     padded_rows_ = (rows_ + kTileRows - 1) / kTileRows * kTileRows;
@@ -40,12 +42,14 @@ class ScorePass {
     for (uint32_t h = 0; h < args_.heads; ++h) {
       LoadQueries(h);
       highest_ = Fill(-kInfinity);
-      for (uint32_t first = 0; first < rows_; first += kTileRows) Logits(first);
+      for (uint32_t first = 0; first < rows_;) first += Logits(first);
       Exponentials();
       for (uint32_t first = 0; first < rows_; first += kTileRows) AddMass(first);
     }
-    if (args_.low_counts == nullptr) return;
-    for (uint32_t first = 0; first < rows_; first += kTileRows) AddLowCounts(first);
+    if (args_.low_counts != nullptr) {
+      for (uint32_t first = 0; first < rows_; first += kTileRows) AddLowCounts(first);
+    }
+    if (args_.last_hits != nullptr) RaiseLastHits();
   }
 
  private:
@@ -62,18 +66,32 @@ class ScorePass {
     }
   }
 
-  void Logits(uint32_t first) {
+  // Widens the keys of rows `first` .. and returns how many: 16, or fewer where sealed rows or all
+  // rows end.
+  uint32_t LoadKeys(uint32_t first) {
+    const uint32_t sealed = head_.sealed.rows;
+    if (first < sealed) {
+      UnpackTile(head_, first, keys_, nullptr);
+      return Min(kTileRows, Min(sealed, rows_) - first);
+    }
     Tile tile;
-    Locate(head_, first, rows_, &tile);
+    Locate(head_, first - sealed, rows_ - sealed, &tile);
     for (uint32_t row = 0; row < kTileRows; ++row) {
       Widen<Format>(tile.key[row], head_.key_dim, keys_ + row * head_.key_dim);
     }
+    return tile.rows;
+  }
+
+  // Of the rows `first` .., of which it returns the number.
+  uint32_t Logits(uint32_t first) {
+    const uint32_t rows = LoadKeys(first);
     Floats logits[kTileRows];
     TileLogits(keys_, queries_, head_.key_dim, logits);
-    for (uint32_t row = 0; row < kTileRows; ++row) {
+    for (uint32_t row = 0; row < rows; ++row) {
       Store(logits_ + size_t{first + row} * kLanes, logits[row]);
       highest_ = Max(Sees(first + row) ? logits[row] : Fill(-kInfinity), highest_);
     }
+    return rows;
   }
 
   void Exponentials() {
@@ -97,11 +115,20 @@ class ScorePass {
       Store(low_ + at, alpha >= threshold_ ? Floats{} : Load(low_ + at));
       mass[row] = alpha >= 0.0f ? alpha : Floats{};
     }
-    SumLanes<kTileRows>(mass);
+    if (args_.square_sum != nullptr) {
+      Floats squares[kTileRows];
+      for (uint32_t row = 0; row < kTileRows; ++row) squares[row] = mass[row] * mass[row];
+      AddTile(squares, args_.square_sum + first, Min(kTileRows, rows_ - first));
+    }
+    AddTile(mass, args_.mass + first, Min(kTileRows, rows_ - first));
+  }
+
+  // to[row] += the sum of values[row]'s lanes. Uses up `values`.
+  static void AddTile(Floats* values, float* to, uint32_t rows) {
+    SumLanes<kTileRows>(values);
     float sums[kTileRows];
-    __builtin_memcpy(sums, mass, sizeof(sums));
-    const uint32_t rows = Min(kTileRows, rows_ - first);
-    for (uint32_t row = 0; row < rows; ++row) args_.mass[first + row] += sums[row];
+    __builtin_memcpy(sums, values, sizeof(sums));
+    for (uint32_t row = 0; row < rows; ++row) to[row] += sums[row];
   }
 
   void AddLowCounts(uint32_t first) {
@@ -116,6 +143,14 @@ class ScorePass {
     }
   }
 
+  void RaiseLastHits() {
+    for (uint32_t row = 0; row < rows_; ++row) {
+      const Floats low = Load(low_ + size_t{row} * kLanes);
+      const auto hit = static_cast<uint16_t>(MaxLane(Sees(row) && low == 0.0f ? hit_ : Floats{}));
+      if (hit > args_.last_hits[row]) args_.last_hits[row] = hit;
+    }
+  }
+
   const ScoreHeadArgs& args_;
   const HeadRows& head_;
   const uint32_t first_query_, lanes_;
@@ -126,7 +161,7 @@ class ScorePass {
   uint32_t rows_ = 0;     // rows that some query saw
   uint32_t padded_rows_ = 0;
   Ints seen_ = {};
-  Floats threshold_ = {}, highest_ = {}, inverse_ = {};
+  Floats threshold_ = {}, hit_ = {}, highest_ = {}, inverse_ = {};
 };
 
 template <typename Format>
@@ -139,7 +174,7 @@ void ScoreHeadIn(const ScoreHeadArgs& args) {
 }  // namespace
 
 void ScoreHead(const ScoreHeadArgs& args) {
-  args.head.element_bytes == Bf16::kBytes ? ScoreHeadIn<Bf16>(args) : ScoreHeadIn<F32>(args);
+  InFormat(args.head.dtype, [&]<typename Format>() { ScoreHeadIn<Format>(args); });
 }
 
 }  // namespace kvpool::simd::KVPOOL_SIMD_TARGET

@@ -22,16 +22,20 @@ Layout SmallLayout() {
                        64_KiB);
 }
 
-std::unique_ptr<const Policy> Make(const std::string& name,
-                                   const std::map<std::string, int64_t>& parameters = {}) {
+std::unique_ptr<const Policy> Make(const std::string& name, const PolicyValues& parameters = {}) {
   return MakePolicy(*MakePolicySpec(name, parameters));
+}
+
+// Of a session of at most `tokens` tokens, fed in chunks of `chunk`.
+Charge Peak(const Policy& policy, uint32_t tokens, uint32_t chunk) {
+  return PeakCharge(SmallLayout(), policy, {.max_tokens = tokens, .chunk = chunk});
 }
 
 // 32 queries of 2 model layers x 4 heads x 8 floats, and their positions.
 constexpr int64_t kWindowBytes = 32 * (2 * 4 * 8 + 1) * 4;
 
 TEST(Admission, FullTakesAPageForEverySixteenTokens) {
-  const Charge charge = PeakCharge(SmallLayout(), *Make("full"), 100, 64);
+  const Charge charge = Peak(*Make("full"), 100, 64);
   EXPECT_EQ(charge.pages, 7u);
   // A position and a mass, 4 bytes each, for 4 planes of 100 rows; its queries are sampled.
   EXPECT_EQ(charge.overhead.value(), 8 * 4 * 100 + kWindowBytes);
@@ -39,32 +43,34 @@ TEST(Admission, FullTakesAPageForEverySixteenTokens) {
 
 TEST(Admission, ACompactingPolicyIsChargedItsBudgetAndAChunk) {
   const auto policy = Make("streaming", {{"sinks", 4}, {"recent", 60}});
-  ASSERT_TRUE(policy->CompactAt().has_value());
-  const uint32_t peak = policy->PeakTokens(10'000, 64);
+  ASSERT_TRUE(policy->NextCompactAt({}).has_value());
+  const uint32_t peak = policy->PeakTokens({.max_tokens = 10'000, .chunk = 64});
   ASSERT_LT(peak, 10'000u);
-  const Charge charge = PeakCharge(SmallLayout(), *policy, 10'000, 64);
+  const Charge charge = Peak(*policy, 10'000, 64);
   EXPECT_EQ(charge.pages, CeilDiv(peak, 16u) + 1);  // the two segments meet inside a page
   const int64_t tables = 2 * 4 * 4 * int64_t{1 + CeilDiv(peak, 16u) + peak};
   EXPECT_EQ(charge.overhead.value(), 8 * 4 * int64_t{peak} + tables + kWindowBytes);
   // Past the budget a longer session costs no more.
-  EXPECT_EQ(charge, PeakCharge(SmallLayout(), *policy, 1'000'000, 64));
+  EXPECT_EQ(charge, Peak(*policy, 1'000'000, 64));
 }
 
 TEST(Admission, AShortSessionOfACompactingPolicyIsChargedItsLength) {
   const auto policy = Make("scissorhands", {{"budget", 512}, {"window", 64}});
-  EXPECT_EQ(PeakCharge(SmallLayout(), *policy, 20, 64).pages, 3u);
+  EXPECT_EQ(Peak(*policy, 20, 64).pages, 3u);
 }
 
 TEST(Admission, ChargesGrowWithEveryArgument) {
-  for (const char* name : {"full", "streaming", "scissorhands"}) {
+  for (const PolicySchema& schema : PolicySchemas()) {
+    const std::string& name = schema.name;
     const auto policy = Make(name);
     Charge before;
     for (uint32_t tokens = 1; tokens <= 4096; tokens += 13) {
-      const Charge charge = PeakCharge(SmallLayout(), *policy, tokens, 32);
-      EXPECT_GE(charge.pages * kPageTokens, policy->PeakTokens(tokens, 32)) << name;
+      const Charge charge = Peak(*policy, tokens, 32);
+      EXPECT_GE(charge.pages * kPageTokens, policy->PeakTokens({.max_tokens = tokens, .chunk = 32}))
+          << name;
       EXPECT_GE(charge.pages, before.pages) << name;
       EXPECT_GE(charge.overhead, before.overhead) << name;
-      const Charge larger = PeakCharge(SmallLayout(), *policy, tokens, 64);
+      const Charge larger = Peak(*policy, tokens, 64);
       EXPECT_GE(larger.pages, charge.pages) << name;
       before = charge;
     }
@@ -82,12 +88,12 @@ TEST(Admission, SlabsAreWholeForPagesAndForOverhead) {
   EXPECT_EQ(OverheadSlabs(layout, {.pages = 16, .overhead = 64_KiB}), 1u);
   EXPECT_EQ(OverheadSlabs(layout, {.pages = 16, .overhead = 64_KiB + 1_B}), 2u);
   // The largest session that the table of limits allows does not wrap.
-  const Charge most = PeakCharge(layout, *Make("full"), limits::kSessionTokens, 1);
+  const Charge most = Peak(*Make("full"), limits::kSessionTokens, 1);
   EXPECT_EQ(SlabsFor(layout, most), 4096u + OverheadSlabs(layout, most));
 }
 
 TEST(Admission, ChargesAddUpAndComeBack) {
-  const Charge one = PeakCharge(SmallLayout(), *Make("full"), 100, 64);
+  const Charge one = Peak(*Make("full"), 100, 64);
   Charge sum;
   for (int i = 0; i < 3; ++i) sum += one;
   EXPECT_EQ(sum.pages, 21u);

@@ -79,7 +79,7 @@ class Rig {
                            {order(kHostile,
                                   *MakePolicySpec("scissorhands",
                                                   {{"budget", 64}, {"window", 64}, {"recent", 8}})),
-                            order(kHonest, {})})
+                            order(kHonest, DefaultPolicySpec())})
                     .ok());
     honest_ = Attach(kHonest);
     StartHonestSession();
@@ -169,8 +169,8 @@ class Rig {
 
   absl::StatusOr<AgentSession*> Open(Attachment& attachment) {
     const TenantState& tenant = *book_.Find(attachment.setup().tenant);
-    return attachment.Open(tenant, kSizes.session_tokens,
-                           PeakCharge(layout_, *tenant.policy, kSizes.session_tokens, 32));
+    const SessionPlan plan{.max_tokens = kSizes.session_tokens, .chunk = 32};
+    return attachment.Open(tenant, plan, PeakCharge(layout_, *tenant.policy, plan));
   }
 
   static void Commit(Attachment& attachment, const std::vector<PageId>& pages, uint32_t tokens) {
@@ -405,7 +405,8 @@ class Rig {
     const CompactionOutcome outcome =
         hostile_->EndCompaction(slot, std::move(compaction), shm::State::kRunning);
     EXPECT_LE(outcome.freed_pages, kHostileSlabs * layout_.pages_per_slab());
-    EXPECT_FALSE(outcome.recovery_mean > 1.001f);
+    EXPECT_FALSE(outcome.recovery.mean > 1.001f);
+    EXPECT_FALSE(outcome.cumulative.mean > 1.001f);
   }
 
   // Out with a slab and in with another, as a lease that shrinks and grows would.

@@ -120,8 +120,9 @@ TEST(SharedRegions, PartsDoNotOverlap) {
 
 TEST(SharedRegions, AListIsReadWithinItsBounds) {
   const auto regions = Regions();
-  regions->ResetSlot(1, 33);
-  EXPECT_EQ(regions->table(1).compact_at.load(), 33u);
+  regions->table(1).compact_at.store(33);
+  regions->ResetSlot(1);
+  EXPECT_EQ(regions->table(1).compact_at.load(), 0u);
   EXPECT_EQ(regions->slot(1).state.load(), static_cast<uint32_t>(shm::State::kRunning));
   auto* list = reinterpret_cast<std::atomic<uint32_t>*>(&regions->slot(1) + 1);
   list[0].store(10);

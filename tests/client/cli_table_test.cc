@@ -59,14 +59,15 @@ TEST(CliTableTest, AnswersOfAnotherVersionAreShownAsFarAsPossible) {
 
 TEST(CliPolicyTest, ParametersChangeAloneOrWithThePolicy) {
   const PolicySpec now = *MakePolicySpec("streaming", {{"recent", 60}});
-  EXPECT_EQ(ChangedPolicy(now, {})->Get("recent"), 60);
+  EXPECT_EQ(ChangedPolicy(now, {})->Integer("recent"), 60);
   EXPECT_EQ(ToString(*ChangedPolicy(now, {.parameters = {"sinks=2"}})),
             "streaming(recent=60,sinks=2,slack=64)");
-  EXPECT_EQ(ChangedPolicy(now, {.policy = "streaming", .parameters = {"sinks=2"}})->Get("recent"),
-            60);
   EXPECT_EQ(
-      ChangedPolicy(now, {.policy = "scissorhands", .parameters = {"budget=512"}})->Get("budget"),
-      512);
+      ChangedPolicy(now, {.policy = "streaming", .parameters = {"sinks=2"}})->Integer("recent"),
+      60);
+  EXPECT_EQ(ChangedPolicy(now, {.policy = "scissorhands", .parameters = {"budget=512"}})
+                ->Integer("budget"),
+            512);
   for (const char* bad : {"recent", "recent=", "recent=many", "=1", "x=1", "", "recent=0"}) {
     EXPECT_FALSE(ChangedPolicy(now, {.parameters = {bad}}).ok()) << bad;
   }

@@ -34,7 +34,7 @@ class Loopback {
     uint32_t lease = 8;
     uint32_t chunk = 64;
     uint32_t session_tokens = 1024;
-    PolicySpec policy = *MakePolicySpec("full", {});
+    PolicySpec policy = DefaultPolicySpec();
   };
 
   static constexpr TenantId kTenant{1};
@@ -121,10 +121,11 @@ class Loopback {
     }
     absl::StatusOr<OpenedSession> Open(const OpenOptions& options) override {
       const TenantState& tenant = *loop_.book_.Find(kTenant);
-      const absl::StatusOr<AgentSession*> session =
-          loop_.attachment_->Open(tenant, options.max_tokens,
-                                  PeakCharge(loop_.attachment_->layout(), *tenant.policy,
-                                             options.max_tokens, loop_.options_.chunk));
+      const SessionPlan plan{.prompt_tokens = options.prompt_tokens,
+                             .max_tokens = options.max_tokens,
+                             .chunk = loop_.options_.chunk};
+      const absl::StatusOr<AgentSession*> session = loop_.attachment_->Open(
+          tenant, plan, PeakCharge(loop_.attachment_->layout(), *tenant.policy, plan));
       if (!session.ok()) return session.status();
       const PolicyNeeds& needs = (*session)->needs;
       return OpenedSession{.handle = (*session)->slot,

@@ -33,14 +33,15 @@ TEST(ConvertTest, BadSpecsAreRefused) {
   auto parameters = builder.initParameters(2);
   for (auto parameter : parameters) {
     parameter.setName("sinks");
-    parameter.setValue(4);
+    parameter.setInteger(4);
   }
   EXPECT_THAT(std::string(FromProto(builder.asReader()).status().message()),
               HasSubstr("comes twice"));
   parameters[1].setName("recent");
-  EXPECT_EQ(FromProto(builder.asReader())->Get("recent"), 4);
-  parameters[1].setValue(-1);
-  EXPECT_THAT(std::string(FromProto(builder.asReader()).status().message()), HasSubstr("outside"));
+  EXPECT_EQ(FromProto(builder.asReader())->Integer("recent"), 4);
+  parameters[1].setInteger(-1);
+  EXPECT_THAT(std::string(FromProto(builder.asReader()).status().message()),
+              HasSubstr("recent = -1 is not allowed; it must be 1..1048576 tokens"));
 }
 
 }  // namespace

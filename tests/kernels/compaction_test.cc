@@ -290,7 +290,7 @@ TEST(Compaction, PlanesTravelWithTheirRows) {
   TestSession session(g, {.fresh = 90}, 2);
   Planes planes(g, {.low_count_ring = 2});
   planes.Append(0, 90);
-  planes.BeginDrain(1);
+  planes.BeginDrain(1, 1);
   for (uint32_t p = 0; p < g.planes(); ++p) {
     for (uint32_t row = 0; row < 90; ++row) {
       std::vector<float> key = session.key(p, row);

@@ -18,11 +18,17 @@ const Geometry kGeometry = TestGeometry(2, 2, 1, 8, 8, Dtype::kF32);
 TEST(Planes, BytesFollowTheFormula) {
   EXPECT_EQ(PlaneBytes(kGeometry, {}, 100), 2u * 100 * 8);
   EXPECT_EQ(PlaneBytes(kGeometry, {.low_count_ring = 14}, 100), 2u * 100 * 22);
+  EXPECT_EQ(PlaneBytes(kGeometry, {.last_hit = true}, 100), 2u * 100 * 10);
+  EXPECT_EQ(PlaneBytes(kGeometry, {.sum = true}, 100), 2u * 100 * 12);
+  EXPECT_EQ(PlaneBytes(kGeometry, {.square_sum = true}, 100), 2u * 100 * 12);
+  EXPECT_EQ(PlaneBytes(kGeometry, {.flags = true}, 100), 2u * 100 * 9);
+  // 2 layers of 2 query heads of 8 floats, and a position, for each query.
+  EXPECT_EQ(PlaneBytes(kGeometry, {.window_queries = 3}, 100), 2u * 100 * 8 + 3 * 4 * 33);
 }
 
 TEST(Planes, AppendGivesPositionsAndZeroes) {
   Planes planes(kGeometry, {.low_count_ring = 2});
-  planes.BeginDrain(32);
+  planes.BeginDrain(32, 32);
   planes.Append(10, 3);
   planes.Append(13, 1);
   EXPECT_EQ(planes.planes(), 2u);
@@ -37,7 +43,7 @@ TEST(Planes, AppendGivesPositionsAndZeroes) {
 TEST(Planes, WithoutARingDrainsAreFree) {
   Planes planes(kGeometry, {});
   planes.Append(0, 5);
-  planes.BeginDrain(7);
+  planes.BeginDrain(7, 7);
   EXPECT_EQ(planes.drain_queries(0), 0u);
   EXPECT_EQ(planes.DrainsWithin(100), 0u);
   EXPECT_EQ(planes.LowCount(0, 3, 100), 0u);
@@ -46,7 +52,7 @@ TEST(Planes, WithoutARingDrainsAreFree) {
 TEST(Planes, SmallDrainsShareAnEntryUpToAFullOne) {
   Planes planes(kGeometry, {.low_count_ring = 3});
   planes.Append(0, 1);
-  for (uint32_t queries : {20, 12, 1, 31, 5, 32}) planes.BeginDrain(queries);
+  for (uint32_t queries : {20, 12, 1, 31, 5, 32}) planes.BeginDrain(queries, 200);
   EXPECT_EQ(planes.drain_queries(0), 32u);  // 32
   EXPECT_EQ(planes.drain_queries(1), 5u);   // 5
   EXPECT_EQ(planes.drain_queries(2), 32u);  // 1 + 31; 20 + 12 fell out
@@ -79,7 +85,7 @@ TEST(Planes, RandomHistoryMatchesTheModel) {
       for (Entry& e : model) e.low.resize(rows);
 
       const uint32_t queries = 1 + random() % kDrainQueries;
-      planes.BeginDrain(queries);
+      planes.BeginDrain(queries, next_position);
       if (!model.empty() && model.front().queries + queries <= kDrainQueries) {
         model.front().queries += queries;
       } else {
@@ -118,6 +124,67 @@ TEST(Planes, RandomHistoryMatchesTheModel) {
       }
     }
   }
+}
+
+// However long the session: what was hit within the last kMaxHitWindow steps is known exactly.
+TEST(Planes, LastHitsOutliveTheirTwoBytes) {
+  std::mt19937 random(3);
+  Planes planes(kGeometry, {.last_hit = true});
+  planes.Append(0, 8);
+  std::vector<uint32_t> hits(8);  // 0: never
+  for (uint32_t step = 1; step < 400000; step += 1 + random() % 4000) {
+    planes.BeginDrain(1, step);
+    const uint32_t row = random() % 7;  // the last one is never hit
+    hits[row] = step;
+    ASSERT_GE(step, planes.hit_base());
+    planes.last_hits(0)[row] = static_cast<uint16_t>(step - planes.hit_base());
+    for (uint32_t window : {1u, 500u, 20000u, kMaxHitWindow}) {
+      const uint32_t since = step < window ? 1 : step - window + 1;
+      for (uint32_t i = 0; i < 8; ++i) {
+        ASSERT_EQ(planes.HitSince(0, i, since), hits[i] >= since) << "step " << step;
+      }
+    }
+  }
+}
+
+TEST(Planes, TheWindowHoldsTheNewestQueries) {
+  Planes planes(kGeometry, {.window_queries = 3});
+  const auto queries = [](std::vector<uint32_t> positions) {
+    std::vector<float> vectors;
+    for (uint32_t p : positions) vectors.insert(vectors.end(), 32, static_cast<float>(p));
+    return vectors;
+  };
+  for (const std::vector<uint32_t>& drain :
+       std::vector<std::vector<uint32_t>>{{1, 2}, {3, 4}, {5}, {6, 7, 8, 9}}) {
+    planes.KeepQueries(drain, queries(drain));
+    const uint32_t newest = drain.back();
+    std::vector<uint32_t> expected;
+    for (uint32_t p = newest < 3 ? 1 : newest - 2; p <= newest; ++p) expected.push_back(p);
+    EXPECT_EQ(planes.window().positions, expected);
+    EXPECT_EQ(planes.window().vectors, queries(expected));
+  }
+  Planes none(kGeometry, {});
+  none.KeepQueries({1}, queries({1}));
+  EXPECT_TRUE(none.window().positions.empty());
+}
+
+TEST(Planes, GatherMovesEveryPlaneAndSumsOutliveIt) {
+  Planes planes(kGeometry, {.last_hit = true, .sum = true, .square_sum = true, .flags = true});
+  planes.Append(0, 3);
+  planes.mass(0) = {1, 2, 3};
+  planes.square_sum(0) = {4, 5, 6};
+  planes.last_hits(0) = {7, 8, 9};
+  planes.flags(0) = {1, 2, 4};
+  planes.Gather(0, {2, 0});
+  EXPECT_EQ(planes.mass(0), std::vector<float>(2));
+  EXPECT_EQ(planes.Sum(0, 0), 3);
+  EXPECT_EQ(planes.Sum(0, 1), 1);
+  EXPECT_EQ(planes.square_sum(0), (std::vector<float>{6, 4}));
+  EXPECT_EQ(planes.last_hits(0), (std::vector<uint16_t>{9, 7}));
+  EXPECT_EQ(planes.flags(0), (std::vector<uint8_t>{4, 1}));
+  planes.mass(0) = {10, 20};
+  planes.Gather(0, {1});
+  EXPECT_EQ(planes.Sum(0, 0), 21);
 }
 
 TEST(Planes, GatherResetsMass) {

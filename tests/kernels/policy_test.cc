@@ -14,16 +14,26 @@
 namespace kvpool {
 namespace {
 
-std::unique_ptr<const Policy> Make(const std::string& name,
-                                   const std::map<std::string, int64_t>& parameters) {
+std::unique_ptr<const Policy> Make(const std::string& name, const PolicyValues& parameters) {
   return MakePolicy(*MakePolicySpec(name, parameters));
+}
+
+const Geometry kGeometry = TestGeometry(1, 1, 1, 8, 8, Dtype::kF32);
+
+std::optional<Selection> CompactAt(const Policy& policy, uint32_t length) {
+  return policy.Compact({.geometry = &kGeometry, .step = length, .length = length});
+}
+
+std::vector<KeepRows> SelectNow(const Policy& policy, const Planes& planes) {
+  const Selection selection = *CompactAt(policy, planes.rows(0));
+  return Select(selection, kGeometry, planes, PlaneScores(selection.score, planes));
 }
 
 TEST(Policy, FullNeverCompacts) {
   const auto policy = Make("full", {});
-  EXPECT_EQ(policy->CompactAt(), std::nullopt);
-  EXPECT_FALSE(policy->Compact(1 << 20).has_value());
-  EXPECT_EQ(policy->PeakTokens(5000, 256), 5000u);
+  EXPECT_EQ(policy->NextCompactAt({}), std::nullopt);
+  EXPECT_FALSE(CompactAt(*policy, 1 << 20).has_value());
+  EXPECT_EQ(policy->PeakTokens({.max_tokens = 5000, .chunk = 256}), 5000u);
   const PolicyNeeds needs = policy->Needs();
   EXPECT_EQ(needs.queries, QueryNeed::kSampled);
   EXPECT_EQ(needs.sample_every, 16u);
@@ -35,17 +45,17 @@ TEST(Policy, FullNeverCompacts) {
 
 TEST(Policy, StreamingKeepsSinksAndTheNewest) {
   const auto policy = Make("streaming", {{"sinks", 4}, {"recent", 60}, {"slack", 16}});
-  EXPECT_EQ(policy->CompactAt(), 80u);
-  EXPECT_EQ(policy->PeakTokens(5000, 256), 80u + 256);
-  EXPECT_EQ(policy->PeakTokens(100, 256), 100u);
-  EXPECT_FALSE(policy->Compact(64).has_value());
-  EXPECT_TRUE(policy->Compact(65).has_value());  // under pressure, before it is due
+  EXPECT_EQ(policy->NextCompactAt({}), 80u);
+  EXPECT_EQ(policy->PeakTokens({.max_tokens = 5000, .chunk = 256}), 80u + 256);
+  EXPECT_EQ(policy->PeakTokens({.max_tokens = 100, .chunk = 256}), 100u);
+  EXPECT_FALSE(CompactAt(*policy, 64).has_value());
+  EXPECT_TRUE(CompactAt(*policy, 65).has_value());  // under pressure, before it is due
   EXPECT_EQ(policy->Needs().queries, QueryNeed::kSampled);
 
-  Planes planes(TestGeometry(1, 1, 1, 8, 8, Dtype::kF32), {});
+  Planes planes(kGeometry, {});
   planes.Append(0, 80);
   for (int round = 0; round < 3; ++round) {
-    const std::vector<KeepRows> keep = Select(*policy->Compact(80), planes);
+    const std::vector<KeepRows> keep = SelectNow(*policy, planes);
     ASSERT_EQ(keep[0].size(), 64u);
     planes.Gather(0, keep[0]);
     const uint32_t next = 80 + round * 16;
@@ -58,17 +68,17 @@ TEST(Policy, StreamingKeepsSinksAndTheNewest) {
 
 TEST(Policy, ScissorhandsNumbers) {
   const auto policy = Make("scissorhands", {});  // B 256, w 400, r 10, m 128
-  EXPECT_EQ(policy->CompactAt(), 256u);
-  EXPECT_EQ(policy->PeakTokens(5000, 64), 320u);
-  EXPECT_EQ(policy->PeakTokens(200, 64), 200u);
-  EXPECT_FALSE(policy->Compact(128).has_value());
+  EXPECT_EQ(policy->NextCompactAt({}), 256u);
+  EXPECT_EQ(policy->PeakTokens({.max_tokens = 5000, .chunk = 64}), 320u);
+  EXPECT_EQ(policy->PeakTokens({.max_tokens = 200, .chunk = 64}), 200u);
+  EXPECT_FALSE(CompactAt(*policy, 128).has_value());
   for (uint32_t length : {129u, 256u, 319u}) {
-    const auto selection = policy->Compact(length);
+    const auto selection = CompactAt(*policy, length);
     ASSERT_TRUE(selection.has_value());
-    EXPECT_EQ(selection->total, 128u);
-    EXPECT_EQ(selection->recent, 10u);
-    EXPECT_EQ(selection->first, 0u);
-    EXPECT_EQ(selection->window, 400u);
+    EXPECT_EQ(selection->heads[0].total, 128u);
+    EXPECT_EQ(selection->heads[0].recent, 10u);
+    EXPECT_EQ(selection->heads[0].first, 0u);
+    EXPECT_EQ(selection->score.window, 400u);
   }
   const PolicyNeeds needs = policy->Needs();
   EXPECT_EQ(needs.queries, QueryNeed::kExact);
@@ -81,12 +91,12 @@ TEST(Policy, ScissorhandsRingCoversItsWindow) {
   for (uint32_t window : {1u, 31u, 32u, 33u, 100u, 400u}) {
     for (uint32_t drop : {1u, 7u, 16u, 31u, 33u, 50u, 100u, 128u}) {
       const auto policy = Make("scissorhands", {{"window", window}, {"drop", drop}});
-      Planes planes(TestGeometry(1, 1, 1, 8, 8, Dtype::kF32), policy->Needs().planes);
+      Planes planes(kGeometry, policy->Needs().planes);
       std::vector<uint32_t> entries;  // newest last, never forgotten
       for (uint32_t period = 0; period < 2 * window / drop + 4; ++period) {
         for (uint32_t left = drop; left > 0;) {
           const uint32_t queries = std::min(left, kDrainQueries);
-          planes.BeginDrain(queries);
+          planes.BeginDrain(queries, 1);
           if (!entries.empty() && entries.back() + queries <= kDrainQueries) {
             entries.back() += queries;
           } else {
@@ -157,13 +167,13 @@ TEST(Policy, ScissorhandsEqualsThePaper) {
         Make("scissorhands",
              {{"budget", c.budget}, {"window", c.window}, {"recent", c.recent}, {"drop", c.drop}});
     PaperHead paper(c.budget, c.window, c.recent, c.drop);
-    Planes planes(TestGeometry(1, 1, 1, 8, 8, Dtype::kF32), policy->Needs().planes);
+    Planes planes(kGeometry, policy->Needs().planes);
     std::vector<std::vector<bool>> pending;  // marks of undrained queries, by row
     for (uint32_t step = 0; step < 600; ++step) {
-      if (planes.rows(0) >= *policy->CompactAt()) {
+      if (planes.rows(0) >= *policy->NextCompactAt({})) {
         ASSERT_TRUE(paper.full());
         ASSERT_TRUE(pending.empty());
-        const std::vector<KeepRows> keep = Select(*policy->Compact(planes.rows(0)), planes);
+        const std::vector<KeepRows> keep = SelectNow(*policy, planes);
         ASSERT_EQ(keep[0].size(), c.budget - c.drop);
         planes.Gather(0, keep[0]);
         paper.Compress();
@@ -175,7 +185,7 @@ TEST(Policy, ScissorhandsEqualsThePaper) {
       paper.Mark(low);
       pending.push_back(low);
       if (pending.size() == kDrainQueries) {
-        planes.BeginDrain(kDrainQueries);
+        planes.BeginDrain(kDrainQueries, step + 1);
         for (const std::vector<bool>& marks : pending) {
           for (size_t i = 0; i < marks.size(); ++i) planes.low_counts(0, 0)[i] += marks[i];
         }

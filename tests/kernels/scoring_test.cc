@@ -13,9 +13,12 @@
 namespace kvpool {
 namespace {
 
-Planes PlanesFor(const TestSession& session, uint32_t ring) {
+constexpr PlaneSet kEveryPlane{
+    .low_count_ring = 3, .last_hit = true, .sum = true, .square_sum = true};
+
+Planes PlanesFor(const TestSession& session, const PlaneSet& set) {
   const Geometry& g = session.layout().geometry();
-  Planes planes(g, {.low_count_ring = ring});
+  Planes planes(g, set);
   uint32_t longest = 0;
   for (uint32_t p = 0; p < g.planes(); ++p) longest = std::max(longest, session.View().Length(p));
   planes.Append(0, longest);
@@ -27,23 +30,31 @@ Planes PlanesFor(const TestSession& session, uint32_t ring) {
   return planes;
 }
 
-// Statistics by the definition; `near` counts queries too close to 1 / t to call.
+// Statistics by the definition; `near` counts queries too close to the threshold to call, so the
+// last hit lies between hit and near_hit.
 struct Expected {
-  std::vector<double> mass;
-  std::vector<uint32_t> low, near;
+  std::vector<double> mass, squares;
+  std::vector<uint32_t> low, near, hit, near_hit;
 };
 
-Expected Oracle(const TestSession& session, const ScoreArgs& args, uint32_t plane) {
+Expected Oracle(const TestSession& session, const ScoreArgs& args, Threshold threshold,
+                uint32_t plane) {
   const Geometry& g = session.layout().geometry();
   const uint32_t rows = session.View().Length(plane);
   const uint32_t compacted = session.View().CompactedLength(plane);
-  Expected e{std::vector<double>(rows), std::vector<uint32_t>(rows), std::vector<uint32_t>(rows)};
+  Expected e{.mass = std::vector<double>(rows), .squares = std::vector<double>(rows)};
+  for (auto* counts : {&e.low, &e.near, &e.hit, &e.near_hit}) counts->resize(rows);
   for (uint32_t q = 0; q < args.query_count; ++q) {
     const uint32_t p = args.query_positions[q];
     const auto sees = [&](uint32_t row) {
       return row < compacted || args.fresh_start + (row - compacted) <= p;
     };
     std::vector<double> highest(rows);
+    double n = p + 1.0;
+    if (threshold == Threshold::kInverseCached) {
+      n = 0;
+      for (uint32_t row = 0; row < rows; ++row) n += sees(row) ? 1 : 0;
+    }
     for (uint32_t ml = 0; ml < g.model_layers(); ++ml) {
       if (g.kv_of_layer[ml] != plane / g.kv_heads) continue;
       for (uint32_t i = 0; i < g.group_size(); ++i) {
@@ -53,17 +64,22 @@ Expected Oracle(const TestSession& session, const ScoreArgs& args, uint32_t plan
             OracleAttention(session, plane, args.queries + vector * g.key_dim, args.scale, sees);
         for (uint32_t row = 0; row < rows; ++row) {
           e.mass[row] += head.alpha[row];
+          e.squares[row] += head.alpha[row] * head.alpha[row];
           highest[row] = std::max(highest[row], head.alpha[row]);
         }
       }
     }
     for (uint32_t row = 0; row < rows; ++row) {
       if (!sees(row)) continue;
-      const double ratio = highest[row] * (p + 1.0);
+      const double ratio = highest[row] * n;
       if (std::abs(ratio - 1) < 1e-4) {
         ++e.near[row];
+        e.near_hit[row] = std::max(e.near_hit[row], p + 1);
       } else if (ratio < 1) {
         ++e.low[row];
+      } else {
+        e.hit[row] = std::max(e.hit[row], p + 1);
+        e.near_hit[row] = std::max(e.near_hit[row], p + 1);
       }
     }
   }
@@ -71,7 +87,7 @@ Expected Oracle(const TestSession& session, const ScoreArgs& args, uint32_t plan
 }
 
 void ExpectMatchesOracle(const simd::Target& target, TestSession& session, uint32_t fresh_start,
-                         const std::vector<uint32_t>& positions, uint32_t ring) {
+                         const std::vector<uint32_t>& positions, const PlaneSet& set) {
   const Geometry& g = session.layout().geometry();
   const auto count = static_cast<uint32_t>(positions.size());
   const std::vector<float> queries =
@@ -84,14 +100,30 @@ void ExpectMatchesOracle(const simd::Target& target, TestSession& session, uint3
                        .query_positions = positions.data(),
                        .query_count = count,
                        .scale = 1.0f / std::sqrt(static_cast<float>(g.key_dim))};
-  Planes planes = PlanesFor(session, ring);
-  planes.BeginDrain(count);
+  Planes planes = PlanesFor(session, set);
+  const uint32_t newest = *std::max_element(positions.begin(), positions.end()) + 1;
+  planes.BeginDrain(count, newest);
   simd::ScoreOn(target, args, &planes);
   for (uint32_t plane = 0; plane < g.planes(); ++plane) {
-    const Expected e = Oracle(session, args, plane);
+    const Expected e = Oracle(session, args, set.threshold, plane);
     for (uint32_t row = 0; row < planes.rows(plane); ++row) {
       ASSERT_NEAR(planes.mass(plane)[row], e.mass[row], 1e-5 * (1 + e.mass[row])) << target.name;
-      if (ring == 0) continue;
+      if (set.sum) {
+        ASSERT_EQ(planes.Sum(plane, row), planes.mass(plane)[row]);
+      }
+      if (set.square_sum) {
+        ASSERT_NEAR(planes.square_sum(plane)[row], e.squares[row], 1e-5 * (1 + e.squares[row]));
+      }
+      if (set.last_hit) {
+        const uint32_t stored = planes.last_hits(plane)[row];
+        const uint32_t hit = stored == 0 ? 0 : planes.hit_base() + stored;
+        // A hit too old for two bytes is as good as none.
+        if (newest - e.hit[row] < kMaxHitWindow) {
+          ASSERT_GE(hit, e.hit[row]) << target.name;
+        }
+        ASSERT_LE(hit, e.near_hit[row]) << target.name << " row " << row;
+      }
+      if (set.low_count_ring == 0) continue;
       const uint32_t low = planes.low_counts(plane, 0)[row];
       ASSERT_GE(low, e.low[row]) << target.name << " row " << row;
       ASSERT_LE(low, e.low[row] + e.near[row]) << target.name << " row " << row;
@@ -102,7 +134,7 @@ void ExpectMatchesOracle(const simd::Target& target, TestSession& session, uint3
 TEST(Scoring, MatchesFloat64) {
   for (const simd::Target& target : simd::Targets()) {
     uint32_t seed = 1;
-    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
       for (uint32_t dim : {32u, 128u, 20u}) {
         for (uint32_t count : {1u, 5u, 16u, 32u}) {
           TestSession session(TestGeometry(2, 4, 2, dim, dim, dtype),
@@ -110,7 +142,26 @@ TEST(Scoring, MatchesFloat64) {
           // The last queries of the fresh rows, some of which saw only part of them.
           std::vector<uint32_t> positions;
           for (uint32_t i = 0; i < count; ++i) positions.push_back(100 + 45 - count + i);
-          ExpectMatchesOracle(target, session, 100, positions, 3);
+          ExpectMatchesOracle(target, session, 100, positions, kEveryPlane);
+          PlaneSet cached = kEveryPlane;
+          cached.threshold = Threshold::kInverseCached;
+          ExpectMatchesOracle(target, session, 100, positions, cached);
+        }
+      }
+    }
+  }
+}
+
+TEST(Scoring, SealedRowsMatchFloat64) {
+  uint32_t seed = 50;
+  for (const simd::Target& target : simd::Targets()) {
+    for (SealedFormat format : {SealedFormat::kFp8, SealedFormat::kInt8, SealedFormat::kInt4}) {
+      for (uint32_t dim : {32u, 128u, 20u}) {
+        for (uint32_t sealed : {64u, 70u, 3u}) {
+          TestSession session(
+              TestGeometry(2, 4, 2, dim, dim, Dtype::kBf16),
+              {.max_compacted = 40, .max_sealed = sealed, .sealed = format, .fresh = 21}, ++seed);
+          ExpectMatchesOracle(target, session, 100, {99, 100, 107, 119, 120}, 3);
         }
       }
     }
@@ -121,14 +172,14 @@ TEST(Scoring, QueriesOlderThanTheFreshRowsSeeTheCompactedOnes) {
   for (const simd::Target& target : simd::Targets()) {
     TestSession session(TestGeometry(1, 2, 1, 16, 16, Dtype::kF32),
                         {.max_compacted = 33, .fresh = 5}, 3);
-    ExpectMatchesOracle(target, session, 200, {150, 199, 200, 4000000000u}, 1);
+    ExpectMatchesOracle(target, session, 200, {150, 199, 200, 4000000000u}, kEveryPlane);
   }
 }
 
-TEST(Scoring, WithoutARingOnlyMassIsKept) {
+TEST(Scoring, WithoutOtherPlanesOnlyMassIsKept) {
   for (const simd::Target& target : simd::Targets()) {
     TestSession session(TestGeometry(1, 2, 1, 16, 16, Dtype::kF32), {.fresh = 40}, 3);
-    ExpectMatchesOracle(target, session, 0, {37, 38, 39}, 0);
+    ExpectMatchesOracle(target, session, 0, {37, 38, 39}, {});
   }
 }
 
@@ -138,28 +189,28 @@ TEST(Scoring, SharedLayersAddUp) {
     Geometry g = TestGeometry(2, 4, 2, 16, 16, Dtype::kF32);
     g.kv_of_layer = {1, 0, 1, 0, 1};
     TestSession session(g, {.max_compacted = 20, .fresh = 20}, 9);
-    ExpectMatchesOracle(target, session, 50, {60, 61, 62, 69}, 2);
+    ExpectMatchesOracle(target, session, 50, {60, 61, 62, 69}, kEveryPlane);
   }
 }
 
 TEST(Scoring, NothingToSeeAddsNothing) {
   for (const simd::Target& target : simd::Targets()) {
     TestSession session(TestGeometry(1, 2, 1, 16, 16, Dtype::kF32), {.fresh = 3}, 3);
-    ExpectMatchesOracle(target, session, 10, {9, 2}, 1);
+    ExpectMatchesOracle(target, session, 10, {9, 2}, kEveryPlane);
     TestSession empty(TestGeometry(1, 2, 1, 16, 16, Dtype::kF32), {}, 3);
-    ExpectMatchesOracle(target, empty, 0, {0}, 1);
+    ExpectMatchesOracle(target, empty, 0, {0}, kEveryPlane);
   }
 }
 
 // Each drain adds to what is there; mass over all rows is one for each query and head.
 TEST(Scoring, AccumulatesAndMassIsConserved) {
   TestSession session(TestGeometry(1, 4, 2, 32, 32, Dtype::kBf16), {.fresh = 64}, 4);
-  Planes planes = PlanesFor(session, 2);
+  Planes planes = PlanesFor(session, kEveryPlane);
   std::vector<uint32_t> positions;
   for (uint32_t i = 0; i < 20; ++i) positions.push_back(63);
   for (int drain = 0; drain < 3; ++drain) {
     const std::vector<float> queries = session.RandomRow(20 * 4 * 32);
-    planes.BeginDrain(20);
+    planes.BeginDrain(20, 64);
     Score({.layout = &session.layout(),
            .base = session.base(),
            .session = session.View(),
@@ -176,15 +227,15 @@ TEST(Scoring, AccumulatesAndMassIsConserved) {
   }
 }
 
-TEST(Scoring, NanIsLowAndAddsNoMass) {
+TEST(Scoring, NanIsLowAndAddsNothing) {
   for (const simd::Target& target : simd::Targets()) {
     TestSession session(TestGeometry(1, 2, 2, 16, 16, Dtype::kF32), {.fresh = 20}, 4);
     const std::vector<float> nan(16, std::nanf(""));
     session.SetRow(0, 7, nan, nan);
-    Planes planes = PlanesFor(session, 1);
+    Planes planes = PlanesFor(session, kEveryPlane);
     const std::vector<float> queries = session.RandomRow(2 * 2 * 16);
     const std::vector<uint32_t> positions = {18, 19};
-    planes.BeginDrain(2);
+    planes.BeginDrain(2, 20);
     simd::ScoreOn(target,
                   {.layout = &session.layout(),
                    .base = session.base(),
@@ -195,6 +246,8 @@ TEST(Scoring, NanIsLowAndAddsNoMass) {
                   &planes);
     for (uint32_t row = 0; row < 20; ++row) {
       EXPECT_EQ(planes.mass(0)[row], 0.0f);
+      EXPECT_EQ(planes.square_sum(0)[row], 0.0f);
+      EXPECT_EQ(planes.last_hits(0)[row], 0);
       EXPECT_EQ(planes.low_counts(0, 0)[row], row < 19 ? 2 : 1);
     }
     double mass = 0;  // the other head does not notice

@@ -1,0 +1,61 @@
+// The table of policies: names, parameters, bounds and the rules between them. The class behind a
+// name is made in kernels/policy/policy.cc.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "absl/strings/str_cat.h"
+#include "common/policy_spec.h"
+
+namespace kvpool {
+namespace {
+
+constexpr int64_t kMaxTokens = 1 << 20;
+
+absl::Status ScissorhandsRules(PolicySpec& spec) {
+  const int64_t budget = spec.Integer("budget"), recent = spec.Integer("recent");
+  if (spec.Integer("drop") == 0) spec.parameters["drop"] = budget / 2;
+  const int64_t drop = spec.Integer("drop");
+  if (recent + drop <= budget) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("recent + drop must not exceed budget, got ",
+                                                 recent, " + ", drop, " > ", budget));
+}
+
+absl::Status RecentWithinBudget(PolicySpec& spec) {
+  const int64_t budget = spec.Integer("budget"), recent = spec.Integer("recent");
+  if (recent <= budget) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("recent must not exceed budget, got ", recent, " > ", budget));
+}
+
+}  // namespace
+
+const std::vector<PolicySchema>& PolicySchemas() {
+  static const auto* const schemas = new std::vector<PolicySchema>{
+      {"full",
+       "Keeps every key; never compacted.",
+       {{"recovery_every", "queries", "one query in this many is scored, for recovery; 0: none",
+         IntegerRange{16, 0, 65535}}}},
+      {"streaming",
+       "StreamingLLM (arXiv 2309.17453): the first `sinks` and the last `recent` keys.",
+       {{"sinks", "tokens", "first keys that always stay", IntegerRange{4, 0, kMaxTokens}},
+        {"recent", "tokens", "newest keys that always stay", IntegerRange{252, 1, kMaxTokens}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}}},
+      {"scissorhands",
+       "Scissorhands (arXiv 2305.17118, Alg. 1 and 2): at most `budget` keys a head.",
+       {{"budget", "tokens", "B: most keys a head may hold", IntegerRange{256, 32, kMaxTokens}},
+        {"window", "queries", "w: how many last queries vote", IntegerRange{400, 1, 65535}},
+        {"recent", "tokens", "r: newest keys that always stay", IntegerRange{10, 1, kMaxTokens}},
+        {"drop", "tokens", "m: keys dropped at a compaction; 0 means budget / 2",
+         IntegerRange{0, 0, kMaxTokens}}},
+       ScissorhandsRules},
+      {"random",
+       "The newest keys and a random choice of the others: the yardstick at the same budget.",
+       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
+        {"recent", "tokens", "newest keys among them", IntegerRange{32, 1, kMaxTokens}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}},
+        {"seed", "", "another number, another choice", IntegerRange{0, 0, 65535}}},
+       RecentWithinBudget},
+  };
+  return *schemas;
+}
+
+}  // namespace kvpool

@@ -1,0 +1,177 @@
+// What every policy of the registry must do, whatever its paper: a policy that is added to the
+// table of schemas is tested here without an edit.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "tests/kernels/policy/policy_session.h"
+
+namespace kvpool {
+namespace {
+
+const Geometry kGeometry = TestGeometry(2, 4, 2, 16, 16, Dtype::kF32);
+constexpr SessionPlan kPlan{.prompt_tokens = 130, .max_tokens = 420, .chunk = 48};
+
+// Parameters small enough for a short session: an eighth of each default, as far as it is allowed.
+PolicySpec SmallSpec(const PolicySchema& schema) {
+  PolicyValues values;
+  for (const PolicyParameter& parameter : schema.parameters) {
+    const auto* range = std::get_if<IntegerRange>(&parameter.allowed);
+    if (range == nullptr || range->default_value < 64) continue;
+    values[parameter.name] = std::max(range->min, range->default_value / 8);
+  }
+  return *MakePolicySpec(schema.name, values);
+}
+
+class PolicyConformance : public testing::TestWithParam<PolicySchema> {
+ protected:
+  const std::unique_ptr<const Policy> policy_ = MakePolicy(SmallSpec(GetParam()));
+};
+
+// Positions of every head after each append.
+using History = std::vector<std::vector<std::vector<uint32_t>>>;
+
+History Live(const Policy& policy, uint32_t seed) {
+  PolicySession session(kGeometry, policy, kPlan, seed);
+  History history;
+  while (session.committed() < kPlan.max_tokens) {
+    const uint32_t prompt =
+        kPlan.prompt_tokens - std::min(kPlan.prompt_tokens, session.committed());
+    session.Feed(prompt > 0 ? std::min(prompt, kPlan.chunk) : 1);
+    history.emplace_back();
+    for (uint32_t p = 0; p < kGeometry.planes(); ++p) {
+      history.back().push_back(session.planes().positions(p));
+    }
+  }
+  return history;
+}
+
+TEST_P(PolicyConformance, LivesWithinItsPeakAndLosesNoRow) {
+  const uint32_t peak = policy_->PeakTokens(kPlan);
+  EXPECT_LE(peak, kPlan.max_tokens);
+  PolicySession session(kGeometry, *policy_, kPlan, 1);
+  uint32_t seen = 0;
+  while (session.committed() < kPlan.max_tokens) {
+    const uint32_t prompt =
+        kPlan.prompt_tokens - std::min(kPlan.prompt_tokens, session.committed());
+    session.Feed(prompt > 0 ? std::min(prompt, kPlan.chunk) : 1);
+    ASSERT_LE(session.MeanLength(), peak) << "at step " << session.committed();
+    ASSERT_TRUE(session.RowsAreRight()) << "at step " << session.committed();
+    if (session.compactions() == seen) continue;
+    seen = session.compactions();
+    for (uint32_t p = 0; p < kGeometry.planes(); ++p) {
+      std::vector<uint32_t> before = session.before()[p];
+      std::sort(before.begin(), before.end());
+      const std::vector<uint32_t>& now = session.planes().positions(p);
+      const std::set<uint32_t> kept(now.begin(), now.end());
+      ASSERT_EQ(kept.size(), now.size()) << "a row was doubled";
+      const HeadRule& rule = session.selection().Rule(p);
+      for (size_t i = 0; i < before.size(); ++i) {
+        const bool recent = i + rule.recent >= before.size();
+        if (recent || before[i] < rule.first) {
+          ASSERT_TRUE(kept.contains(before[i])) << "position " << before[i];
+        }
+      }
+      for (uint32_t position : now) {
+        ASSERT_TRUE(std::binary_search(before.begin(), before.end(), position) ||
+                    position >= before.back());
+      }
+    }
+  }
+}
+
+TEST_P(PolicyConformance, ChoosesTheSameKeysInEveryRun) {
+  EXPECT_EQ(Live(*policy_, 5), Live(*policy_, 5));
+}
+
+TEST_P(PolicyConformance, TheNewestKeyIsNeverDropped) {
+  for (const auto& heads : Live(*policy_, 6)) {
+    uint32_t newest = 0;
+    for (const auto& positions : heads) {
+      newest = std::max(newest, *std::max_element(positions.begin(), positions.end()));
+    }
+    for (const auto& positions : heads) {
+      ASSERT_EQ(*std::max_element(positions.begin(), positions.end()), newest);
+    }
+  }
+}
+
+// Pressure compacts at any time: whatever is selected then, is a choice among the rows there.
+TEST_P(PolicyConformance, MayBeCompactedAtAnyTime) {
+  PolicySession session(kGeometry, *policy_, kPlan, 2);
+  for (uint32_t i = 0; session.committed() < kPlan.max_tokens; ++i) {
+    session.Feed(std::min(1 + i % 7, kPlan.max_tokens - session.committed()));
+    if (i % 3 == 0) session.HandOver();
+    ASSERT_TRUE(session.RowsAreRight());
+    ASSERT_LE(session.MeanLength(), policy_->PeakTokens(kPlan));
+    session.HandOver();  // with nothing fed since
+    ASSERT_TRUE(session.RowsAreRight());
+  }
+}
+
+TEST_P(PolicyConformance, AnyGeometryWillDo) {
+  for (const Geometry& g :
+       {TestGeometry(1, 1, 1, 8, 0, Dtype::kBf16), TestGeometry(5, 6, 3, 12, 20, Dtype::kBf16)}) {
+    PolicySession session(g, *policy_, {.max_tokens = 200, .chunk = 8}, 3);
+    while (session.committed() < 200) session.Feed(8);
+    EXPECT_TRUE(session.RowsAreRight());
+  }
+}
+
+// Every bound of every parameter makes a policy whose numbers hang together.
+TEST_P(PolicyConformance, TakesEveryValueThatItsSchemaAllows) {
+  for (const PolicyParameter& parameter : GetParam().parameters) {
+    std::vector<PolicyValue> values;
+    if (const auto* range = std::get_if<IntegerRange>(&parameter.allowed)) {
+      values = {range->min, range->max};
+    } else if (const auto* range = std::get_if<NumberRange>(&parameter.allowed)) {
+      values = {range->min, range->max};
+    } else {
+      for (const std::string& name : std::get<Choices>(parameter.allowed).names) {
+        values.emplace_back(name);
+      }
+    }
+    for (const PolicyValue& value : values) {
+      const auto spec = MakePolicySpec(GetParam().name, {{parameter.name, value}});
+      if (!spec.ok()) continue;  // a rule between parameters
+      const auto policy = MakePolicy(*spec);
+      ASSERT_NE(policy, nullptr);
+      uint32_t before = 0;
+      for (uint32_t tokens = 1; tokens < 1 << 20; tokens = tokens * 2 + 1) {
+        const uint32_t peak = policy->PeakTokens({.max_tokens = tokens, .chunk = 64});
+        EXPECT_LE(peak, tokens) << ToString(*spec);
+        EXPECT_GE(peak, before) << ToString(*spec);
+        before = peak;
+      }
+      const PolicyState opened{.geometry = &kGeometry, .plan = kPlan};
+      EXPECT_NE(policy->NextCompactAt(opened), 0u) << ToString(*spec);
+      EXPECT_FALSE(policy->Compact(opened).has_value()) << "an empty session has nothing to drop";
+      const PolicyNeeds needs = policy->Needs();
+      EXPECT_GE(needs.sample_every, 1u);
+      EXPECT_LE(needs.planes.low_count_ring, 8192u) << ToString(*spec);
+    }
+  }
+}
+
+std::string NameOf(const testing::TestParamInfo<PolicySchema>& info) {
+  std::string name = info.param.name;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Registry, PolicyConformance, testing::ValuesIn(PolicySchemas()), NameOf);
+
+TEST(PolicyRegistry, EverySchemaHasAClassAndNoOtherNameDoes) {
+  std::set<std::string> names;
+  for (const PolicySchema& schema : PolicySchemas()) {
+    EXPECT_NE(MakePolicy(*MakePolicySpec(schema.name, {})), nullptr) << schema.name;
+    EXPECT_TRUE(names.insert(schema.name).second) << schema.name << " is there twice";
+    EXPECT_FALSE(schema.summary.empty());
+  }
+  EXPECT_EQ(MakePolicy({.name = "nobody", .parameters = {}}), nullptr);
+}
+
+}  // namespace
+}  // namespace kvpool
