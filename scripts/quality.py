@@ -19,7 +19,9 @@ SPDX-License-Identifier: Apache-2.0
 import argparse
 import datetime
 import json
+import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -171,12 +173,14 @@ def run(args, cluster):
 
 
 def circumstances(args):
-    """(date and commit, model and text) for people."""
+    """(date and commit, model, text and machine) for people."""
     done = subprocess.run(["git", "-C", ROOT, "log", "-1", "--format=%h"], capture_output=True, check=False,
                           encoding="utf-8")
     commit = f" at commit {done.stdout.strip()}" if done.returncode == 0 else ""
     texts = ", ".join(f"`{path.name}`" for path in args.text)
-    return f"{datetime.date.today()}{commit}", f"`{args.model.name}` on {texts}"
+    models = re.findall(r"^model name\s*:\s*(.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    machine = f"{os.cpu_count()} cores" + (f" of {models[0]}" if models else "")
+    return f"{datetime.date.today()}{commit}", f"`{args.model.name}` on {texts}; {machine}"
 
 
 def parse_arguments():

@@ -23,6 +23,7 @@
 #include "worker/quality_compare.h"
 #include "worker/quality_plan.h"
 #include "worker/quality_run.h"
+#include "worker/token_classes.h"
 #include "worker/tokenizer.h"
 
 namespace kvpool {
@@ -82,16 +83,17 @@ void AddFlags(CLI::App& app, Flags& flags) {
 // What is the same for all tenants.
 struct Setting {
   std::vector<QualityWindow> windows;
+  std::vector<uint8_t> token_flags;
   std::unique_ptr<Llama> model;
   BootWaiter waiter;
 };
 
-absl::StatusOr<std::vector<QualityWindow>> PlanWindows(const Flags& flags, const Llama& model) {
+absl::Status PlanWindows(const Flags& flags, Setting& setting) {
   std::string error;
   const std::unique_ptr<Tokenizer> tokenizer =
       Tokenizer::Load(flags.model + "/tokenizer.model", &error);
   if (tokenizer == nullptr) return absl::InvalidArgumentError(error);
-  const LlamaConfig& config = model.config();
+  const LlamaConfig& config = setting.model->config();
   if (tokenizer->pieces() > config.vocab) {
     return absl::InvalidArgumentError(
         absl::StrCat(flags.model, ": tokenizer.model has more pieces than config.json says"));
@@ -107,9 +109,13 @@ absl::StatusOr<std::vector<QualityWindow>> PlanWindows(const Flags& flags, const
     if (!text.ok()) return text.status();
     texts.push_back(*std::move(text));
   }
-  return PlanQualityWindows(
+  absl::StatusOr<std::vector<QualityWindow>> windows = PlanQualityWindows(
       texts, [&](const std::string& text) { return tokenizer->EncodeMore(text); }, config.bos,
       flags.plan);
+  if (!windows.ok()) return windows.status();
+  setting.windows = *std::move(windows);
+  setting.token_flags = TokenClasses(*tokenizer, config.vocab);
+  return absl::OkStatus();
 }
 
 absl::Status RunFull(const Flags& flags, Setting& setting, FullRun& full) {
@@ -160,7 +166,7 @@ absl::StatusOr<boost::json::object> RunTenant(const Flags& flags, Setting& setti
                             .chunk_tokens = std::min(flags.forcing.chunk, flags.plan.context)});
   if (!attached.ok()) return attached.status();
   Tenant& tenant = **attached;
-  PoolKv kv(*std::move(attached));
+  PoolKv kv(*std::move(attached), setting.token_flags);
   ComparedRun compared(setting.windows, full, tenant.layout(),
                        [&tenant]() -> absl::StatusOr<uint64_t> {
                          absl::StatusOr<TenantStatistics> statistics = tenant.Statistics();
@@ -184,9 +190,7 @@ absl::Status Run(const Flags& flags) {
   absl::StatusOr<std::unique_ptr<Llama>> model = Llama::Load(flags.model, &threads);
   if (!model.ok()) return model.status();
   setting.model = *std::move(model);
-  absl::StatusOr<std::vector<QualityWindow>> windows = PlanWindows(flags, *setting.model);
-  if (!windows.ok()) return windows.status();
-  setting.windows = *std::move(windows);
+  if (absl::Status status = PlanWindows(flags, setting); !status.ok()) return status;
   FullRun full(setting.windows);
   if (absl::Status status = RunFull(flags, setting, full); !status.ok()) return status;
 

@@ -58,7 +58,7 @@ class Forcing {
  private:
   absl::Status Step(uint32_t first, uint32_t end, ForcingObserver& observer) {
     TimePoint start = waiter_.Now();
-    if (absl::Status status = Prepare(end - first); !status.ok()) return status;
+    if (absl::Status status = Prepare(first, end); !status.ok()) return status;
     spent_ += waiter_.Now() - start;
 
     std::vector<SessionView> views;
@@ -71,7 +71,7 @@ class Forcing {
     for (size_t i = 0; i < windows_.size(); ++i) {
       feeds.push_back({.session = sessions_[i].get(),
                        .position = first,
-                       .tokens = std::span(windows_[i].tokens).subspan(first, end - first),
+                       .tokens = Tokens(i, first, end),
                        .logits = watched ? LogitRows::kAll : LogitRows::kNone});
     }
     const std::span<const float> logits = model_.Forward(feeds);
@@ -79,6 +79,10 @@ class Forcing {
     spent_ += waiter_.Now() - start;
     if (watched) Show(first, end, logits, observer);
     return absl::OkStatus();
+  }
+
+  std::span<const int32_t> Tokens(size_t window, uint32_t first, uint32_t end) const {
+    return std::span(windows_[window].tokens).subspan(first, end - first);
   }
 
   void Show(uint32_t first, uint32_t end, std::span<const float> logits,
@@ -92,11 +96,12 @@ class Forcing {
   }
 
   // Until every session is ready. All are named each time: those that are not would rest.
-  absl::Status Prepare(uint32_t tokens) {
+  absl::Status Prepare(uint32_t first, uint32_t end) {
     const TimePoint deadline = waiter_.Now() + options_.give_up_after;
     std::vector<KvStep> steps;
-    for (const auto& session : sessions_) {
-      steps.push_back({.session = session.get(), .tokens = tokens});
+    for (size_t i = 0; i < sessions_.size(); ++i) {
+      steps.push_back(
+          {.session = sessions_[i].get(), .tokens = end - first, .ids = Tokens(i, first, end)});
     }
     for (;;) {
       cache_.Prepare(steps);

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/policy_spec.h"
 #include "common/tenants_file.h"
+#include "tests/paths.h"
 
 namespace kvpool {
 namespace {
@@ -18,7 +19,7 @@ namespace {
 // {policy, the same as in a file of tenants} of each line.
 std::vector<std::pair<std::string, std::string>> Lines() {
   std::vector<std::pair<std::string, std::string>> lines;
-  std::ifstream file("scripts/quality_policies.txt");
+  std::ifstream file(SourcePath("scripts/quality_policies.txt"));
   for (std::string line; std::getline(file, line);) {
     std::istringstream words(line.substr(0, line.find('#')));
     std::string policy, word;

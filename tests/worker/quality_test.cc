@@ -30,7 +30,7 @@ class QualityPlanTest : public testing::Test {
     std::string error;
     tokenizer_ = Tokenizer::Load(kModelDirectory + "/tokenizer.model", &error);
     ASSERT_NE(tokenizer_, nullptr) << error;
-    text_ = ReadTextFile("worker/demo/text.txt").value();
+    text_ = ReadTextFile(SourcePath("worker/demo/text.txt")).value();
     encode_ = [this](const std::string& text) { return tokenizer_->EncodeMore(text); };
   }
   std::string Text(const QualityWindow& window, size_t first, size_t end) const {
@@ -50,7 +50,7 @@ TEST(SentencesTest, LoseNothingAndEndWhereSentencesEnd) {
               ElementsAre("It rained.", " Mr. Hale said \"Come!\"", " He came.", "\nThen?",
                           " All went on"));
   EXPECT_TRUE(Sentences("").empty());
-  const std::string text = ReadTextFile("worker/demo/text.txt").value();
+  const std::string text = ReadTextFile(SourcePath("worker/demo/text.txt")).value();
   const std::vector<std::string> sentences = Sentences(text);
   EXPECT_GT(sentences.size(), 40u);
   EXPECT_EQ(std::accumulate(sentences.begin(), sentences.end(), std::string()), text);
