@@ -66,6 +66,8 @@ class Resegmented final : public KvSession {
             .fresh_tokens = all.fresh_tokens - compacted_};
   }
   float* QuerySlot(uint32_t index) override { return inner_->QuerySlot(index); }
+  bool WantsProfile() const override { return inner_->WantsProfile(); }
+  void Profile(const AttendedChunk& chunk) override { inner_->Profile(chunk); }
   void Commit() override { inner_->Commit(); }
 
  private:
