@@ -10,6 +10,7 @@ import math
 import pathlib
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -192,6 +193,9 @@ class QuickRunTest(unittest.TestCase):
             self.assertEqual(done.returncode, 1, flags)
             self.assertIn(message, done.stderr)
             self.assertNotIn("Traceback", done.stderr)
+            folder = pathlib.Path(re.search(r"Logs: (/\S+)", done.stderr).group(1))
+            self.assertTrue((folder / "operator.token").is_file())
+            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
