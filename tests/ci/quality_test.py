@@ -126,6 +126,17 @@ class PictureTest(unittest.TestCase):
             for x, y in found:
                 self.assertTrue(0 <= float(x) <= 900 and 0 <= float(y) <= height, (x, y))
 
+    def test_a_line_joins_rows_that_name_the_same_parameters(self):
+        rows = [row("corm", 0.3, 0.1, window=1), row("corm", 0.4, 0.2, window=1, recent=2), row("corm", 0.5, 0.1, window=2)]
+        points = plot_quality.read_rows(json.dumps(rows))
+        frame, panel = plot_quality.Frame(points), plot_quality.recall_panel()
+        parts = plot_quality.draw_series(frame, panel, points, plot_quality.look("corm", 0))
+        lines = [part for part in parts if 'class="line"' in part]
+        self.assertEqual(len(lines), 2)
+        self.assertIn(f"{frame.x(0.3):.1f},", lines[0])
+        self.assertIn(f"{frame.x(0.5):.1f},", lines[0])
+        self.assertIn(f"{frame.x(0.4):.1f},", lines[1])
+
     def test_worse_is_higher_and_nothing_falls_through_the_floor(self):
         points = plot_quality.read_rows(json.dumps(BASE))
         frame, panel = plot_quality.Frame(points), plot_quality.perplexity_panel(points)
