@@ -25,7 +25,7 @@ absl::StatusOr<std::unique_ptr<Session>> TenantImpl::Open(const OpenOptions& opt
     return absl::InternalError(
         absl::StrCat("the agent named session slot ", opened->slot, " of ", setup_.sizes.sessions));
   }
-  return std::make_unique<SessionImpl>(*this, *opened);
+  return std::make_unique<SessionImpl>(*this, *opened, options.prompt_tokens);
 }
 
 void TenantImpl::StartDrains(const std::vector<SessionImpl*>& sessions) {

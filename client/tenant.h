@@ -91,7 +91,7 @@ class TenantImpl final : public Tenant {
 
 class SessionImpl final : public Session {
  public:
-  SessionImpl(TenantImpl& tenant, const OpenedSession& opened);
+  SessionImpl(TenantImpl& tenant, const OpenedSession& opened, uint32_t prompt_tokens);
   ~SessionImpl() override;
 
   uint32_t position() const override { return committed_; }
@@ -118,12 +118,17 @@ class SessionImpl final : public Session {
   void RefreshTable();
   absl::Status Failure() const;
 
+  // Whether the policy cannot do without the query of the index-th token of a step of `tokens`.
+  bool PushNeeded(uint32_t position, uint32_t index, uint32_t tokens) const;
+  // Whether it has a use for it.
   bool PushWanted(uint32_t position, uint32_t index, uint32_t tokens) const;
-  absl::Status PushQuery(uint32_t position, const float* query);
+  enum class Patience : uint8_t { kWaits, kDrops };  // when the window is full
+  absl::Status PushQuery(uint32_t position, const float* query, Patience patience);
   uint64_t pending() const { return pushed_ - submitted_; }
 
   TenantImpl& tenant_;
   const OpenedSession opened_;
+  const uint32_t prompt_tokens_;
   shm::SessionSlot* const words_;
   std::atomic<uint32_t>* const page_list_;
   const std::byte* const table_bytes_;
