@@ -56,6 +56,7 @@ class AgentMetrics {
   MetricFamily<Histogram> recovery_;
   Gauge epoch_;
   Counter bad_page_lists_;
+  Counter bad_profiles_;
   Counter bad_returns_;
   Counter unscored_;
   Counter connections_refused_;

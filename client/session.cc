@@ -24,6 +24,7 @@ std::byte* SlotBytes(const TenantSetup& setup, uint32_t slot) {
 SessionImpl::SessionImpl(TenantImpl& tenant, const OpenedSession& opened, uint32_t prompt_tokens)
     : tenant_(tenant),
       opened_(opened),
+      prompt_tokens_(prompt_tokens),
       words_(reinterpret_cast<shm::SessionSlot*>(SlotBytes(tenant.setup_, opened.slot))),
       page_list_(reinterpret_cast<std::atomic<uint32_t>*>(SlotBytes(tenant.setup_, opened.slot) +
                                                           sizeof(shm::SessionSlot))),
@@ -72,7 +73,6 @@ void SessionImpl::AddPages(std::span<const PageId> pages) {
 
 bool SessionImpl::Due(uint32_t tokens) const {
   if (table_->hand_over.load(std::memory_order_acquire) != 0) return true;
-  if (profile_published_) return true;
   const uint32_t compact_at = table_->compact_at.load(std::memory_order_relaxed);
   // Without fresh tokens since the last compaction there is nothing that it left to drop.
   return compact_at != 0 && fresh_tokens() > 0 &&
@@ -130,6 +130,8 @@ bool SessionImpl::PushWanted(uint32_t position, uint32_t index, uint32_t tokens)
     case QueryWish::kSampled:
       return position % opened_.sample_every == 0;
     case QueryWish::kExact:
+      // A profile counts the prompt's rows; its last ones are pushed for recovery.
+      if (opened_.profile.has_value()) return position + opened_.prompt_rows >= prompt_tokens_;
       return tokens == 1 || tokens - index <= opened_.prompt_rows;
   }
   return false;
@@ -162,7 +164,6 @@ void SessionImpl::PublishProfile() {
   }
   words_->profiled.store(tokens, std::memory_order_release);
   profiler_.reset();
-  profile_published_ = true;
 }
 
 absl::Status SessionImpl::Commit(uint32_t tokens, const float* queries) {

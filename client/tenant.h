@@ -131,6 +131,7 @@ class SessionImpl final : public Session {
 
   TenantImpl& tenant_;
   const OpenedSession opened_;
+  const uint32_t prompt_tokens_;
   shm::SessionSlot* const words_;
   std::atomic<uint32_t>* const page_list_;
   const std::byte* const table_bytes_;
@@ -146,7 +147,6 @@ class SessionImpl final : public Session {
 
   uint8_t* const flags_;                      // [session_tokens], in shared memory
   std::unique_ptr<PromptProfiler> profiler_;  // until the profile is published
-  bool profile_published_ = false;            // and not taken up by the agent yet
 
   static constexpr uint32_t kNoWindow = ~0u;
   uint32_t window_ = kNoWindow;

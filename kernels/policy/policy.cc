@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "kernels/policy/fastgen.h"
 #include "kernels/policy/full.h"
 #include "kernels/policy/random.h"
 #include "kernels/policy/scissorhands.h"
@@ -27,6 +28,7 @@ constexpr Row kPolicies[] = {
     {"full", Make<FullPolicy>},
     {"streaming", Make<StreamingPolicy>},
     {"scissorhands", Make<ScissorhandsPolicy>},
+    {"fastgen", Make<FastGenPolicy>},
     {"random", Make<RandomPolicy>},
 };
 
