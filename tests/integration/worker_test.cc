@@ -143,12 +143,13 @@ TEST_F(WorkerTest, FastGenCompactsEachPromptByItsOwnProfile) {
   EXPECT_LE(recovery.at("mean").to_number<double>(), 1.0);
   int64_t freed = 0;
   const HttpResponse answer = cluster_.Call("GET", "/v1/tenants/press/reclaims");
-  for (const auto& entry : Cluster::Json(answer).at("reclaims").as_array()) {
+  const boost::json::object reclaims = Cluster::Json(answer);
+  for (const auto& entry : reclaims.at("reclaims").as_array()) {
     if (entry.at("step").as_string() != "compaction") continue;
     freed += entry.at("bytes").to_number<int64_t>();
   }
-  // Four prompts of about 300 tokens are 76 pages of 48 KiB; some tenth of it must have come back.
-  EXPECT_GT(freed, 4 * 48 * 1024) << answer.body;
+  // Four prompts of about 300 tokens are 76 pages of 48 KiB, of which a fifth or so comes back.
+  EXPECT_GT(freed, 10 * 48 * 1024) << answer.body;
   const std::string metrics = Cluster::CallAt(cluster_.agent_http("a"), "GET", "/metrics").body;
   EXPECT_NE(metrics.find("kvpool_agent_bad_profiles_total 0"), std::string::npos);
 }
