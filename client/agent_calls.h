@@ -17,7 +17,7 @@
 
 namespace kvpool {
 
-enum class QueryWish : uint8_t { kNone, kSampled, kExact };
+enum class QueryWish : uint8_t { kNone, kSampled, kExact, kPrompt };
 
 struct OpenedSession {
   uint64_t handle = 0;  // names the session's capability to Close

@@ -78,6 +78,8 @@ QueryWish FromCapnp(rpc::QueryNeed need) {
   switch (need) {
     case rpc::QueryNeed::EXACT:
       return QueryWish::kExact;
+    case rpc::QueryNeed::PROMPT:
+      return QueryWish::kPrompt;
     case rpc::QueryNeed::SAMPLED:
       return QueryWish::kSampled;
     case rpc::QueryNeed::NONE:

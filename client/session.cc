@@ -123,16 +123,17 @@ bool SessionImpl::WantsQueries(uint32_t tokens) const {
   return false;
 }
 
-bool SessionImpl::PushWanted(uint32_t position, uint32_t index, uint32_t tokens) const {
+bool SessionImpl::PushNeeded(uint32_t position, uint32_t index, uint32_t tokens) const {
   switch (opened_.queries) {
     case QueryWish::kNone:
-      return false;
     case QueryWish::kSampled:
-      return position % opened_.sample_every == 0;
+      return false;
     case QueryWish::kExact:
       // A profile counts the prompt's rows; its last ones are pushed for recovery.
       if (opened_.profile.has_value()) return position + opened_.prompt_rows >= prompt_tokens_;
       return tokens == 1 || tokens - index <= opened_.prompt_rows;
+    case QueryWish::kPrompt:
+      return position < prompt_tokens_ && prompt_tokens_ - position <= opened_.prompt_rows;
   }
   return false;
 }
@@ -166,6 +167,12 @@ void SessionImpl::PublishProfile() {
   profiler_.reset();
 }
 
+bool SessionImpl::PushWanted(uint32_t position, uint32_t index, uint32_t tokens) const {
+  const bool sampled = opened_.queries == QueryWish::kSampled ||
+                       (opened_.queries == QueryWish::kPrompt && position >= prompt_tokens_);
+  return PushNeeded(position, index, tokens) || (sampled && position % opened_.sample_every == 0);
+}
+
 absl::Status SessionImpl::Commit(uint32_t tokens, const float* queries) {
   const uint32_t first = committed_;
   committed_ += tokens;
@@ -178,14 +185,16 @@ absl::Status SessionImpl::Commit(uint32_t tokens, const float* queries) {
   const size_t floats = tenant_.setup_.sizes.query_floats;
   for (uint32_t i = 0; i < tokens; ++i) {
     if (!PushWanted(first + i, i, tokens)) continue;
-    if (absl::Status status = PushQuery(first + i, queries + i * floats); !status.ok()) {
+    const Patience patience =
+        PushNeeded(first + i, i, tokens) ? Patience::kWaits : Patience::kDrops;
+    if (absl::Status status = PushQuery(first + i, queries + i * floats, patience); !status.ok()) {
       return status;
     }
   }
   return absl::OkStatus();
 }
 
-absl::Status SessionImpl::PushQuery(uint32_t position, const float* query) {
+absl::Status SessionImpl::PushQuery(uint32_t position, const float* query, Patience patience) {
   const auto full = [this] { return pushed_ - progress_->drained.load() >= shm::kWindowQueries; };
   if (window_ == kNoWindow) {
     if (tenant_.free_windows_.empty()) {
@@ -196,7 +205,7 @@ absl::Status SessionImpl::PushQuery(uint32_t position, const float* query) {
   }
   while (full()) {
     tenant_.StartDrains({this});
-    if (opened_.queries != QueryWish::kExact) return absl::OkStatus();
+    if (patience == Patience::kDrops) return absl::OkStatus();
     absl::Status status =
         tenant_.WaitForDrains([this, &full] { return !full() || !progress_->in_flight.load(); });
     if (!status.ok()) return status;

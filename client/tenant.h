@@ -125,8 +125,12 @@ class SessionImpl final : public Session {
   void WriteFlags(uint32_t tokens, std::span<const uint8_t> flags);
   // Hands a finished profile to the agent, which takes it up at the next hand-over.
   void PublishProfile();
+  // Whether the policy cannot do without the query of the index-th token of a step of `tokens`.
+  bool PushNeeded(uint32_t position, uint32_t index, uint32_t tokens) const;
+  // Whether it has a use for it.
   bool PushWanted(uint32_t position, uint32_t index, uint32_t tokens) const;
-  absl::Status PushQuery(uint32_t position, const float* query);
+  enum class Patience : uint8_t { kWaits, kDrops };  // when the window is full
+  absl::Status PushQuery(uint32_t position, const float* query, Patience patience);
   uint64_t pending() const { return pushed_ - submitted_; }
 
   TenantImpl& tenant_;

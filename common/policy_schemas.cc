@@ -26,6 +26,33 @@ absl::Status RecentWithinBudget(PolicySpec& spec) {
       absl::StrCat("recent must not exceed budget, got ", recent, " > ", budget));
 }
 
+// The parameters of policies that look at the prompt's last queries, and `more`.
+std::vector<PolicyParameter> ObservationParameters(int64_t budget, int64_t window, int64_t kernel,
+                                                   const std::string& pooling,
+                                                   std::vector<PolicyParameter> more = {}) {
+  std::vector<PolicyParameter> parameters = {
+      {"budget", "tokens", "keys of the prompt that stay, the mean over heads",
+       IntegerRange{budget, 16, kMaxTokens}},
+      {"window", "queries", "last queries of the prompt that vote; as many newest keys stay",
+       IntegerRange{window, 1, 256}},
+      {"pooling", "", "how scores are smoothed along positions",
+       Choices{{pooling, pooling == "max" ? "average" : "max"}}},
+      {"kernel", "tokens", "width of the smoothing, odd", IntegerRange{kernel, 1, 63}}};
+  parameters.insert(parameters.end(), more.begin(), more.end());
+  return parameters;
+}
+
+absl::Status WindowWithinBudget(PolicySpec& spec) {
+  const int64_t budget = spec.Integer("budget"), window = spec.Integer("window");
+  if (window > budget) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("window must not exceed budget, got ", window, " > ", budget));
+  }
+  if (spec.Integer("kernel") % 2 == 1) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("kernel must be odd, got ", spec.Integer("kernel")));
+}
+
 }  // namespace
 
 const std::vector<PolicySchema>& PolicySchemas() {
@@ -58,6 +85,42 @@ const std::vector<PolicySchema>& PolicySchemas() {
         {"profile", "", "exact: every row of the prompt; sampled: one in 8, approximate",
          Choices{{"exact", "sampled"}}},
         {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}}},
+      {"corm",
+       "CORM (arXiv 2404.15949): keys that one of the last `window` queries found important.",
+       {{"window", "queries", "w: how many last queries vote", IntegerRange{256, 1, 32768}},
+        {"recent", "tokens", "r: newest keys that always stay", IntegerRange{256, 1, kMaxTokens}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}},
+        {"threshold", "", "important is alpha >= 1 / step, or 1 / keys seen",
+         Choices{{"inv_step", "inv_cached"}}}}},
+      {"h2o",
+       "H2O (arXiv 2306.14048): the newest keys and those that got most attention so far.",
+       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
+        {"recent", "tokens", "newest keys among them", IntegerRange{128, 1, kMaxTokens}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}},
+       RecentWithinBudget},
+      {"tova",
+       "TOVA (arXiv 2401.06104): keys that the last query looked at, the same in all heads.",
+       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}}},
+      {"snapkv", "SnapKV (arXiv 2404.14469): of the prompt, what its last queries looked at; once.",
+       ObservationParameters(1024, 32, 5, "average"), WindowWithinBudget},
+      {"pyramidkv",
+       "PyramidKV (arXiv 2406.02069): SnapKV with more for lower layers, less for higher ones.",
+       ObservationParameters(
+           1024, 8, 5, "average",
+           {{"beta", "", "the highest layer keeps (budget - window) / beta beside the window",
+             IntegerRange{20, 1, 1024}}}),
+       WindowWithinBudget},
+      {"adakv", "Ada-KV (arXiv 2407.11550): the heads of a layer share its budget by their scores.",
+       ObservationParameters(1024, 32, 7, "max",
+                             {{"scorer", "", "whose scores: attention of the window, or its square",
+                               Choices{{"snapkv", "kvcompress"}}},
+                              {"floor", "", "part of its even share that a head keeps at least",
+                               NumberRange{0.2, 0, 1}}}),
+       WindowWithinBudget},
+      {"kvcompress",
+       "KV-Compress (arXiv 2410.00161): best squared attention over all layers and heads.",
+       ObservationParameters(1024, 8, 7, "max"), WindowWithinBudget},
       {"random",
        "The newest keys and a random choice of the others: the yardstick at the same budget.",
        {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},

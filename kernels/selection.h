@@ -60,10 +60,11 @@ struct Selection {
     kHead,       // each head's own rows
     kLayer,      // all rows of a layer, until its heads together keep the sum of their totals;
                  // each keeps its best `floor` rows at least (Ada-KV)
+    kSession,    // the same over all rows of all layers (KV-Compress)
     kLayerMean,  // each head's own rows by the mean score of the layer's heads, so that heads that
                  // hold the same rows keep the same rows (TOVA)
   } scope = Scope::kHead;
-  uint32_t floor = 0;  // kLayer
+  uint32_t floor = 0;  // kLayer, kSession
   // Rows that a head is expected to keep, as the mean over heads: an estimate, by which memory
   // pressure plans.
   uint32_t expected = 0;

@@ -83,15 +83,7 @@ class Selector {
     Rank();
     heads_.resize(planes_.planes());
     for (uint32_t plane = 0; plane < planes_.planes(); ++plane) KeepNamed(plane);
-    for (uint32_t layer = 0; layer < geometry_.layers; ++layer) {
-      if (selection_.scope == Selection::Scope::kLayer && ranked()) {
-        FillLayer(layer * geometry_.kv_heads);
-      } else {
-        for (uint32_t head = 0; head < geometry_.kv_heads; ++head) {
-          FillHead(layer * geometry_.kv_heads + head);
-        }
-      }
-    }
+    Fill();
     std::vector<KeepRows> keep(heads_.size());
     for (uint32_t plane = 0; plane < heads_.size(); ++plane) {
       keep[plane].reserve(heads_[plane].kept);
@@ -181,6 +173,16 @@ class Selector {
     }
   }
 
+  void Fill() {
+    const bool layer = selection_.scope == Selection::Scope::kLayer;
+    if (ranked() && (layer || selection_.scope == Selection::Scope::kSession)) {
+      const uint32_t planes = layer ? geometry_.kv_heads : planes_.planes();
+      for (uint32_t first = 0; first < planes_.planes(); first += planes) FillShared(first, planes);
+      return;
+    }
+    for (uint32_t plane = 0; plane < planes_.planes(); ++plane) FillHead(plane);
+  }
+
   void FillHead(uint32_t plane) {
     const uint32_t total = selection_.Rule(plane).total;
     Head& head = heads_[plane];
@@ -192,10 +194,11 @@ class Selector {
     }
   }
 
-  void FillLayer(uint32_t first) {
+  // Heads first .. first + count - 1 share the sum of their totals.
+  void FillShared(uint32_t first, uint32_t count) {
     uint64_t total = 0, kept = 0;
     std::vector<Candidate> candidates;
-    for (uint32_t plane = first; plane < first + geometry_.kv_heads; ++plane) {
+    for (uint32_t plane = first; plane < first + count; ++plane) {
       total += selection_.Rule(plane).total;
       if (heads_[plane].kept < selection_.floor) {
         std::vector<Candidate> own = Candidates(plane);

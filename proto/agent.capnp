@@ -188,8 +188,9 @@ struct Opened @0x8a9c4f7320bed651 {
   slot @1 :UInt32;              # its slot in both shared memories; state RUNNING, empty
   queryNeed @2 :QueryNeed;      # which queries to push
   sampleEvery @3 :UInt32;       # for sampled: one query in this many
-  promptRows @4 :UInt32;        # last queries of each prompt chunk to push; of the prompt as a whole
-                                # where a profile is wanted: all queries after it are pushed
+  promptRows @4 :UInt32;        # for exact: last queries of each chunk of several tokens to push;
+                                # for prompt: last queries of the prompt to push; with a
+                                # profile: of the prompt, and every query after it
   tokenFlags @5 :Bool;          # whether the flags of tokens are wanted (shared_memory.h)
   profile @6 :ProfileWish;      # how to profile the prompt; sampleEvery 0: not at all
 }
@@ -212,6 +213,8 @@ enum QueryNeed @0xcb83560da2f7e194 {
   none @0;                      # push none
   sampled @1;                   # push one in sampleEvery when there is room; never wait
   exact @2;                     # push every one; wait for a full window to drain
+  prompt @3;                    # push the last promptRows before position promptTokens and wait
+                                # for them; after it as for sampled
 }
 
 interface Session @0xf06d8be4a9127c53 {

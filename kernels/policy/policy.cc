@@ -5,11 +5,18 @@
 
 #include <string>
 
+#include "kernels/policy/adakv.h"
+#include "kernels/policy/corm.h"
 #include "kernels/policy/fastgen.h"
 #include "kernels/policy/full.h"
+#include "kernels/policy/h2o.h"
+#include "kernels/policy/kvcompress.h"
+#include "kernels/policy/pyramidkv.h"
 #include "kernels/policy/random.h"
 #include "kernels/policy/scissorhands.h"
+#include "kernels/policy/snapkv.h"
 #include "kernels/policy/streaming.h"
+#include "kernels/policy/tova.h"
 
 namespace kvpool {
 namespace {
@@ -28,6 +35,13 @@ constexpr Row kPolicies[] = {
     {"full", Make<FullPolicy>},
     {"streaming", Make<StreamingPolicy>},
     {"scissorhands", Make<ScissorhandsPolicy>},
+    {"corm", Make<CormPolicy>},
+    {"h2o", Make<H2oPolicy>},
+    {"tova", Make<TovaPolicy>},
+    {"snapkv", Make<SnapKvPolicy>},
+    {"pyramidkv", Make<PyramidKvPolicy>},
+    {"adakv", Make<AdaKvPolicy>},
+    {"kvcompress", Make<KvCompressPolicy>},
     {"fastgen", Make<FastGenPolicy>},
     {"random", Make<RandomPolicy>},
 };

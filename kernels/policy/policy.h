@@ -19,8 +19,17 @@
 
 namespace kvpool {
 
-// Which queries a worker must push. Only kExact makes a worker wait for a full window.
-enum class QueryNeed : uint8_t { kNone = 0, kSampled = 1, kExact = 2 };
+// Which queries a worker must push. It waits for room in its window for those that a policy cannot
+// do without: all that kExact names, and the prompt's of kPrompt.
+enum class QueryNeed : uint8_t {
+  kNone = 0,
+  kSampled = 1,  // one in sample_every
+  kExact = 2,    // every one of a single token, the last prompt_rows of each longer chunk
+  kPrompt = 3,   // the last prompt_rows of the prompt, one in sample_every of those after it
+};
+
+// prompt_rows of a policy that needs every query of a prompt.
+inline constexpr uint32_t kAllPromptRows = 1 << 20;
 
 // Queries sampled by policies that need none for themselves: one in this many, for recovery.
 inline constexpr uint32_t kRecoverySampleEvery = 16;
@@ -28,8 +37,8 @@ inline constexpr uint32_t kRecoverySampleEvery = 16;
 struct PolicyNeeds {
   PlaneSet planes;
   QueryNeed queries = QueryNeed::kSampled;
-  uint32_t sample_every = 1;  // kSampled: one query in this many, for recovery only
-  uint32_t prompt_rows = 0;   // last queries of each prompt chunk to push
+  uint32_t sample_every = 1;  // kSampled, kPrompt: one query in this many, for recovery only
+  uint32_t prompt_rows = 0;   // kExact, kPrompt
   // How the worker is to profile the prompt. Then prompt_rows are the prompt's last ones, because
   // the profile has counted the rows before them, and all queries after it are pushed.
   std::optional<ProfileRule> profile;

@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <random>
 #include <set>
 
@@ -119,6 +120,66 @@ TEST(TenantTest, ScissorhandsNeverHoldsMoreThanItsBudgetAndKeepsTheRecent) {
   EXPECT_TRUE(loop.ledger().CheckInvariants().ok());
   session.reset();
   EXPECT_EQ(loop.used_pages(), 0u);
+}
+
+// However the prompt is cut into chunks, and with a chunk of one token at its end.
+TEST(TenantTest, APromptPolicyGetsThePromptsLastQueriesAndShrinksItOnce) {
+  for (uint32_t chunk : {7u, 33u, 64u}) {
+    Loopback loop(
+        {.policy = *MakePolicySpec("snapkv", {{"budget", 60}, {"window", 40}, {"kernel", 3}})});
+    Driver driver(&loop);
+    auto session = *loop.tenant().Open({.prompt_tokens = 99, .max_tokens = 300});
+    while (session->position() < 99) {
+      ASSERT_TRUE(driver.Advance(session.get(), std::min(chunk, 99 - session->position())).ok());
+    }
+    EXPECT_EQ(session->View(0).Length(0), 99u);
+    EXPECT_TRUE(loop.compactions().empty());
+    for (int i = 0; i < 150; ++i) {
+      ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
+      ASSERT_EQ(loop.compactions().size(), 1u);
+      ASSERT_EQ(session->View(0).Length(0), 61u + i);
+      if (i > 0) continue;
+      std::vector<uint32_t> window(40);
+      std::iota(window.begin(), window.end(), 59);
+      EXPECT_EQ(loop.attachment().Find(0)->planes.window().positions, window);
+    }
+    EXPECT_GT(loop.compactions().front().recovery_mean, 0.4f);
+    for (const auto& positions : driver.Positions(session.get())) {
+      for (uint32_t p = 59; p < 249; ++p) EXPECT_TRUE(positions.contains(p)) << p;
+    }
+    // After the prompt its queries are sampled, one in 16, for recovery.
+    EXPECT_LE(loop.attachment().Find(0)->planes.observed(), 40u + 150 / 16 + 1);
+  }
+}
+
+// A policy without a budget is due again a little above what it kept, whatever that was.
+TEST(TenantTest, CormIsDueAgainAfterItsSlack) {
+  Loopback loop(
+      {.policy = *MakePolicySpec("corm", {{"window", 64}, {"recent", 32}, {"slack", 16}})});
+  Driver driver(&loop);
+  auto session = *loop.tenant().Open({.prompt_tokens = 50, .max_tokens = 400});
+  ASSERT_TRUE(driver.Advance(session.get(), 50).ok());
+  uint32_t after = 0;
+  for (size_t seen = 0; session->position() < 400;) {
+    ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
+    uint32_t longest = 0;
+    for (uint32_t p = 0; p < 4; ++p) longest = std::max(longest, session->View(0).Length(p));
+    if (loop.compactions().size() > seen) {
+      EXPECT_GT(session->position(), 64u) << "not before w queries";
+      after = longest - 1;
+      ++seen;
+      ASSERT_EQ(loop.compactions().size(), seen);
+    } else if (seen > 0) {
+      ASSERT_LE(longest, after + 16);
+      continue;
+    }
+    for (const auto& positions : driver.Positions(session.get())) {
+      for (uint32_t p = session->position() - 32; p < session->position(); ++p) {
+        ASSERT_TRUE(positions.contains(p)) << p;
+      }
+    }
+  }
+  EXPECT_GT(loop.compactions().size(), 10u);
 }
 
 TEST(TenantTest, AttentionAfterCompactionEqualsAttentionOverTheKeptRows) {

@@ -118,9 +118,14 @@ std::vector<KeepRows> Expected(const Selection& s, const Planes& planes, const R
   };
   for (uint32_t p = 0; p < planes.planes(); ++p) {
     const uint32_t total = s.Rule(p).total;
-    if (s.scope == Scope::kLayer && s.score.kind != Kind::kNone) {
+    const bool layer = s.scope == Scope::kLayer;
+    if ((layer || s.scope == Scope::kSession) && s.score.kind != Kind::kNone) {
       fill({p}, s.floor);
-      if (p % 2 == 1) fill({p - 1, p}, uint64_t{s.Rule(p - 1).total} + total);
+      if (layer && p % 2 == 1) fill({p - 1, p}, uint64_t{s.Rule(p - 1).total} + total);
+      if (!layer && p == 3) {
+        fill({0, 1, 2, 3},
+             uint64_t{s.Rule(0).total} + s.Rule(1).total + s.Rule(2).total + s.Rule(3).total);
+      }
     } else if (planes.rows(p) <= total) {
       for (uint32_t row = 0; row < planes.rows(p); ++row) keep[p].insert(row);
     } else if (s.score.kind != Kind::kNone) {
@@ -157,7 +162,7 @@ Planes RandomPlanes(std::mt19937& random, Scope scope) {
 TEST(Selection, MatchesFullSorts) {
   for (uint32_t seed = 0; seed < 2000; ++seed) {
     std::mt19937 random(seed);
-    Selection s{.scope = static_cast<Scope>(random() % 3),
+    Selection s{.scope = static_cast<Scope>(random() % 4),
                 .floor = static_cast<uint32_t>(random() % 12)};
     s.score.kind = random() % 4 == 0 ? Kind::kNone : Kind::kRandom;
     s.score.pooling = static_cast<Pooling>(random() % 3);

@@ -1,6 +1,7 @@
 // A session that lives under a policy: fed chunk by chunk with random rows and queries, drained and
-// compacted in the order that client and agent keep, with the real kernels on a small pool. Knows
-// what each row must hold, by its position.
+// compacted in the order that client and agent keep, with the real kernels on a small pool. Queries
+// have a direction in common, so that most agree on which keys are important. Knows what each row
+// must hold, by its position.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -88,7 +89,8 @@ class PolicySession {
     for (uint32_t i = 0; i < tokens; ++i) Append();
     planes_.Append(committed_ - tokens, tokens);
     const size_t floats = size_t{g.model_layers()} * g.query_heads * g.key_dim;
-    const std::vector<float> queries = Random(tokens * floats, 2.0f);
+    std::vector<float> queries = Random(tokens * floats, 2);
+    for (size_t i = 0; i < queries.size(); ++i) queries[i] += i % g.key_dim < 4 ? 3.0f : 0.0f;
     for (uint32_t i = 0; i < tokens; ++i) {
       const uint32_t position = committed_ - tokens + i;
       if (!Wanted(position, i, tokens)) continue;
@@ -166,7 +168,10 @@ class PolicySession {
 
   bool Wanted(uint32_t position, uint32_t index, uint32_t tokens) const {
     if (needs_.queries == QueryNeed::kNone) return false;
-    if (needs_.queries == QueryNeed::kSampled) return position % needs_.sample_every == 0;
+    if (needs_.queries == QueryNeed::kPrompt && position < plan_.prompt_tokens) {
+      return plan_.prompt_tokens - position <= needs_.prompt_rows;
+    }
+    if (needs_.queries != QueryNeed::kExact) return position % needs_.sample_every == 0;
     return tokens == 1 || tokens - index <= needs_.prompt_rows;
   }
 
@@ -174,6 +179,8 @@ class PolicySession {
     const Geometry& g = geometry();
     for (uint32_t p = 0; p < g.planes(); ++p) {
       rows_[p].push_back({Random(g.key_dim, 1), Random(g.value_dim, 1)});
+      const float importance = Random(1, 1.5f).front();
+      for (uint32_t d = 0; d < 4; ++d) rows_[p].back().key[d] += importance;
       const BlockId block =
           layout_.Block(fresh_pages_[fresh_ / kPageTokens], p / g.kv_heads, p % g.kv_heads);
       StoreRow(layout_, pool_.data(), block, fresh_ % kPageTokens, rows_[p].back().key.data(),
