@@ -178,7 +178,9 @@ void Agent::HandleHttp(HttpRequest request, HttpServer::Done done) {
           .body = metrics_.Page({.ledger = &ledger_,
                                  .book = &book_,
                                  .workers = &workers_,
-                                 .listener = listener_.get()})});
+                                 .listener = listener_.get(),
+                                 .http = http_.get(),
+                                 .link = link_.get()})});
   } else if (request.path == "/healthz") {
     const bool registered = link_->state() == ManagerLink::State::kRegistered;
     done({.body = absl::StrCat("{\"status\":\"ok\",\"manager\":\"",

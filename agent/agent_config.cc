@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/address.h"
 #include "common/ids.h"
+#include "common/quantity.h"
 #include "common/secret.h"
 #include "proto/limits.h"
 
@@ -46,20 +47,29 @@ void Declare(AgentConfig* c, Settings* s) {
                {"text", "json"});
 }
 
-absl::Status Complete(AgentConfig* config) {
-  if (config->slab_bytes.value() % 4096 != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("slab_bytes is ", config->slab_bytes.value(),
+absl::Status CheckTogether(const AgentConfig& config) {
+  if (config.slab_bytes.value() % 4096 != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("slab_bytes is ", config.slab_bytes.value(),
                                                    ", it must be a multiple of 4096"));
   }
-  const int64_t slabs = config->pool / config->slab_bytes;
-  if (slabs <= config->reserve_slabs) {
+  if (config.slab_bytes > config.pool) {
+    return absl::InvalidArgumentError(absl::StrCat("slab_bytes is ", FormatBytes(config.slab_bytes),
+                                                   ", pool only ", FormatBytes(config.pool),
+                                                   ": make pool larger or slab_bytes smaller"));
+  }
+  const int64_t slabs = config.pool / config.slab_bytes;
+  if (slabs <= config.reserve_slabs) {
     return absl::InvalidArgumentError(
         absl::StrCat("pool holds ", slabs, " slabs of slab_bytes, and reserve_slabs keeps ",
-                     config->reserve_slabs, " of them: nothing is left to lease"));
+                     config.reserve_slabs, " of them: nothing is left to lease"));
   }
-  if (config->pool.value() / kGranuleBytes > int64_t{UINT32_MAX}) {
+  if (config.pool.value() / kGranuleBytes > int64_t{UINT32_MAX}) {
     return absl::InvalidArgumentError("pool is too large: block ids reach 2 TiB");
   }
+  return absl::OkStatus();
+}
+
+absl::Status ReadToken(AgentConfig* config) {
   if (!config->manager_token_file.empty()) {
     absl::StatusOr<std::string> token = ReadTokenFile(config->manager_token_file);
     if (!token.ok()) return token.status();

@@ -30,8 +30,10 @@ struct AgentConfig {
 // Declares every field of `config`, which must outlive `settings`.
 void Declare(AgentConfig* config, Settings* settings);
 
-// Checks what no single setting can tell, and reads the token file. InvalidArgument says which
-// settings do not fit together.
-absl::Status Complete(AgentConfig* config);
+// Checks what no single setting can tell: InvalidArgument says which ones do not fit together.
+absl::Status CheckTogether(const AgentConfig& config);
+
+// Reads the token file. InvalidArgument without a token, and the file's own errors.
+absl::Status ReadToken(AgentConfig* config);
 
 }  // namespace kvpool

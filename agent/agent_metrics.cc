@@ -13,6 +13,9 @@ const std::vector<double> kTurnBuckets = {1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4
                                           1e-3, 2.5e-3, 5e-3, 1e-2, 1e-1};
 const std::vector<double> kRecoveryBuckets = {0.5,  0.6,  0.7,  0.8,  0.85, 0.9,
                                               0.93, 0.95, 0.97, 0.98, 0.99, 1.0};
+// A product of many: falls far below one compaction's.
+const std::vector<double> kCumulativeBuckets = {0.001, 0.01, 0.05, 0.1, 0.2, 0.3,  0.4,
+                                                0.5,   0.6,  0.7,  0.8, 0.9, 0.95, 1.0};
 
 double ToDouble(Bytes bytes) { return static_cast<double>(bytes.value()); }
 
@@ -27,6 +30,8 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                                        "Bytes of the slabs that a tenant holds.")),
       used_bytes_(metrics_.GaugeFamily("kvpool_agent_tenant_used_bytes",
                                        "Bytes of a tenant's pages in sessions.")),
+      charged_bytes_(metrics_.GaugeFamily("kvpool_agent_tenant_charged_bytes",
+                                          "Bytes that admission counts against a tenant's lease.")),
       magazine_bytes_(metrics_.GaugeFamily("kvpool_agent_tenant_magazine_bytes",
                                            "Bytes of a tenant's pages in magazines.")),
       sessions_(metrics_.GaugeFamily("kvpool_agent_sessions", "Open sessions of a tenant.")),
@@ -37,6 +42,11 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                                        "Typed refusals of pages or sessions.")),
       refused_calls_(metrics_.CounterFamily("kvpool_agent_refused_calls_total",
                                             "Calls of workers that were refused, by reason.")),
+      connections_refused_(metrics_.CounterFamily("kvpool_agent_connections_refused_total",
+                                                  "Workers' connections cut, by reason.")),
+      http_(metrics_.CounterFamily("kvpool_agent_http_requests_total",
+                                   "Requests of operators by outcome; bad ones could not be "
+                                   "read.")),
       reclaims_(metrics_.CounterFamily("kvpool_agent_reclaims_total",
                                        "Reclaims by step of the reclaim order and reason.")),
       reclaimed_bytes_(metrics_.CounterFamily("kvpool_agent_reclaimed_bytes_total",
@@ -44,6 +54,10 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
       recovery_(metrics_.HistogramFamily("kvpool_agent_recovery_ratio",
                                          "Mean recovery over heads of each compaction.",
                                          kRecoveryBuckets)),
+      cumulative_recovery_(metrics_.HistogramFamily(
+          "kvpool_agent_cumulative_recovery_ratio",
+          "Mean over heads of a session's recovery since it was opened, at each compaction.",
+          kCumulativeBuckets)),
       epoch_(metrics_
                  .GaugeFamily("kvpool_agent_manager_epoch_info",
                               "Highest manager epoch this agent has accepted.")
@@ -64,11 +78,10 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                     .CounterFamily("kvpool_agent_unscored_queries_total",
                                    "Queries that a worker dropped before they were scored.")
                     .With()),
-      connections_refused_(metrics_
-                               .CounterFamily("kvpool_agent_connections_refused_total",
-                                              "Connections above the maximum, or without a token "
-                                              "in time.")
-                               .With()),
+      bad_orders_(metrics_
+                      .CounterFamily("kvpool_agent_bad_orders_total",
+                                     "Orders of managers that were ignored as impossible or old.")
+                      .With()),
       turn_(metrics_
                 .HistogramFamily("kvpool_agent_rpc_turn_seconds",
                                  "Time the RPC thread spent in one piece of work.", kTurnBuckets)
@@ -94,8 +107,11 @@ void AgentMetrics::ObserveReclaim(const TenantState& tenant, const ReclaimRecord
   if (record.step == ReclaimStep::kRefusal) {
     refusals_.With({{"tenant", tenant.name}, {"reason", reason}}).Add();
   }
-  if (record.recovery >= 0) {
-    recovery_.With({{"tenant", tenant.name}}).Observe(record.recovery);
+  if (record.recovery.measured()) {
+    recovery_.With({{"tenant", tenant.name}}).Observe(record.recovery.mean);
+  }
+  if (record.cumulative.measured()) {
+    cumulative_recovery_.With({{"tenant", tenant.name}}).Observe(record.cumulative.mean);
   }
 }
 
@@ -107,11 +123,28 @@ void AgentMetrics::UpdateTenant(const Sources& sources, const TenantState& tenan
   held_bytes_.With(labels).Set(ToDouble(slab * usage.held_slabs));
   const Bytes used = sources.workers->UsedBytes(tenant.id);
   used_bytes_.With(labels).Set(ToDouble(used));
+  charged_bytes_.With(labels).Set(ToDouble(slab * sources.workers->ChargedSlabs(tenant.id)));
   magazine_bytes_.With(labels).Set(ToDouble(usage.owned_bytes + usage.granted_bytes - used));
   const WorkerCounts counts = sources.workers->Count(tenant.id);
   sessions_.With(labels).Set(counts.sessions);
   workers_.With(labels).Set(counts.workers);
   compactions_.With(labels).RaiseTo(static_cast<double>(tenant.counters.compactions));
+}
+
+void AgentMetrics::UpdateServers(const RpcListener::Counters& rpc,
+                                 const HttpServer::Counters& http) {
+  const auto raise = [](MetricFamily<Counter>& family, const Labels& labels, uint64_t total) {
+    family.With(labels).RaiseTo(static_cast<double>(total));
+  };
+  raise(connections_refused_, {{"reason", "maximum"}}, rpc.above_maximum);
+  raise(connections_refused_, {{"reason", "unauthenticated"}}, rpc.unauthenticated);
+  raise(connections_refused_, {{"reason", "garbage"}}, rpc.garbage);
+  raise(connections_refused_, {{"reason", "unread"}}, rpc.unread);
+  raise(http_, {{"outcome", "handled"}}, http.handled);
+  raise(http_, {{"outcome", "refused"}}, http.refused);
+  raise(http_, {{"outcome", "bad"}}, http.bad_requests);
+  raise(http_, {{"outcome", "above_maximum"}}, http.above_maximum);
+  raise(http_, {{"outcome", "timed_out"}}, http.timed_out);
 }
 
 std::string AgentMetrics::Page(const Sources& sources) {
@@ -132,8 +165,8 @@ std::string AgentMetrics::Page(const Sources& sources) {
   bad_profiles_.RaiseTo(static_cast<double>(hostilities.bad_profiles));
   bad_returns_.RaiseTo(static_cast<double>(hostilities.bad_returns));
   unscored_.RaiseTo(static_cast<double>(hostilities.unscored));
-  const RpcListener::Counters& rpc = sources.listener->counters();
-  connections_refused_.RaiseTo(static_cast<double>(rpc.above_maximum + rpc.unauthenticated));
+  bad_orders_.RaiseTo(static_cast<double>(sources.link->bad_orders()));
+  UpdateServers(sources.listener->counters(), sources.http->counters());
   return metrics_.Serialize();
 }
 

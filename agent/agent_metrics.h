@@ -8,10 +8,12 @@
 
 #include <string>
 
+#include "agent/manager_link.h"
 #include "agent/pool.h"
 #include "agent/tenant_book.h"
 #include "agent/workers.h"
 #include "common/clock.h"
+#include "common/http_server.h"
 #include "common/metrics.h"
 #include "common/rpc_listener.h"
 
@@ -24,6 +26,8 @@ class AgentMetrics {
     const TenantBook* book = nullptr;
     const Workers* workers = nullptr;
     const RpcListener* listener = nullptr;
+    const HttpServer* http = nullptr;
+    const ManagerLink* link = nullptr;
   };
   AgentMetrics(const std::string& device_kind, const std::string& device_name);
 
@@ -39,27 +43,32 @@ class AgentMetrics {
 
  private:
   void UpdateTenant(const Sources& sources, const TenantState& tenant);
+  void UpdateServers(const RpcListener::Counters& rpc, const HttpServer::Counters& http);
 
   Metrics metrics_;
   MetricFamily<Gauge> slabs_;
   MetricFamily<Gauge> lease_bytes_;
   MetricFamily<Gauge> held_bytes_;
   MetricFamily<Gauge> used_bytes_;
+  MetricFamily<Gauge> charged_bytes_;
   MetricFamily<Gauge> magazine_bytes_;
   MetricFamily<Gauge> sessions_;
   MetricFamily<Gauge> workers_;
   MetricFamily<Counter> compactions_;
   MetricFamily<Counter> refusals_;
   MetricFamily<Counter> refused_calls_;
+  MetricFamily<Counter> connections_refused_;
+  MetricFamily<Counter> http_;
   MetricFamily<Counter> reclaims_;
   MetricFamily<Counter> reclaimed_bytes_;
   MetricFamily<Histogram> recovery_;
+  MetricFamily<Histogram> cumulative_recovery_;
   Gauge epoch_;
   Counter bad_page_lists_;
   Counter bad_profiles_;
   Counter bad_returns_;
   Counter unscored_;
-  Counter connections_refused_;
+  Counter bad_orders_;
   Histogram turn_;
 };
 

@@ -341,8 +341,7 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
   session->job = AgentSession::Job::kNone;
   session->planes = std::move(job.planes);
   (void)ledger_->Unpin(session->id);
-  CompactionOutcome outcome{
-      .status = job.status, .recovery_mean = job.recovery_mean, .recovery_min = job.recovery_min};
+  CompactionOutcome outcome{.status = job.status, .recovery = StatsOf(job.recovery)};
   std::vector<PageId> unused = job.replacements;
   if (job.status.ok()) {
     outcome.effect = job.selection.has_value() ? CompactionOutcome::Effect::kCompacted
@@ -360,6 +359,8 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
     session->compacted_tokens =
         *std::max_element(job.plan.result.lengths.begin(), job.plan.result.lengths.end());
     if (job.selection.has_value()) {
+      MultiplyRecovery(job.recovery, &session->recovery_product);
+      outcome.cumulative = StatsOf(session->recovery_product);
       session->selected_step = session->committed;
       session->selected_tokens = session->compacted_tokens;
     }

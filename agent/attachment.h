@@ -22,6 +22,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "agent/pool.h"
+#include "agent/recovery.h"
 #include "agent/session.h"
 #include "agent/session_jobs.h"
 #include "agent/shared_regions.h"
@@ -42,8 +43,8 @@ struct AttachmentSetup {
 struct CompactionOutcome {
   absl::Status status;
   uint32_t freed_pages = 0;
-  float recovery_mean = -1;
-  float recovery_min = -1;
+  RecoveryStats recovery;    // over heads
+  RecoveryStats cumulative;  // the same of the running product over the session's compactions
   enum class Effect : uint8_t { kNothing, kMoved, kCompacted } effect = Effect::kNothing;
 };
 

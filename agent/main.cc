@@ -20,16 +20,19 @@ int main(int argc, char** argv) {
     std::cerr << "kvpool-agent: " << startup.status().message() << "\n";
     return 2;
   }
-  if (!startup->output.empty()) {
+  // Also before --print-config: what it prints would start. Defaults pass, so --help prints.
+  absl::Status status = kvpool::CheckTogether(config);
+  if (status.ok() && !startup->output.empty()) {
     std::cout << startup->output;
     return 0;
   }
-  if (const absl::Status status = kvpool::Complete(&config); !status.ok()) {
+  if (status.ok()) status = kvpool::ReadToken(&config);
+  if (!status.ok()) {
     std::cerr << "kvpool-agent: " << status.message() << "\n";
     return 2;
   }
   kvpool::InitLogging(kvpool::LogOptionsFrom(config.log_level, config.log_format));
-  if (const absl::Status status = kvpool::RunAgent(config); !status.ok()) {
+  if (status = kvpool::RunAgent(config); !status.ok()) {
     kvpool::Logger("agent").Error("cannot run", {{"error", status.ToString()}});
     return 1;
   }

@@ -35,6 +35,8 @@ rpc::ReclaimReason ToCapnp(ReclaimReason reason) {
       return rpc::ReclaimReason::NO_PAGES;
     case ReclaimReason::kAdmission:
       return rpc::ReclaimReason::ADMISSION;
+    case ReclaimReason::kLeaseGrowing:
+      return rpc::ReclaimReason::LEASE_GROWING;
   }
   return rpc::ReclaimReason::UNKNOWN;
 }
@@ -200,9 +202,16 @@ kj::Promise<void> ManagerLink::ExchangeLoop() {
 kj::Promise<void> ManagerLink::Exchange() {
   auto request = KJ_ASSERT_NONNULL(link_).exchangeRequest();
   FillReport(request.initReport());
+  std::vector<std::pair<TenantId, uint32_t>> wanted;
+  for (rpc::TenantUse::Reader use : request.getReport().asReader().getTenants()) {
+    wanted.emplace_back(use.getTenant(), use.getWantedSlabs());
+  }
   return WithDeadline(request.send(), deps_.io->provider->getTimer(), kCallDeadline)
-      .then([this](auto&& response) {
+      .then([this, wanted = std::move(wanted)](auto&& response) {
         Apply(response.getOrders());
+        for (const auto& [tenant, slabs] : wanted) {
+          deps_.book->DemandHeard(tenant, slabs, BootClock::now());
+        }
         for (auto& waiting : refreshing_) waiting->fulfill();
         refreshing_.clear();
       });
@@ -224,6 +233,7 @@ void ManagerLink::FillReport(rpc::Report::Builder report) {
     use.setLeaseSlabs(TenantBook::Promise(tenant, usage.held_slabs));
     use.setHeldSlabs(usage.held_slabs);
     use.setUsedBytes(deps_.workers->UsedBytes(id).value());
+    use.setChargedSlabs(deps_.workers->ChargedSlabs(id));
     use.setWantedSlabs(deps_.workers->WantedSlabs(id, now));
     const WorkerCounts counts = deps_.workers->Count(id);
     use.setSessions(counts.sessions);
@@ -246,7 +256,11 @@ void ManagerLink::FillReport(rpc::Report::Builder report) {
     reclaims[i].setPolicy(record.policy);
     reclaims[i].setSessions(record.sessions);
     reclaims[i].setBytes(record.bytes);
-    reclaims[i].setRecovery(record.recovery);
+    reclaims[i].setRecovery(record.recovery.mean);
+    reclaims[i].setRecoveryMin(record.recovery.min);
+    reclaims[i].setCumulativeRecovery(record.cumulative.mean);
+    reclaims[i].setCumulativeRecoveryMin(record.cumulative.min);
+    reclaims[i].setCount(record.count);
   }
 }
 
@@ -254,29 +268,34 @@ void ManagerLink::Apply(rpc::Orders::Reader orders) {
   if (orders.getReportMillis() > 0) {
     report_millis_ = std::clamp(orders.getReportMillis(), 10u, 60'000u);
   }
-  if (orders.getTenants().size() > limits::kTenants) return;
-  std::vector<TenantOrder> accepted;
-  for (rpc::TenantOrder::Reader reader : orders.getTenants()) {
-    absl::StatusOr<TenantOrder> order = FromCapnp(reader);
-    if (!order.ok()) {
-      // Dropping one order of a complete message would look like the tenant's end: take none.
-      log_.Warn("orders that make no sense are ignored", {{"error", order.status().ToString()}});
-      return;
-    }
-    accepted.push_back(*std::move(order));
-  }
-  const absl::Status applied = deps_.book->Apply(
-      orders.getEpoch(),
-      orders.getComplete() ? TenantBook::Coverage::kComplete : TenantBook::Coverage::kPartial,
-      accepted);
-  if (!applied.ok()) {
-    log_.Warn("orders refused", {{"error", applied.ToString()}});
+  if (const absl::Status applied = TryApply(orders); !applied.ok()) {
+    ++bad_orders_;
+    log_.Warn("orders ignored", {{"error", applied.ToString()}});
     return;
   }
   for (const auto& [id, tenant] : deps_.book->tenants()) {
     (void)deps_.ledger->SetLease(id, tenant.lease_slabs);
   }
   on_orders_();
+}
+
+absl::Status ManagerLink::TryApply(rpc::Orders::Reader orders) {
+  if (orders.getTenants().size() > limits::kTenants) {
+    return absl::InvalidArgumentError(absl::StrCat("orders for ", orders.getTenants().size(),
+                                                   " tenants, at most ", limits::kTenants,
+                                                   " can be"));
+  }
+  std::vector<TenantOrder> accepted;
+  for (rpc::TenantOrder::Reader reader : orders.getTenants()) {
+    absl::StatusOr<TenantOrder> order = FromCapnp(reader);
+    // Dropping one order of a complete message would look like the tenant's end: take none.
+    if (!order.ok()) return order.status();
+    accepted.push_back(*std::move(order));
+  }
+  return deps_.book->Apply(
+      orders.getEpoch(),
+      orders.getComplete() ? TenantBook::Coverage::kComplete : TenantBook::Coverage::kPartial,
+      accepted);
 }
 
 }  // namespace kvpool

@@ -47,6 +47,8 @@ class ManagerLink final : private kj::TaskSet::ErrorHandler {
   kj::Promise<void> Refresh();
   enum class State : uint8_t { kConnecting, kRegistered };
   State state() const { return state_; }
+  // Messages of orders that were ignored: too many tenants or tokens, nonsense, or an old epoch.
+  uint64_t bad_orders() const { return bad_orders_; }
 
  private:
   kj::Promise<void> Run();
@@ -57,6 +59,7 @@ class ManagerLink final : private kj::TaskSet::ErrorHandler {
   kj::Promise<void> Pause();
   void FillReport(rpc::Report::Builder report);
   void Apply(rpc::Orders::Reader orders);
+  absl::Status TryApply(rpc::Orders::Reader orders);
   void taskFailed(kj::Exception&& error) override;
 
   const Deps deps_;
@@ -67,6 +70,7 @@ class ManagerLink final : private kj::TaskSet::ErrorHandler {
   kj::Own<RpcClient> client_;
   kj::Maybe<rpc::Link::Client> link_;
   uint64_t seq_ = 0;
+  uint64_t bad_orders_ = 0;
   uint32_t report_millis_;
   kj::Maybe<kj::Own<kj::PromiseFulfiller<void>>> hurry_;
   kj::Vector<kj::Own<kj::PromiseFulfiller<void>>> refreshing_;

@@ -65,6 +65,9 @@ absl::StatusOr<Layout> FromCapnp(rpc::Geometry::Reader reader, Bytes slab_bytes)
     case rpc::Dtype::BF16:
       geometry.dtype = Dtype::kBf16;
       break;
+    case rpc::Dtype::F16:
+      geometry.dtype = Dtype::kF16;
+      break;
     default:
       return absl::InvalidArgumentError("the geometry's dtype is not known here");
   }
@@ -208,7 +211,7 @@ class AttachmentServer final : public rpc::Attachment::Server {
                 peer->SetOutcome(results[i].initOutcome(), outcome.status);
                 results[i].setCompacted(outcome.effect == CompactionOutcome::Effect::kCompacted);
                 results[i].setMoved(outcome.effect != CompactionOutcome::Effect::kNothing);
-                results[i].setRecovery(outcome.recovery_mean);
+                results[i].setRecovery(outcome.recovery.mean);
               }
             });
   }

@@ -37,6 +37,7 @@ struct AgentSession {
   uint32_t selected_step = 0;           // tokens fed when its policy last compacted it
   uint32_t selected_tokens = 0;         // rows of the longest head that this left
   uint64_t drained = 0;                 // number of the next query to drain
+  std::vector<float> recovery_product;  // [planes] over its compactions; negative: never measured
   std::vector<uint8_t> head_classes;    // what its policy found in the prompt; see PolicyState
   uint32_t profiled = 0;                // as last read: prompt tokens that its profile covers
   bool bad_profile = false;             // it was offered one that did not check out

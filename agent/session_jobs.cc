@@ -72,15 +72,7 @@ void CompactionJob::Run() {
   std::vector<KeepRows> keep;
   if (selection.has_value()) {
     keep = Select(*selection, layout->geometry(), planes, ScoresFor(selection->score, *this));
-    float sum = 0;
-    uint32_t measured = 0;
-    for (float recovery : Recovery(keep, planes)) {
-      if (recovery < 0) continue;
-      recovery_min = measured == 0 ? recovery : std::min(recovery_min, recovery);
-      sum += recovery;
-      ++measured;
-    }
-    if (measured > 0) recovery_mean = sum / static_cast<float>(measured);
+    recovery = Recovery(keep, planes);
   }
   absl::StatusOr<CompactionPlan> made =
       PlanCompaction({.layout = layout,

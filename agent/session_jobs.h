@@ -68,8 +68,7 @@ struct CompactionJob {
   // Results.
   absl::Status status;
   CompactionPlan plan;
-  float recovery_mean = -1;  // over the heads where it could be measured; negative: none
-  float recovery_min = -1;
+  std::vector<float> recovery;  // [planes]; negative where it could not be measured
 
   void Run();
 };

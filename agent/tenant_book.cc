@@ -13,6 +13,9 @@ namespace kvpool {
 namespace {
 
 constexpr std::chrono::seconds kMergeWithin(1);
+// Two reports: the first brings the demand, and others may have to give way before the second.
+constexpr std::chrono::milliseconds kLeaseGrows(2 * limits::kReportMillis);
+constexpr std::chrono::seconds kDemandFades(3);
 // Unreported records kept while the manager is away; older ones go first.
 constexpr size_t kUnreportedRecords = 1024;
 
@@ -48,6 +51,8 @@ std::string ToString(ReclaimReason reason) {
       return "no_pages";
     case ReclaimReason::kAdmission:
       return "admission";
+    case ReclaimReason::kLeaseGrowing:
+      return "lease_growing";
   }
   return "unknown";
 }
@@ -91,19 +96,36 @@ const TenantState* TenantBook::FindByToken(const TokenHash& hash) const {
   return match;
 }
 
+void TenantBook::DemandHeard(TenantId tenant, uint32_t slabs, TimePoint now) {
+  const auto found = tenants_.find(tenant);
+  if (found == tenants_.end()) return;
+  KnownDemand& known = found->second.known_demand;
+  if (slabs > known.slabs) known = {.slabs = slabs, .since = now, .asked = now};
+  if (slabs == known.slabs) known.asked = now;
+  if (now - known.asked > kDemandFades)
+    known = {.slabs = slabs, .since = known.since, .asked = now};
+}
+
+ReclaimReason TenantBook::WhyRefused(const TenantState& tenant, uint32_t needed, uint32_t most,
+                                     TimePoint now) {
+  const KnownDemand& known = tenant.known_demand;
+  const bool news = needed > known.slabs || now - known.since < kLeaseGrows;
+  return needed <= most && news ? ReclaimReason::kLeaseGrowing : ReclaimReason::kAdmission;
+}
+
 void TenantBook::Record(const ReclaimRecord& record) {
   const auto found = tenants_.find(record.tenant);
   if (found != tenants_.end()) {
     TenantCounters& counters = found->second.counters;
     if (record.step == ReclaimStep::kRefusal) {
-      ++counters.refusals;
+      if (record.reason != ReclaimReason::kLeaseGrowing) ++counters.refusals;
     } else {
       counters.compactions += record.sessions;
     }
-    if (record.recovery >= 0) {
-      counters.recovery_sum += record.recovery;
+    if (record.recovery.measured()) {
+      counters.recovery_sum += record.recovery.mean;
       ++counters.recovery_count;
-      counters.recovery_min = std::min<double>(counters.recovery_min, record.recovery_min);
+      counters.recovery_min = std::min<double>(counters.recovery_min, record.recovery.min);
     }
   }
   if (observer_ && found != tenants_.end()) observer_(found->second, record);
@@ -113,6 +135,7 @@ void TenantBook::Record(const ReclaimRecord& record) {
   });
   if (record.step == ReclaimStep::kRefusal && same != unreported_.rend() &&
       record.time - same->time < kMergeWithin) {
+    same->count += record.count;
     same->sessions += record.sessions;
     same->bytes += record.bytes;
     return;

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "agent/recovery.h"
 #include "common/clock.h"
 #include "common/ids.h"
 #include "common/policy_spec.h"
@@ -31,7 +32,13 @@ using TokenHash = Sha256Hash;  // of a worker token
 
 // Steps of the reclaim order that exist so far, by their numbers in it.
 enum class ReclaimStep : uint8_t { kCompaction = 2, kRefusal = 5 };
-enum class ReclaimReason : uint8_t { kScheduled, kLeaseShrink, kNoPages, kAdmission };
+enum class ReclaimReason : uint8_t {
+  kScheduled,
+  kLeaseShrink,
+  kNoPages,
+  kAdmission,
+  kLeaseGrowing
+};
 
 std::string ToString(ReclaimStep step);      // "compaction"
 std::string ToString(ReclaimReason reason);  // "lease_shrink"
@@ -43,10 +50,11 @@ struct ReclaimRecord {
   ReclaimStep step = ReclaimStep::kCompaction;
   ReclaimReason reason = ReclaimReason::kScheduled;
   std::string policy;
+  uint32_t count = 1;  // how many equal ones were merged into it
   uint32_t sessions = 0;
-  uint64_t bytes = 0;       // freed; for a refusal, refused
-  float recovery = -1;      // mean over sessions and heads; negative: not measured
-  float recovery_min = -1;  // least of a head
+  uint64_t bytes = 0;        // freed; for a refusal, refused
+  RecoveryStats recovery;    // over sessions and heads
+  RecoveryStats cumulative;  // of those sessions since they were opened
 };
 
 // One tenant as the manager ordered it.
@@ -61,11 +69,19 @@ struct TenantOrder {
 };
 
 struct TenantCounters {
-  uint64_t refusals = 0;
+  uint64_t refusals = 0;  // without those while the lease grows
   uint64_t compactions = 0;
   double recovery_sum = 0;
   uint64_t recovery_count = 0;
   double recovery_min = 1;
+};
+
+// The largest demand of a tenant that the manager knows of. Kept for a while when demand falls, so
+// that one session that ends does not make the next refusal look like news.
+struct KnownDemand {
+  uint32_t slabs = 0;
+  TimePoint since;  // when the manager first heard of this much
+  TimePoint asked;  // when it last did
 };
 
 struct TenantState {
@@ -79,6 +95,7 @@ struct TenantState {
   std::shared_ptr<const Policy> policy;
   std::vector<TokenHash> token_hashes;
   TenantCounters counters;
+  KnownDemand known_demand;
 };
 
 class TenantBook {
@@ -100,6 +117,13 @@ class TenantBook {
   static uint32_t Promise(const TenantState& tenant, uint32_t held_slabs) {
     return std::max(tenant.lease_slabs, held_slabs);
   }
+
+  // The manager has answered a report in which the tenant wanted `slabs`.
+  void DemandHeard(TenantId tenant, uint32_t slabs, TimePoint now);
+  // Why a session is refused for which the tenant would need `needed` slabs of at most `most`:
+  // kLeaseGrowing while the manager has had no time to grow the lease, else kAdmission.
+  static ReclaimReason WhyRefused(const TenantState& tenant, uint32_t needed, uint32_t most,
+                                  TimePoint now);
 
   // Called with each record, before merging.
   using Observer = std::function<void(const TenantState&, const ReclaimRecord&)>;

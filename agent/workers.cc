@@ -133,6 +133,14 @@ std::vector<Workers::Group> Workers::Groups(TenantId tenant, std::optional<TimeP
   return groups;
 }
 
+uint32_t Workers::ChargedSlabs(TenantId tenant) const {
+  uint32_t slabs = 0;
+  for (const Group& group : Groups(tenant, std::nullopt)) {
+    slabs += SlabsFor(*group.layout, group.charge);
+  }
+  return slabs;
+}
+
 uint32_t Workers::WantedSlabs(TenantId tenant, TimePoint now) const {
   uint32_t slabs = 0;
   for (Group& group : Groups(tenant, now)) {
@@ -229,17 +237,20 @@ absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
   if (needed > tenant->lease_slabs) {
     worker->waiting = charge;
     worker->waiting_since = BootClock::now();
+    const ReclaimReason reason =
+        TenantBook::WhyRefused(*tenant, needed, most, worker->waiting_since);
     deps_.book->Record({.tenant = tenant->id,
                         .time = worker->waiting_since,
                         .step = ReclaimStep::kRefusal,
-                        .reason = ReclaimReason::kAdmission,
+                        .reason = reason,
                         .policy = ToString(tenant->spec),
                         .sessions = 1,
                         .bytes = charge.pages * setup.layout.page_bytes().value()});
     Changed(setup.tenant);
     return absl::ResourceExhaustedError(
         absl::StrCat("tenant ", tenant->name, " would need ", needed, " slabs with this session, ",
-                     tenant->lease_slabs, " are leased to it here"));
+                     tenant->lease_slabs, " are leased to it here",
+                     reason == ReclaimReason::kLeaseGrowing ? " so far: ask again" : ""));
   }
   worker->waiting = {};
   return attachment.Open(*tenant, plan, charge);

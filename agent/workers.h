@@ -133,6 +133,8 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   void Snapshot(TenantId tenant);
   // Bytes of pages that the tenant's workers have taken: granted and not waiting in a magazine.
   Bytes UsedBytes(TenantId tenant) const;
+  // Slabs that admission counts against the tenant's lease: peaks and overhead of open sessions.
+  uint32_t ChargedSlabs(TenantId tenant) const;
   // Slabs the tenant could use now: peaks of its sessions and demand that waits.
   uint32_t WantedSlabs(TenantId tenant, TimePoint now) const;
 

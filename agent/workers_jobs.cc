@@ -63,20 +63,17 @@ void Workers::RecordCompactions(TenantId tenant_id, const Layout& layout,
                        .reason = usage.held_slabs > usage.lease_slabs ? ReclaimReason::kLeaseShrink
                                                                       : ReclaimReason::kScheduled,
                        .policy = tenant == nullptr ? "" : ToString(tenant->spec)};
-  float recovery = 0;
-  uint32_t measured = 0;
+  std::vector<RecoveryStats> recovery, cumulative;
   for (const CompactionOutcome& outcome : outcomes) {
     if (outcome.effect != CompactionOutcome::Effect::kCompacted) continue;
     ++record.sessions;
     record.bytes += outcome.freed_pages * layout.page_bytes().value();
-    if (outcome.recovery_mean < 0) continue;
-    recovery += outcome.recovery_mean;
-    ++measured;
-    record.recovery_min =
-        measured == 1 ? outcome.recovery_min : std::min(record.recovery_min, outcome.recovery_min);
+    recovery.push_back(outcome.recovery);
+    cumulative.push_back(outcome.cumulative);
   }
   if (record.sessions == 0) return;
-  if (measured > 0) record.recovery = recovery / static_cast<float>(measured);
+  record.recovery = StatsOf(recovery);
+  record.cumulative = StatsOf(cumulative);
   deps_.book->Record(record);
 }
 

@@ -62,6 +62,22 @@ absl::Status FromOutcome(rpc::Outcome::Reader outcome) {
   }
 }
 
+namespace {
+
+rpc::Dtype ToCapnp(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kF32:
+      return rpc::Dtype::F32;
+    case Dtype::kBf16:
+      return rpc::Dtype::BF16;
+    case Dtype::kF16:
+      return rpc::Dtype::F16;
+  }
+  return rpc::Dtype::UNKNOWN;
+}
+
+}  // namespace
+
 void ToCapnp(const Geometry& geometry, rpc::Geometry::Builder builder) {
   rpc::LayerGroup::Builder group = builder.initGroups(1)[0];
   group.setLayers(geometry.layers);
@@ -69,7 +85,7 @@ void ToCapnp(const Geometry& geometry, rpc::Geometry::Builder builder) {
   group.setKvHeads(geometry.kv_heads);
   group.setKeyDim(geometry.key_dim);
   group.setValueDim(geometry.value_dim);
-  group.setDtype(geometry.dtype == Dtype::kF32 ? rpc::Dtype::F32 : rpc::Dtype::BF16);
+  group.setDtype(ToCapnp(geometry.dtype));
   auto layers = group.initKvOfLayer(geometry.model_layers());
   for (uint32_t i = 0; i < geometry.model_layers(); ++i) layers.set(i, geometry.kv_of_layer[i]);
 }
@@ -128,8 +144,10 @@ class EventsImpl final : public rpc::WorkerEvents::Server {
   explicit EventsImpl(std::shared_ptr<TenantShared> shared) : shared_(std::move(shared)) {}
 
   kj::Promise<void> slabsGranted(SlabsGrantedContext context) override {
-    auto promises = kj::heapArrayBuilder<kj::Promise<void>>(context.getParams().getSlabs().size());
-    for (rpc::SlabGrant::Reader slab : context.getParams().getSlabs()) {
+    const auto slabs = context.getParams().getSlabs();
+    KJ_REQUIRE(slabs.size() <= limits::kSlabsPerCall, "too many slabs in one call");
+    auto promises = kj::heapArrayBuilder<kj::Promise<void>>(slabs.size());
+    for (rpc::SlabGrant::Reader slab : slabs) {
       const SlabIndex index(slab.getIndex());
       promises.add(TakeFd(slab.getMemory()).then([this, index](kj::AutoCloseFd fd) {
         const absl::Status status = shared_->range->Map(index, fd.get());
@@ -141,7 +159,9 @@ class EventsImpl final : public rpc::WorkerEvents::Server {
   }
 
   kj::Promise<void> slabsRevoked(SlabsRevokedContext context) override {
-    for (uint32_t index : context.getParams().getSlabs()) {
+    const auto slabs = context.getParams().getSlabs();
+    KJ_REQUIRE(slabs.size() <= limits::kSlabsPerCall, "too many slabs in one call");
+    for (uint32_t index : slabs) {
       if (shared_->slabs.erase(SlabIndex(index)) == 0) continue;
       const absl::Status status = shared_->range->Unmap(SlabIndex(index));
       KJ_REQUIRE(status.ok(), "cannot unmap a slab");

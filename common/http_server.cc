@@ -136,7 +136,9 @@ class HttpServer::Service : public std::enable_shared_from_this<Service> {
   Service(const HttpServerOptions& options, Handler handler)
       : options_(options), handler_(std::move(handler)) {}
 
-  Counters counters() const { return {requests_, bad_requests_, above_maximum_}; }
+  Counters counters() const {
+    return {handled_, refused_, bad_requests_, above_maximum_, timed_out_};
+  }
 
   // Runs until the acceptor is closed.
   static asio::awaitable<void> AcceptLoop(std::shared_ptr<Service> self,
@@ -161,7 +163,8 @@ class HttpServer::Service : public std::enable_shared_from_this<Service> {
   std::set<beast::tcp_stream*> idle_;
   uint32_t open_ = 0;
   bool closing_ = false;
-  std::atomic<uint64_t> requests_ = 0, bad_requests_ = 0, above_maximum_ = 0;
+  std::atomic<uint64_t> handled_ = 0, refused_ = 0, bad_requests_ = 0, above_maximum_ = 0,
+                        timed_out_ = 0;
 };
 
 asio::awaitable<beast::error_code> HttpServer::Service::Read(beast::tcp_stream& stream,
@@ -178,7 +181,6 @@ asio::awaitable<beast::error_code> HttpServer::Service::Read(beast::tcp_stream& 
 
 asio::awaitable<HttpResponse> HttpServer::Service::Answer(std::shared_ptr<asio::io_context> io,
                                                           HttpRequest request) {
-  ++requests_;
   auto start = [this, &io, &request](auto resume) {
     using Resume = decltype(resume);
     auto reply = std::make_shared<Reply<Resume>>(std::move(io), std::move(resume));
@@ -208,11 +210,13 @@ asio::awaitable<void> HttpServer::Service::Serve(std::shared_ptr<Service> self,
       co_await Linger(stream);
       break;
     }
+    if (error == beast::error::timeout) ++self->timed_out_;
     if (error) break;
     const bool keep_alive = parser.get().keep_alive();
     const Body body = parser.get().method() == http::verb::head ? Body::kOmit : Body::kSend;
     stream.expires_never();
     HttpResponse response = co_await self->Answer(io.lock(), ToRequest(parser.release()));
+    ++(response.status / 100 == 4 ? self->refused_ : self->handled_);
     stream.expires_after(self->options_.deadline);
     const After after = keep_alive && !self->closing_ ? After::kKeepAlive : After::kClose;
     if (co_await Write(stream, std::move(response), body, after)) break;

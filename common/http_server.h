@@ -34,9 +34,11 @@ class HttpServer {
   using Handler = std::function<void(HttpRequest, Done)>;
 
   struct Counters {
-    uint64_t requests = 0;       // handed to the handler
-    uint64_t bad_requests = 0;   // answered 400, 413 or 431
+    uint64_t handled = 0;        // answered by the handler
+    uint64_t refused = 0;        // answered 4xx by the handler
+    uint64_t bad_requests = 0;   // answered 400, 413 or 431 without it
     uint64_t above_maximum = 0;  // connections closed at once
+    uint64_t timed_out = 0;      // connections closed for silence
   };
 
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const HttpServerOptions& options,

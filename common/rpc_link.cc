@@ -34,6 +34,14 @@ void CopyKind(capnp::rpc::Exception::Reader from, capnp::rpc::Exception::Builder
   }
 }
 
+// We abort for what the peer sent, except when all it did was to hang up.
+bool IsBlame(Segments segments) {
+  capnp::SegmentArrayMessageReader reader(segments);
+  const auto message = reader.getRoot<capnp::rpc::Message>();
+  return message.isAbort() &&
+         message.getAbort().getType() != capnp::rpc::Exception::Type::DISCONNECTED;
+}
+
 // The message without its exception text, or nothing when it carries none.
 kj::Maybe<kj::Own<capnp::MallocMessageBuilder>> WithoutText(Segments segments) {
   capnp::SegmentArrayMessageReader reader(segments);
@@ -66,11 +74,13 @@ class GuardedStream final : public capnp::MessageStream {
       : inner_(kj::mv(inner)), incoming_fds_(incoming_fds), read_ended_(kj::mv(read_ended)) {}
 
   void Watch(capnp::TwoPartyVatNetwork& network) { network_ = &network; }
+  RpcLink::Fault fault() const { return fault_; }
 
   kj::Promise<kj::Maybe<capnp::MessageReaderAndFds>> tryReadMessage(
       kj::ArrayPtr<kj::AutoCloseFd> fds, capnp::ReaderOptions options,
       kj::ArrayPtr<capnp::word> scratch) override {
     if (network_->getCurrentQueueSize() > limits::kSendQueueBytes) {
+      fault_ = RpcLink::Fault::kUnread;
       read_ended_->fulfill();
       return KJ_EXCEPTION(OVERLOADED, "the peer does not read its answers");
     }
@@ -82,12 +92,14 @@ class GuardedStream final : public capnp::MessageStream {
               return kj::mv(message);
             },
             [this](kj::Exception&& error) -> kj::Maybe<capnp::MessageReaderAndFds> {
+              if (error.getType() != kj::Exception::Type::DISCONNECTED) Blame();
               read_ended_->fulfill();
               kj::throwFatalException(kj::mv(error));
             });
   }
 
   kj::Promise<void> writeMessage(kj::ArrayPtr<const int> fds, Segments segments) override {
+    if (IsBlame(segments)) Blame();
     KJ_IF_MAYBE (clean, WithoutText(segments)) {
       auto promise = inner_->writeMessage(nullptr, (*clean)->getSegmentsForOutput());
       return promise.attach(kj::mv(*clean));
@@ -104,10 +116,16 @@ class GuardedStream final : public capnp::MessageStream {
   kj::Promise<void> end() override { return inner_->end(); }
 
  private:
+  // The abort that follows an earlier fault is no fault of its own.
+  void Blame() {
+    if (fault_ == RpcLink::Fault::kNone) fault_ = RpcLink::Fault::kGarbage;
+  }
+
   kj::Own<capnp::MessageStream> inner_;
   size_t incoming_fds_;
   kj::Own<kj::PromiseFulfiller<void>> read_ended_;
   capnp::TwoPartyVatNetwork* network_ = nullptr;
+  RpcLink::Fault fault_ = RpcLink::Fault::kNone;
 };
 
 kj::Own<capnp::MessageStream> MakeMessageStream(kj::AsyncIoStream& stream) {
@@ -168,6 +186,8 @@ class Link final : public RpcLink {
     });
     return network_.onDisconnect().exclusiveJoin(kj::mv(cut));
   }
+
+  Fault fault() const override { return guard_.fault(); }
 
  private:
   static capnp::ReaderOptions Options() {

@@ -11,7 +11,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
-#include "common/rpc_link.h"
 #include "common/socket.h"
 
 namespace kvpool {
@@ -57,6 +56,7 @@ struct RpcListener::Live {
     ++listener.counters_.open;
   }
   ~Live() noexcept(false) {
+    if (link.get() != nullptr) listener.counters_.Count(link->fault());
     link = nullptr;
     --listener.counters_.open;
     connection->Finish();

@@ -3,8 +3,8 @@
 // its own from a factory. KJ thread only.
 //
 // A connection that has not shown a token (RpcConnection::Authenticated) after the deadline is cut;
-// one above the maximum is closed at once. Both are counted. See rpc_link.h for what else is
-// guarded.
+// one above the maximum is closed at once; one that breaks the protocol is cut, see rpc_link.h.
+// Each is counted.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -24,6 +24,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/address.h"
+#include "common/rpc_link.h"
 #include "proto/limits.h"
 
 namespace kvpool {
@@ -79,7 +80,14 @@ class RpcListener final : private kj::TaskSet::ErrorHandler {
     uint64_t accepted = 0;         // served
     uint64_t above_maximum = 0;    // closed at once
     uint64_t unauthenticated = 0;  // cut at the deadline
+    uint64_t garbage = 0;          // cut: RpcLink::Fault::kGarbage
+    uint64_t unread = 0;           // cut: RpcLink::Fault::kUnread
     uint32_t open = 0;             // now
+
+    void Count(RpcLink::Fault fault) {
+      garbage += fault == RpcLink::Fault::kGarbage ? 1 : 0;
+      unread += fault == RpcLink::Fault::kUnread ? 1 : 0;
+    }
   };
 
   // Starts to listen. A unix socket gets mode 0660; its folder must exist. A socket file that

@@ -39,18 +39,20 @@ void MoveRows(const Layout& layout, std::byte* base, const std::vector<RowMove>&
   }
 }
 
-void MoveBlocks(const Layout& layout, std::byte* base, const std::vector<BlockMove>& moves) {
+void MoveBlocks(std::byte* base, const std::vector<BlockMove>& moves) {
   for (const BlockMove& move : moves) {
-    std::memcpy(BlockAddress(base, move.to), BlockAddress(base, move.from), layout.block_bytes());
+    std::memcpy(BlockAddress(base, move.to), BlockAddress(base, move.from),
+                size_t{move.granules} * kGranuleBytes);
   }
 }
 
 }  // namespace
 
 void ExecuteCompaction(const Layout& layout, std::byte* base, const CompactionPlan& plan) {
+  Seal(layout, base, plan.result.format, plan.remakes);
   MoveRows(layout, base, plan.row_moves);
-  MoveBlocks(layout, base, plan.block_moves);
-  MoveBlocks(layout, base, plan.evacuations);
+  MoveBlocks(base, plan.block_moves);
+  MoveBlocks(base, plan.evacuations);
 }
 
 }  // namespace kvpool

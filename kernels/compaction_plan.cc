@@ -3,18 +3,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <numeric>
-#include <unordered_map>
+#include <span>
+#include <unordered_set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/compaction.h"
+#include "kernels/page_packer.h"
+#include "kernels/places.h"
 
 namespace kvpool {
 namespace {
 
-// One (layer, head)'s rows as slots: slot s is row s % 16 of the head's block number s / 16, its
-// compacted blocks first, then the fresh ones. A compacted length that is no multiple of 16 leaves
-// a gap of slots without rows between the two.
+// One (layer, head)'s native rows as slots: slot s is row s % 16 of the head's native block number
+// s / 16, its open blocks first, then the fresh ones. A number of open rows that is no multiple of
+// 16 leaves a gap of slots without rows between the two. Rows are numbered from the first open one.
 class HeadSlots {
  public:
   HeadSlots(const Layout& layout, const SessionView& session, uint32_t plane)
@@ -22,20 +25,21 @@ class HeadSlots {
         session_(session),
         layer_(plane / layout.geometry().kv_heads),
         head_(plane % layout.geometry().kv_heads),
-        compacted_(session.CompactedLength(plane)),
-        gap_(RoundUp(compacted_, kPageTokens) - compacted_) {}
+        sealed_(session.SealedLength(plane)),
+        open_(session.CompactedLength(plane) - sealed_),
+        gap_(RoundUp(open_, kPageTokens) - open_) {}
 
-  uint32_t SlotOf(uint32_t row) const { return row < compacted_ ? row : row + gap_; }
+  uint32_t SlotOf(uint32_t row) const { return row < open_ ? row : row + gap_; }
   // Block number `index` of the head. Its first slot is never in the gap.
   BlockId Block(uint32_t index) const {
     const uint32_t slot = index * kPageTokens;
-    return session_.BlockOf(layout_, layer_, head_, slot < compacted_ ? slot : slot - gap_);
+    return session_.BlockOf(layout_, layer_, head_, sealed_ + (slot < open_ ? slot : slot - gap_));
   }
 
  private:
   const Layout& layout_;
   const SessionView& session_;
-  const uint32_t layer_, head_, compacted_, gap_;
+  const uint32_t layer_, head_, sealed_, open_, gap_;
 };
 
 // Step 1 for one head. Kept rows at slots below the new length stay where they are; the others fill
@@ -47,7 +51,7 @@ void PlanRows(const HeadSlots& slots, const KeepRows& keep, std::vector<RowMove>
   const auto stay_end = std::partition_point(
       keep.begin(), keep.end(), [&](uint32_t row) { return slots.SlotOf(row) < length; });
   auto mover = stay_end;
-  source->reserve(length);
+  source->reserve(source->size() + length);
   for (uint32_t slot = 0; slot < length; ++slot) {
     if (slot % kPageTokens == 0) blocks->push_back(slots.Block(slot / kPageTokens));
     if (stay != stay_end && slots.SlotOf(*stay) == slot) {
@@ -69,112 +73,127 @@ KeepRows AllRows(uint32_t length) {
   return rows;
 }
 
-// Steps 2 and 3: packs the live blocks of a plan into as few pages as hold them.
-class PagePacker {
- public:
-  PagePacker(const CompactionInput& input, CompactionPlan* plan)
-      : input_(input), layout_(*input.layout), plan_(plan) {
-    pages_.reserve(input.session_pages.size() + input.replacements.size());
-    for (PageId page : input.session_pages) AddPage(page, Kind::kOwn);
-    for (PageId page : input.evacuate) pages_[index_.at(page)].kind = Kind::kEvacuate;
-    for (const auto& blocks : plan->result.blocks) {
-      for (BlockId block : blocks) {
-        Page& page = PageOf(block);
-        page.live[PlaceIndex(block)] = true;
-        ++page.live_count;
-        ++live_blocks_;
-      }
+// Step 0 for one head: `keep` are its sealed rows that stay.
+void PlanSealed(const CompactionInput& input, uint32_t plane, std::span<const uint32_t> keep,
+                CompactionPlan* plan) {
+  const SessionView& session = input.session;
+  const uint32_t length = session.SealedLength(plane);
+  const BlockId* list = session.compacted_blocks + uint64_t{plane} * session.compacted_stride;
+  std::vector<BlockId>& blocks = plan->result.blocks[plane];
+  std::vector<uint32_t>& sources = plan->sources[plane];
+  std::vector<BlockId> places;  // of the blocks that keep some of their rows
+  std::vector<uint32_t> rows;   // those rows
+  for (size_t i = 0; i < keep.size();) {
+    const uint32_t block = keep[i] / kSealedRows;
+    size_t end = i;
+    while (end < keep.size() && keep[end] / kSealedRows == block) ++end;
+    const auto& into = keep.subspan(i, end - i);
+    if (end - i == kSealedRows) {
+      blocks.push_back(list[block]);
+      sources.insert(sources.end(), into.begin(), into.end());
+    } else {
+      places.push_back(list[block]);
+      rows.insert(rows.end(), into.begin(), into.end());
     }
+    i = end;
   }
-
-  absl::Status Pack() {
-    if (absl::Status status = ChoosePages(); !status.ok()) return status;
-    for (auto& blocks : plan_->result.blocks) {
-      for (BlockId& block : blocks) {
-        if (!PageOf(block).stays) block = MoveToFreePlace(block);
-      }
+  sources.insert(sources.end(), rows.begin(), rows.end());
+  const uint32_t last = (length - 1) / kSealedRows * kSealedRows;
+  if (places.size() == 1 && rows.front() == last && rows.size() == length - last) {
+    blocks.push_back(places.front());  // the last block, as full as it was
+    return;
+  }
+  // Block number i of the new ones begins with row 32 * i of `rows`, which lies in places[i] or
+  // later, because no place gives more than 31: what is overwritten has been read.
+  for (size_t i = 0; i < rows.size(); i += kSealedRows) {
+    SealMove remake{.to = places[i / kSealedRows]};
+    for (size_t j = i; j < std::min(i + kSealedRows, rows.size()); ++j) {
+      remake.rows.push_back({.block = list[rows[j] / kSealedRows],
+                             .row = static_cast<uint8_t>(rows[j] % kSealedRows),
+                             .format = session.sealed_format});
     }
-    for (PageId page : input_.session_pages) {
-      if (!pages_[index_.at(page)].stays) plan_->freed.push_back(page);
-    }
-    return absl::OkStatus();
+    blocks.push_back(remake.to);
+    plan->remakes.push_back(std::move(remake));
   }
+}
 
- private:
-  enum class Kind : uint8_t { kOwn, kEvacuate, kReplacement };
-  struct Page {
-    PageId id;
-    Kind kind;
-    bool stays = false;
-    uint32_t live_count = 0;
-    std::vector<bool> live;  // [blocks_per_page], layer-major
-  };
-
-  void AddPage(PageId page, Kind kind) {
-    index_.emplace(page, static_cast<uint32_t>(pages_.size()));
-    pages_.push_back(
-        {.id = page, .kind = kind, .live = std::vector<bool>(layout_.blocks_per_page())});
-  }
-  Page& PageOf(BlockId block) { return pages_[index_.at(layout_.PlaceOf(block).page)]; }
-  uint32_t PlaceIndex(BlockId block) const {
-    const BlockPlace place = layout_.PlaceOf(block);
-    return place.layer * layout_.geometry().kv_heads + place.head;
-  }
-
-  // The fullest pages stay, so the fewest blocks move; replacements only when those that may be
-  // used do not suffice.
-  absl::Status ChoosePages() {
-    for (uint32_t i = 0; i < pages_.size(); ++i) {
-      if (pages_[i].kind == Kind::kOwn) chosen_.push_back(i);
-    }
-    std::stable_sort(chosen_.begin(), chosen_.end(), [&](uint32_t a, uint32_t b) {
-      return pages_[a].live_count > pages_[b].live_count;
-    });
-    const size_t needed = CeilDiv<size_t>(live_blocks_, layout_.blocks_per_page());
-    if (needed > chosen_.size() + input_.replacements.size()) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "compaction: evacuating ", input_.evacuate.size(), " pages needs ",
-          needed - chosen_.size(), " replacement pages, got ", input_.replacements.size()));
-    }
-    chosen_.resize(std::min(needed, chosen_.size()));
-    for (size_t i = 0; chosen_.size() < needed; ++i) {
-      chosen_.push_back(static_cast<uint32_t>(pages_.size()));
-      AddPage(input_.replacements[i], Kind::kReplacement);
-    }
-    for (uint32_t i : chosen_) {
-      pages_[i].stays = true;
-      plan_->result.pages.push_back(pages_[i].id);
-    }
-    return absl::OkStatus();
-  }
-
-  BlockId MoveToFreePlace(BlockId from) {
-    while (pages_[chosen_[chosen_next_]].live[place_next_]) AdvancePlace();
-    const Page& page = pages_[chosen_[chosen_next_]];
-    const uint32_t heads = layout_.geometry().kv_heads;
-    const BlockId to = layout_.Block(page.id, place_next_ / heads, place_next_ % heads);
-    AdvancePlace();
-    (page.kind == Kind::kReplacement ? plan_->evacuations : plan_->block_moves)
-        .push_back({.from = from, .to = to});
-    return to;
-  }
-
-  void AdvancePlace() {
-    if (++place_next_ < layout_.blocks_per_page()) return;
-    place_next_ = 0;
-    ++chosen_next_;
-  }
-
-  const CompactionInput& input_;
-  const Layout& layout_;
-  CompactionPlan* const plan_;
-  std::vector<Page> pages_;
-  std::unordered_map<PageId, uint32_t> index_;  // page -> its place in pages_
-  size_t live_blocks_ = 0;
-  std::vector<uint32_t> chosen_;  // pages that stay, in the order in which they are filled
-  size_t chosen_next_ = 0;        // the next place to look at for a free one
-  uint32_t place_next_ = 0;
+// The session's pages by what they hold.
+struct PagesByFormat {
+  std::vector<PageId> native, sealed;
 };
+
+PagesByFormat SplitPages(const CompactionInput& input, const PagePlaces& sealed_places) {
+  const SessionView& session = input.session;
+  std::unordered_set<PageId> sealed;
+  for (uint32_t plane = 0; plane < input.layout->geometry().planes(); ++plane) {
+    for (uint32_t row = 0; row < session.SealedLength(plane); row += kSealedRows) {
+      const BlockId* list = session.compacted_blocks + uint64_t{plane} * session.compacted_stride;
+      sealed.insert(sealed_places.PageOf(list[row / kSealedRows]));
+    }
+  }
+  PagesByFormat pages;
+  for (PageId page : input.session_pages) {
+    (sealed.contains(page) ? pages.sealed : pages.native).push_back(page);
+  }
+  return pages;
+}
+
+template <typename T>
+void Append(std::vector<T>* to, const std::vector<T>& from) {
+  to->insert(to->end(), from.begin(), from.end());
+}
+
+// Steps 2 and 3, for native and for sealed blocks: pages of one kind never take blocks of the
+// other.
+absl::Status PackPages(const CompactionInput& input, CompactionPlan* plan) {
+  CompactedSegment& result = plan->result;
+  const PagePlaces native_places(*input.layout, SealedFormat::kNone);
+  const PagePlaces sealed_places(*input.layout, input.session.sealed_format);
+  std::vector<BlockId*> native, sealed;
+  for (uint32_t plane = 0; plane < result.blocks.size(); ++plane) {
+    const uint32_t sealed_blocks = CeilDiv(result.sealed_lengths[plane], kSealedRows);
+    for (uint32_t i = 0; i < result.blocks[plane].size(); ++i) {
+      (i < sealed_blocks ? sealed : native).push_back(&result.blocks[plane][i]);
+    }
+  }
+  const PagesByFormat pages = SplitPages(input, sealed_places);
+  PagePacker native_packer(native_places, pages.native, input.evacuate, std::move(native));
+  PagePacker sealed_packer(sealed_places, pages.sealed, input.evacuate, std::move(sealed));
+  const size_t first = native_packer.MissingPages(), second = sealed_packer.MissingPages();
+  if (first + second > input.replacements.size()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("compaction: evacuating ", input.evacuate.size(), " pages needs ",
+                     first + second, " replacement pages, got ", input.replacements.size()));
+  }
+  const std::span<const PageId> replacements = input.replacements;
+  for (const PagePacker::Result& packed :
+       {native_packer.Pack(replacements.first(first)),
+        sealed_packer.Pack(replacements.subspan(first, second))}) {
+    Append(&result.pages, packed.pages);
+    Append(&plan->freed, packed.freed);
+    Append(&plan->block_moves, packed.moves);
+    Append(&plan->evacuations, packed.evacuations);
+  }
+  return absl::OkStatus();
+}
+
+// Both kinds of rows of one head. Open rows are numbered from 0 in PlanRows.
+void PlanHead(const CompactionInput& input, uint32_t plane, const KeepRows& keep,
+              CompactionPlan* plan) {
+  const uint32_t sealed = input.session.SealedLength(plane);
+  const auto open_begin = std::lower_bound(keep.begin(), keep.end(), sealed);
+  const std::span<const uint32_t> sealed_keep(keep.begin(), open_begin);
+  if (!sealed_keep.empty()) PlanSealed(input, plane, sealed_keep, plan);
+  KeepRows open(open_begin, keep.end());
+  for (uint32_t& row : open) row -= sealed;
+  std::vector<uint32_t>& sources = plan->sources[plane];
+  PlanRows(HeadSlots(*input.layout, input.session, plane), open, &plan->row_moves, &sources,
+           &plan->result.blocks[plane]);
+  for (size_t i = sealed_keep.size(); i < sources.size(); ++i) sources[i] += sealed;
+  plan->result.lengths[plane] = static_cast<uint32_t>(keep.size());
+  plan->result.sealed_lengths[plane] = static_cast<uint32_t>(sealed_keep.size());
+  if (!sealed_keep.empty()) plan->result.format = input.session.sealed_format;
+}
 
 }  // namespace
 
@@ -184,16 +203,15 @@ absl::StatusOr<CompactionPlan> PlanCompaction(const CompactionInput& input) {
   CompactionPlan plan;
   plan.result.lengths.resize(planes);
   plan.result.blocks.resize(planes);
+  plan.result.sealed_lengths.resize(planes);
   plan.sources.resize(planes);
   for (uint32_t plane = 0; plane < planes; ++plane) {
     KeepRows all;
     if (input.keep == nullptr) all = AllRows(input.session.Length(plane));
     const KeepRows& keep = input.keep == nullptr ? all : (*input.keep)[plane];
-    PlanRows(HeadSlots(layout, input.session, plane), keep, &plan.row_moves, &plan.sources[plane],
-             &plan.result.blocks[plane]);
-    plan.result.lengths[plane] = static_cast<uint32_t>(keep.size());
+    PlanHead(input, plane, keep, &plan);
   }
-  if (absl::Status status = PagePacker(input, &plan).Pack(); !status.ok()) return status;
+  if (absl::Status status = PackPages(input, &plan); !status.ok()) return status;
   return plan;
 }
 

@@ -46,9 +46,9 @@ absl::Status CheckGeometry(const Geometry& g, const GeometryLimits& limits) {
         absl::StrCat("geometry: query_heads = ", g.query_heads,
                      " is not a multiple of kv_heads = ", g.kv_heads));
   }
-  if (g.dtype != Dtype::kF32 && g.dtype != Dtype::kBf16) {
+  if (g.dtype != Dtype::kF32 && g.dtype != Dtype::kBf16 && g.dtype != Dtype::kF16) {
     return absl::InvalidArgumentError(
-        absl::StrCat("geometry: dtype = ", static_cast<int>(g.dtype), " is neither f32 nor bf16"));
+        absl::StrCat("geometry: dtype = ", static_cast<int>(g.dtype), " is not f32, bf16 or f16"));
   }
   return CheckLayerMap(g, limits);
 }

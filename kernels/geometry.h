@@ -8,11 +8,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "kernels/format.h"
 
 namespace kvpool {
-
-// Native formats of a cache. Quantised formats come with the sealed runs of a compacted segment.
-enum class Dtype : uint8_t { kF32 = 1, kBf16 = 2 };
 
 constexpr uint32_t ElementBytes(Dtype dtype) { return dtype == Dtype::kF32 ? 4 : 2; }
 

@@ -4,21 +4,14 @@
 #include "kernels/layout.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/numbers.h"
 
 namespace kvpool {
 namespace {
-
-uint16_t ToBf16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  // Rounding would carry some NaNs into infinity.
-  if (value != value) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
 
 void StoreVector(Dtype dtype, std::byte* to, const float* from, uint32_t dim) {
   if (dtype == Dtype::kF32) {
@@ -26,7 +19,7 @@ void StoreVector(Dtype dtype, std::byte* to, const float* from, uint32_t dim) {
     return;
   }
   for (uint32_t i = 0; i < dim; ++i) {
-    const uint16_t half = ToBf16(from[i]);
+    const uint16_t half = dtype == Dtype::kF16 ? ToF16(from[i]) : ToBf16(from[i]);
     std::memcpy(to + i * sizeof(half), &half, sizeof(half));
   }
 }
@@ -39,7 +32,7 @@ void LoadVector(Dtype dtype, const std::byte* from, float* to, uint32_t dim) {
   for (uint32_t i = 0; i < dim; ++i) {
     uint16_t half;
     std::memcpy(&half, from + i * sizeof(half), sizeof(half));
-    to[i] = std::bit_cast<float>(uint32_t{half} << 16);
+    to[i] = dtype == Dtype::kF16 ? FromF16(half) : FromBf16(half);
   }
 }
 

@@ -90,7 +90,7 @@ inline const std::byte* BlockAddress(const std::byte* base, BlockId block) {
 }
 
 // Writes one token's key and value of one (layer, head) into row `row` (< 16) of a block,
-// converting to the geometry's dtype (bf16: round to nearest even). key [key_dim], value
+// converting to the geometry's dtype (to nearest even). key [key_dim], value
 // [value_dim].
 void StoreRow(const Layout& layout, std::byte* base, BlockId block, uint32_t row, const float* key,
               const float* value);

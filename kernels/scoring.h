@@ -38,6 +38,8 @@ struct ScoreArgs {
 // With grouped queries a key is important if any query head says so (Scissorhands, arXiv
 // 2305.17118, Alg. 2; CORM, arXiv 2404.15949). Rows that a query could not see get nothing from it.
 // A NaN probability counts as low and adds nothing.
+// Every query is taken to have seen its own position, also in a layer that masks it (LCKV's
+// condensed ones): a geometry does not say which do, so a key's own query adds to its statistics.
 // Requires planes->rows() >= session.Length() for every (layer, head).
 void Score(const ScoreArgs& args, Planes* planes);
 

@@ -58,6 +58,8 @@ std::string ReasonName(rpc::ReclaimReason reason) {
       return "no-pages";
     case rpc::ReclaimReason::ADMISSION:
       return "admission";
+    case rpc::ReclaimReason::LEASE_GROWING:
+      return "lease-growing";
     default:
       return "unknown";
   }
@@ -65,11 +67,18 @@ std::string ReasonName(rpc::ReclaimReason reason) {
 
 bool IsRecovery(double value) { return value >= 0 && value <= 1; }  // false for NaN
 
+// Of an agent that sends no minimum the mean is all there is.
+RecoverySummary CheckedRecovery(double mean, double min, uint64_t count) {
+  if (!IsRecovery(mean)) return {};
+  return {.mean = mean, .min = IsRecovery(min) ? std::min(min, mean) : mean, .count = count};
+}
+
 absl::StatusOr<TenantUse> CheckedUse(rpc::TenantUse::Reader from, int64_t slabs, Bytes pool) {
   const TenantId tenant(from.getTenant());
   if (tenant == TenantId()) return Impossible("tenant");
   if (from.getLeaseSlabs() > slabs) return Impossible("leaseSlabs");
   if (from.getHeldSlabs() > slabs) return Impossible("heldSlabs");
+  if (from.getChargedSlabs() > slabs) return Impossible("chargedSlabs");
   if (from.getUsedBytes() > static_cast<uint64_t>(pool.value())) return Impossible("usedBytes");
   const double sum = from.getRecoverySum(), count = static_cast<double>(from.getRecoveryCount());
   if (!(sum >= 0 && sum <= count * (1 + 1e-6) + 1e-6)) return Impossible("recoverySum");
@@ -80,6 +89,7 @@ absl::StatusOr<TenantUse> CheckedUse(rpc::TenantUse::Reader from, int64_t slabs,
                              .slabs = from.getLeaseSlabs()},
                    .held_slabs = from.getHeldSlabs(),
                    .used = Bytes(static_cast<int64_t>(from.getUsedBytes())),
+                   .charged_slabs = from.getChargedSlabs(),
                    // May exceed the pool: then there is demand that only another agent can serve.
                    .wanted_slabs = std::min<int64_t>(from.getWantedSlabs(), limits::kSlabsPerAgent),
                    .sessions = from.getSessions(),
@@ -98,15 +108,20 @@ absl::StatusOr<ReclaimEntry> CheckedReclaim(rpc::Reclaim::Reader from, const Age
       now.time_since_epoch());  // nothing is older than the machine's uptime
   const auto age = std::chrono::milliseconds(
       std::min<uint64_t>(from.getAgeMillis(), static_cast<uint64_t>(longest.count())));
+  const uint64_t count = std::max<uint64_t>(from.getCount(), 1);
   return ReclaimEntry{.tenant = TenantId(from.getTenant()),
                       .agent = agent.name,
-                      .time = now - age,
+                      .first = now - age,
+                      .last = now - age,
                       .step = StepName(from.getStep()),
                       .reason = ReasonName(from.getReason()),
                       .policy = Printable(from.getPolicy()),
+                      .count = count,
                       .sessions = from.getSessions(),
                       .bytes = Bytes(static_cast<int64_t>(from.getBytes())),
-                      .recovery = IsRecovery(from.getRecovery()) ? from.getRecovery() : -1};
+                      .recovery = CheckedRecovery(from.getRecovery(), from.getRecoveryMin(), count),
+                      .cumulative = CheckedRecovery(from.getCumulativeRecovery(),
+                                                    from.getCumulativeRecoveryMin(), count)};
 }
 
 }  // namespace

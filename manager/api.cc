@@ -94,7 +94,12 @@ boost::json::object Changes(const Cluster& cluster, const std::vector<std::strin
     const char* change = !changed_names.contains(name) ? "unchanged"
                          : revision == 1               ? "created"
                                                        : "updated";
-    tenants.push_back({{"name", name}, {"change", change}, {"revision", revision}});
+    boost::json::array notes;
+    if (tenant != nullptr) {
+      for (const std::string& note : BudgetNotes(cluster, tenant->spec)) notes.emplace_back(note);
+    }
+    tenants.push_back(
+        {{"name", name}, {"change", change}, {"revision", revision}, {"notes", std::move(notes)}});
   }
   return {{"tenants", std::move(tenants)}};
 }

@@ -48,7 +48,7 @@ Bytes Cluster::SlabBytes() const {
 const std::deque<ReclaimEntry>& Cluster::ReclaimsOf(TenantId tenant) const {
   static const std::deque<ReclaimEntry> none;
   const auto found = reclaims_.find(tenant);
-  return found == reclaims_.end() ? none : found->second;
+  return found == reclaims_.end() ? none : found->second.runs();
 }
 
 RegisterOutcome Cluster::CheckAgent(const AgentInfo& info, uint64_t highest_epoch) const {
@@ -122,9 +122,7 @@ void Cluster::Take(Agent& agent, AgentReport report, TimePoint now) {
   for (const auto& [tenant_name, tenant] : tenants_.by_name()) ids.insert(tenant.id);
   for (ReclaimEntry& entry : report.reclaims) {
     if (!ids.contains(entry.tenant)) continue;
-    std::deque<ReclaimEntry>& kept = reclaims_[entry.tenant];
-    kept.push_front(std::move(entry));
-    if (kept.size() > limits::kReclaimsKept) kept.pop_back();
+    reclaims_[entry.tenant].Add(std::move(entry));
   }
 }
 

@@ -18,6 +18,7 @@
 #include "common/ids.h"
 #include "common/units.h"
 #include "manager/lease_ledger.h"
+#include "manager/reclaim_log.h"
 #include "manager/tenants.h"
 
 namespace kvpool {
@@ -39,6 +40,7 @@ struct TenantUse {
   LeaseReport lease;
   int64_t held_slabs = 0;
   Bytes used;
+  int64_t charged_slabs = 0;
   int64_t wanted_slabs = 0;
   uint32_t sessions = 0;
   uint32_t workers = 0;
@@ -47,19 +49,6 @@ struct TenantUse {
   double recovery_sum = 0;
   uint64_t recovery_count = 0;
   double recovery_min = 1;
-};
-
-// One thing done to a tenant that was over its lease or due by its policy.
-struct ReclaimEntry {
-  TenantId tenant;
-  std::string agent;
-  TimePoint time;
-  std::string step;    // "compaction"
-  std::string reason;  // "lease-shrink"
-  std::string policy;
-  uint32_t sessions = 0;
-  Bytes bytes;
-  double recovery = -1;  // negative: not measured
 };
 
 struct AgentReport {
@@ -114,7 +103,7 @@ class Cluster {
   std::optional<Bytes> Capacity() const;
   // The size of every slab in the cluster; zero without agents.
   Bytes SlabBytes() const;
-  // At most limits::kReclaimsKept, newest first.
+  // At most limits::kReclaimsKept runs, newest first.
   const std::deque<ReclaimEntry>& ReclaimsOf(TenantId tenant) const;
 
   // Whether the agent may register, with the highest epoch it has seen. All agents of a cluster
@@ -147,7 +136,7 @@ class Cluster {
   TenantTable tenants_;
   LeaseLedger ledger_;
   std::map<std::string, Agent> agents_;
-  std::map<TenantId, std::deque<ReclaimEntry>> reclaims_;
+  std::map<TenantId, ReclaimLog> reclaims_;
   TimePoint learn_until_;
   TimePoint next_plan_;
   uint64_t last_link_ = 0;

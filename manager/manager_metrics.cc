@@ -33,8 +33,9 @@ ManagerMetrics::ManagerMetrics()
                                       "Agents' reports; bad ones had impossible fields.")),
       rpc_refused_(metrics_.CounterFamily("kvpool_manager_connections_refused_total",
                                           "Agents' connections cut, by reason.")),
-      http_(metrics_.CounterFamily("kvpool_manager_http_requests_total",
-                                   "Requests of operators; bad ones could not be read.")),
+      http_(
+          metrics_.CounterFamily("kvpool_manager_http_requests_total",
+                                 "Requests of operators by outcome; bad ones could not be read.")),
       tenant_guaranteed_(metrics_.GaugeFamily("kvpool_tenant_guaranteed_bytes",
                                               "What the tenant can always hold.")),
       tenant_limit_(
@@ -44,6 +45,8 @@ ManagerMetrics::ManagerMetrics()
       tenant_held_(
           metrics_.GaugeFamily("kvpool_tenant_held_bytes", "Slabs in the tenant's hands.")),
       tenant_used_(metrics_.GaugeFamily("kvpool_tenant_used_bytes", "Pages in sessions.")),
+      tenant_charged_(metrics_.GaugeFamily("kvpool_tenant_charged_bytes",
+                                           "What admission counts against the lease.")),
       tenant_wanted_(
           metrics_.GaugeFamily("kvpool_tenant_wanted_bytes", "What the tenant could use now.")) {}
 
@@ -67,9 +70,13 @@ void ManagerMetrics::Update(const Cluster& cluster, const AgentService::Counters
   raise(reports_, {{"outcome", "bad"}}, agents.bad_reports);
   raise(rpc_refused_, {{"reason", "maximum"}}, rpc.above_maximum);
   raise(rpc_refused_, {{"reason", "unauthenticated"}}, rpc.unauthenticated);
-  raise(http_, {{"outcome", "handled"}}, http.requests);
+  raise(rpc_refused_, {{"reason", "garbage"}}, rpc.garbage);
+  raise(rpc_refused_, {{"reason", "unread"}}, rpc.unread);
+  raise(http_, {{"outcome", "handled"}}, http.handled);
+  raise(http_, {{"outcome", "refused"}}, http.refused);
   raise(http_, {{"outcome", "bad"}}, http.bad_requests);
   raise(http_, {{"outcome", "above_maximum"}}, http.above_maximum);
+  raise(http_, {{"outcome", "timed_out"}}, http.timed_out);
   UpdateTenants(cluster);
 }
 
@@ -85,6 +92,7 @@ void ManagerMetrics::UpdateTenants(const Cluster& cluster) {
     tenant_leased_.With(labels).Set(Number(totals.leased));
     tenant_held_.With(labels).Set(Number(totals.held));
     tenant_used_.With(labels).Set(Number(totals.used));
+    tenant_charged_.With(labels).Set(Number(totals.charged));
     tenant_wanted_.With(labels).Set(Number(totals.wanted));
     guaranteed += tenant.spec.guaranteed;
     shown_tenants_.insert(name);
@@ -93,8 +101,9 @@ void ManagerMetrics::UpdateTenants(const Cluster& cluster) {
   guaranteed_.Set(Number(guaranteed));
   tenants_.Set(static_cast<double>(shown_tenants_.size()));
   for (const std::string& name : gone) {
-    for (MetricFamily<Gauge>* family : {&tenant_guaranteed_, &tenant_limit_, &tenant_leased_,
-                                        &tenant_held_, &tenant_used_, &tenant_wanted_}) {
+    for (MetricFamily<Gauge>* family :
+         {&tenant_guaranteed_, &tenant_limit_, &tenant_leased_, &tenant_held_, &tenant_used_,
+          &tenant_charged_, &tenant_wanted_}) {
       family->Remove({{"tenant", name}});
     }
   }

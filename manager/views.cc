@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "common/quantity.h"
 #include "common/tenant_json.h"
 
 namespace kvpool {
@@ -25,9 +27,14 @@ boost::json::object ShareView(const Cluster& cluster, const Cluster::Agent& agen
           {"ordered", (slab * cluster.ledger().Ordered(tenant, agent.info.name)).value()},
           {"held", (slab * use.held_slabs).value()},
           {"used", use.used.value()},
+          {"charged", (slab * use.charged_slabs).value()},
           {"wanted", (slab * use.wanted_slabs).value()},
           {"sessions", use.sessions},
           {"workers", use.workers}};
+}
+
+boost::json::value OrNull(double recovery) {
+  return recovery < 0 ? boost::json::value(nullptr) : boost::json::value(recovery);
 }
 
 boost::json::object RecoveryView(const TenantTotals& totals) {
@@ -49,6 +56,7 @@ TenantTotals TotalsOf(const Cluster& cluster, const Tenant& tenant) {
     const TenantUse& use = found->second;
     totals.held += slab * use.held_slabs;
     totals.used += use.used;
+    totals.charged += slab * use.charged_slabs;
     totals.wanted += slab * use.wanted_slabs;
     totals.sessions += use.sessions;
     totals.workers += use.workers;
@@ -61,15 +69,38 @@ TenantTotals TotalsOf(const Cluster& cluster, const Tenant& tenant) {
   return totals;
 }
 
+Bytes Effective(const Cluster& cluster, Bytes budget) {
+  const Bytes slab = cluster.SlabBytes();
+  return slab == 0_B ? budget : slab * (budget / slab);
+}
+
+std::vector<std::string> BudgetNotes(const Cluster& cluster, const TenantSpec& spec) {
+  const Bytes slab = cluster.SlabBytes();
+  std::vector<std::string> notes;
+  for (const auto& [field, budget] :
+       {std::pair("guaranteed", spec.guaranteed), std::pair("limit", spec.limit)}) {
+    const Bytes effective = Effective(cluster, budget);
+    if (effective == budget) continue;
+    const int64_t slabs = effective / slab;
+    notes.push_back(absl::StrCat(field, " ", FormatBytes(budget), " is ", slabs,
+                                 slabs == 1 ? " slab of " : " slabs of ", FormatBytes(slab), " = ",
+                                 FormatBytes(effective)));
+  }
+  return notes;
+}
+
 boost::json::object TenantView(const Cluster& cluster, const Tenant& tenant) {
   const TenantTotals totals = TotalsOf(cluster, tenant);
   boost::json::object json = ToJson(tenant.spec);
   json["id"] = tenant.id.value();
   json["revision"] = tenant.revision;
+  json["effective"] = {{"guaranteed", Effective(cluster, tenant.spec.guaranteed).value()},
+                       {"limit", Effective(cluster, tenant.spec.limit).value()}};
   json["leased"] = totals.leased.value();
   json["ordered"] = totals.ordered.value();
   json["held"] = totals.held.value();
   json["used"] = totals.used.value();
+  json["charged"] = totals.charged.value();
   json["wanted"] = totals.wanted.value();
   json["overage"] = std::max<int64_t>((totals.leased - tenant.spec.limit).value(), 0);
   json["sessions"] = totals.sessions;
@@ -103,9 +134,12 @@ boost::json::object TenantsView(const Cluster& cluster, TimePoint now) {
 boost::json::object AgentView(const Cluster& cluster, const Cluster::Agent& agent, TimePoint now) {
   const Bytes slab = agent.info.slab_bytes;
   boost::json::array tenants;
-  Bytes leased;
+  Bytes leased, charged;
   for (const auto& [name, tenant] : cluster.tenants().by_name()) {
     leased += slab * cluster.ledger().Committed(tenant.id, agent.info.name);
+    if (const auto use = agent.use.find(tenant.id); use != agent.use.end()) {
+      charged += slab * use->second.charged_slabs;
+    }
     boost::json::object share = ShareView(cluster, agent, tenant.id);
     share["tenant"] = name;
     tenants.push_back(std::move(share));
@@ -117,6 +151,7 @@ boost::json::object AgentView(const Cluster& cluster, const Cluster::Agent& agen
           {"pool", agent.info.pool_bytes.value()},
           {"slab", slab.value()},
           {"leased", leased.value()},
+          {"charged", charged.value()},
           {"free", (slab * agent.free_slabs).value()},
           {"stuck", (slab * agent.stuck_slabs).value()},
           {"report_age_ms", reported ? boost::json::value(MillisSince(agent.last_report, now))
@@ -136,14 +171,18 @@ boost::json::object ReclaimsView(const Cluster& cluster, const Tenant& tenant, T
   boost::json::array reclaims;
   for (const ReclaimEntry& entry : cluster.ReclaimsOf(tenant.id)) {
     reclaims.push_back({{"agent", entry.agent},
-                        {"age_ms", MillisSince(entry.time, now)},
+                        {"age_ms", MillisSince(entry.last, now)},
+                        {"first_age_ms", MillisSince(entry.first, now)},
+                        {"count", entry.count},
                         {"step", entry.step},
                         {"reason", entry.reason},
                         {"policy", entry.policy},
                         {"sessions", entry.sessions},
                         {"bytes", entry.bytes.value()},
-                        {"recovery", entry.recovery < 0 ? boost::json::value(nullptr)
-                                                        : boost::json::value(entry.recovery)}});
+                        {"recovery", OrNull(entry.recovery.mean)},
+                        {"recovery_min", OrNull(entry.recovery.min)},
+                        {"cumulative_recovery", OrNull(entry.cumulative.mean)},
+                        {"cumulative_recovery_min", OrNull(entry.cumulative.min)}});
   }
   return {{"tenant", tenant.spec.name}, {"reclaims", std::move(reclaims)}};
 }

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <boost/json.hpp>
+#include <string>
+#include <vector>
 
 #include "common/clock.h"
 #include "manager/cluster.h"
@@ -17,6 +19,7 @@ struct TenantTotals {
   Bytes ordered;  // what it may hold once every agent has followed its orders
   Bytes held;     // slabs in its hands
   Bytes used;     // pages in sessions
+  Bytes charged;  // peaks and overhead of the sessions that were admitted
   Bytes wanted;   // what it could use now
   uint64_t sessions = 0;
   uint64_t workers = 0;
@@ -28,6 +31,13 @@ struct TenantTotals {
 };
 
 TenantTotals TotalsOf(const Cluster& cluster, const Tenant& tenant);
+
+// A budget as it counts: whole slabs, rounded down. As it is while no agent has said how large its
+// slabs are.
+Bytes Effective(const Cluster& cluster, Bytes budget);
+// What an operator should know about a tenant's budgets, such as "limit 10 MiB is 2 slabs of 4 MiB
+// = 8 MiB"; empty when all is as written.
+std::vector<std::string> BudgetNotes(const Cluster& cluster, const TenantSpec& spec);
 
 boost::json::object TenantView(const Cluster& cluster, const Tenant& tenant);
 boost::json::object TenantsView(const Cluster& cluster, TimePoint now);

@@ -78,6 +78,7 @@ enum Dtype @0xb0f5c3297e84da16 {
   unknown @0;                   # refused
   f32 @1;                       # 4 bytes
   bf16 @2;                      # 2 bytes
+  f16 @3;                       # 2 bytes, IEEE binary16
 }
 
 struct AttachParams @0xec7429d0a1f8b563 {
@@ -122,6 +123,7 @@ interface WorkerEvents @0xa4d8370fbc51e962 {
 
   slabsRevoked @1 (slabs :List(UInt32)) -> ();
   # Unmap each slot, then return. No session of this worker has a block there any more.
+  # At most kSlabsPerCall.
 
   pressure @2 (returnPages :Bool, sessions :List(UInt32)) -> ();
   # returnPages: put every page that no session uses into the return ring before returning.

@@ -49,7 +49,7 @@ inline constexpr int64_t kTenantBytes = int64_t{1} << 50;  // largest budget of 
 inline constexpr uint32_t kTokensPerTenant = 16;           // worker tokens a tenant may have
 inline constexpr uint32_t kReclaimsPerReport = 64;         // reclaim records in one report
 inline constexpr uint32_t kPolicyTextBytes = 256;          // text of a policy or device in a report
-inline constexpr uint32_t kReclaimsKept = 20;              // reclaim records kept for each tenant
+inline constexpr uint32_t kReclaimsKept = 20;              // runs of reclaims kept for each tenant
 inline constexpr uint32_t kReportMillis = 250;             // how often an agent reports
 
 // Files that an operator writes.

@@ -74,11 +74,14 @@ struct TenantUse @0xf58b27e0c914d63a {
   wantedSlabs @6 :UInt32;       # slabs the tenant could use now: held plus waiting demand
   sessions @7 :UInt32;          # open sessions
   workers @8 :UInt32;           # attached workers
-  refusals @9 :UInt64;          # typed refusals of pages or sessions since the agent started
+  refusals @9 :UInt64;          # typed refusals of pages or sessions since the agent started, but
+                                # not those of reason leaseGrowing
   compactions @10 :UInt64;      # sessions compacted since the agent started
   recoverySum @11 :Float64;     # sum of recovery over those compactions that could be measured
   recoveryCount @12 :UInt64;    # how many those are
   recoveryMin @13 :Float64;     # least recovery of a head seen, 1 when none
+  chargedSlabs @14 :UInt32;     # slabs that admission counts against the lease: peaks and overhead
+                                # of the open sessions; at most the slabs of the agent
 }
 
 struct Reclaim @0x97e2c8b0456f1da3 {
@@ -91,6 +94,11 @@ struct Reclaim @0x97e2c8b0456f1da3 {
   sessions @5 :UInt32;          # sessions touched
   bytes @6 :UInt64;             # bytes freed; for a refusal the bytes refused
   recovery @7 :Float64;         # mean recovery over heads; negative when not measured
+  count @8 :UInt32 = 1;         # how many equal things this record stands for
+  recoveryMin @9 :Float64 = -1; # least recovery of a head; negative when not measured
+  cumulativeRecovery @10 :Float64 = -1;  # mean over heads of the product of recovery over all of a
+                                # session's compactions so far; negative when not measured
+  cumulativeRecoveryMin @11 :Float64 = -1;  # least of a head, likewise
 }
 
 enum ReclaimStep @0xde40b71f28a5936c {
@@ -109,6 +117,8 @@ enum ReclaimReason @0xb02f6c95d8e1437a {
   leaseShrink @2;               # the lease came down below what is held
   noPages @3;                   # no page was left within the lease
   admission @4;                 # the session's peak did not fit
+  leaseGrowing @5;              # it did not fit yet: limit and pool have room for it, and the
+                                # manager has not had the time to give a lease for this demand
 }
 
 struct Orders @0x84c1e97a30bd52f6 {

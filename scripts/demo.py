@@ -17,6 +17,7 @@ import argparse
 import datetime
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from demo_cluster import MIB, Cluster
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODEL = ROOT / "worker/models/prose-5m"
 POOL_MIB = 24
+SAMPLE_SECONDS = 0.2
 TENANTS_FILE = """version: 1
 tenants:
   - name: library
@@ -136,7 +138,7 @@ def run_load(cluster, monitor, workers):
                 cluster.kvpoolctl("set", "tenant", tenant, "--limit", limit)
                 monitor.event(f"{tenant}: limit {verb} to {limit}")
             changed = True
-        time.sleep(0.2)
+        time.sleep(SAMPLE_SECONDS)
     cluster.check_alive()
     monitor.sample()
     if not changed:
@@ -202,7 +204,9 @@ def print_table(rows):
               f"{share(r['recovery_min']):>9}{r['perplexity']:>12.2f}{r['perplexity_full']:>12.2f}")
     full = sum(r["full_cache_bytes"] for r in rows)
     pools = 2 * POOL_MIB * MIB
-    print(f"\nFull caches of all sessions: {full / MIB:.0f} MiB, {full / pools:.1f} times the pools' "
+    print(f"\npeak MiB: the most used bytes that were sampled, every {SAMPLE_SECONDS} s; a shorter peak "
+          "can be missed.")
+    print(f"Full caches of all sessions: {full / MIB:.0f} MiB, {full / pools:.1f} times the pools' "
           f"{pools / MIB:.0f} MiB.")
     return full / pools
 
@@ -217,7 +221,8 @@ def draw(cluster, monitor, svg):
 
 
 def run(args, cluster):
-    print(f"Two agents with {POOL_MIB} MiB each; logs in {cluster.folder}")
+    print(f"Two agents with {POOL_MIB} MiB each; logs in {cluster.folder}"
+          f"{'' if args.keep else ' until the end'}")
     cluster.start_manager()
     for agent in sorted({agent for agent, _ in WORKERS.values()}):
         cluster.start_agent(agent, POOL_MIB)
@@ -257,21 +262,26 @@ def main():
     parser.add_argument("--json", metavar="FILE", help="write the table as JSON")
     parser.add_argument("--svg", metavar="FILE", default="build/demo.svg",
                         help="where the picture goes (default: %(default)s)")
-    parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
+    parser.add_argument("--keep", action="store_true", help="leave everything running at the end, and the logs after that")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` stops the daemons
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kvpool-demo-"))
     cluster = Cluster(args.bin, folder)
     begin = time.monotonic()
+    failed = True  # then the logs are worth keeping
     try:
         run(args, cluster)
+        failed = False
     except KeyboardInterrupt:
+        failed = False
         return 130
     except RuntimeError as error:
-        print(f"scripts/demo: {error}", file=sys.stderr)
+        print(f"scripts/demo: {error}\nLogs: {folder}", file=sys.stderr)
         return 1
     finally:
         cluster.stop()
+        if not failed and not args.keep:
+            shutil.rmtree(folder)
     print(f"Done in {time.monotonic() - begin:.0f} s.")
     return 0
 

@@ -104,4 +104,13 @@ absl::StatusOr<const TensorView*> Checkpoint::Find(const std::string& name,
                                                  absl::StrJoin(shape, ", "), "]"));
 }
 
+absl::Status Checkpoint::WantAbsent(const std::string& name, const std::string& why) const {
+  for (const SafetensorsFile& file : files_) {
+    if (file.Find(name) == nullptr) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(directory_, ": tensor ", name, " has no place: ", why));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace kvpool

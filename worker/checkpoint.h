@@ -27,6 +27,8 @@ class Checkpoint {
   // it is there but misshapen, the shape found and the shape wanted.
   absl::StatusOr<const TensorView*> Find(const std::string& name,
                                          const std::vector<uint64_t>& shape) const;
+  // InvalidArgument when the tensor is there; `why` says why it must not be.
+  absl::Status WantAbsent(const std::string& name, const std::string& why) const;
 
  private:
   Checkpoint(std::string directory, std::vector<SafetensorsFile> files)

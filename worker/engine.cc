@@ -202,8 +202,11 @@ void Engine::TakeReady(Tenant& tenant) {
     const LogitRows logits = sequence->request.kind == RequestKind::kScore ? LogitRows::kAll
                              : last                                        ? LogitRows::kLast
                                                                            : LogitRows::kNone;
-    feeds_.push_back(
-        {.session = step.session, .position = sequence->fed, .tokens = step.ids, .logits = logits});
+    feeds_.push_back({.session = step.session,
+                      .position = sequence->fed,
+                      .tokens = step.ids,
+                      .logits = logits,
+                      .prompt = options_.prompt});
     fed_.push_back(sequence);
   }
 }

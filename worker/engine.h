@@ -85,6 +85,7 @@ struct TenantStats {
 struct EngineOptions {
   uint32_t batch = 16;  // most running sequences
   uint32_t chunk = 64;  // most tokens of a sequence in one step
+  PromptMode prompt = PromptMode::kIterated;
   Duration preempt_after = std::chrono::milliseconds(50);
   Duration give_up_after = std::chrono::seconds(30);
 };

@@ -70,9 +70,12 @@ void AddKvFlags(CLI::App& app, KvOptions& options) {
                  "With --kv pool: file with the worker token; TENANT=FILE for several tenants");
   app.add_option("--worker-name", options.worker, "With --kv pool: this worker's name")
       ->capture_default_str();
-  app.add_option("--kv-dtype", options.dtype, "Format of keys and values: f32 or bf16 [bf16]")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, Dtype>{{"f32", Dtype::kF32}, {"bf16", Dtype::kBf16}}));
+  app.add_option("--kv-dtype", options.dtype, "Format of keys and values [bf16]")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, Dtype>{{"f32", Dtype::kF32},
+                                                                       {"bf16", Dtype::kBf16},
+                                                                       {"f16", Dtype::kF16}})
+                      .description("{f32,bf16,f16}"))
+      ->type_name("TEXT");
   app.add_option("--private-mib", options.private_mib,
                  "With --kv private: most memory for keys and values of one tenant, in MiB")
       ->check(CLI::Range(1, 1 << 20))

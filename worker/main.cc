@@ -46,6 +46,7 @@ struct Flags {
   std::string model, prompts, score, summary_file;
   Prompt defaults;
   uint32_t batch = 16, chunk = 64, threads = 1, context = 512, windows = 0;
+  PromptMode prompt = PromptMode::kIterated;
   Output output = Output::kText;
   KvOptions kv;
 };
@@ -85,13 +86,20 @@ void AddFlags(CLI::App& app, Flags& flags) {
                  "Most tokens of a prompt or window in one step; 1: as in decoding")
       ->check(CLI::Range(1u, 4096u))
       ->capture_default_str();
+  app.add_option("--prompt", flags.prompt,
+                 "How several tokens pass layers that use keys and values from above (LCKV): "
+                 "iterated, or sequential, one by one: exact and slower [iterated]")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, PromptMode>{
+          {"iterated", PromptMode::kIterated}, {"sequential", PromptMode::kSequential}}));
   app.add_option("--threads", flags.threads, "Threads of the forward pass")
       ->check(CLI::Range(1u, 256u))
       ->capture_default_str();
   AddKvFlags(app, flags.kv);
   app.add_option("-o", flags.output, "text, or json: one line a prompt, the summary last [text]")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, Output>{{"text", Output::kText}, {"json", Output::kJson}}));
+      ->transform(CLI::CheckedTransformer(std::map<std::string, Output>{{"text", Output::kText},
+                                                                        {"json", Output::kJson}})
+                      .description("{text,json}"))
+      ->type_name("TEXT");
   app.add_option("--json", flags.summary_file, "Write the summary to this file as JSON");
 }
 
@@ -191,7 +199,8 @@ absl::StatusOr<Summary> Execute(const Flags& flags, const Tokenizer& tokenizer, 
   Summary summary{.kv = flags.kv.kind, .tenants = work.tenants};
   if (!flags.score.empty()) summary.score.emplace();
   size_t done = 0;
-  Engine engine(&model, pointers, &waiter, {.batch = flags.batch, .chunk = flags.chunk},
+  Engine engine(&model, pointers, &waiter,
+                {.batch = flags.batch, .chunk = flags.chunk, .prompt = flags.prompt},
                 [&](const Result& result) {
                   ++done;
                   if (summary.score) return summary.score->Add(result);

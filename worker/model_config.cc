@@ -3,14 +3,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model_config.h"
 
+#include <algorithm>
 #include <boost/json.hpp>
 #include <cmath>
-#include <numeric>
 #include <optional>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "proto/limits.h"
 #include "worker/checkpoint.h"
 
@@ -22,6 +23,7 @@ using boost::json::value;
 
 constexpr int64_t kMaxWidth = 1 << 18;
 constexpr int64_t kMaxVocab = 1 << 22;
+constexpr int64_t kMaxPasses = 1024;
 
 std::string Show(const value& v) { return boost::json::serialize(v).substr(0, 80); }
 
@@ -47,12 +49,11 @@ class Keys {
   }
 
   uint32_t Count(const char* key, std::optional<int64_t> fallback, int64_t max) {
-    const value* found = Find(key);
-    if (found == nullptr && fallback) return static_cast<uint32_t>(*fallback);
-    const int64_t count = found != nullptr && found->is_int64() ? found->get_int64() : 0;
-    if (count >= 1 && count <= max) return static_cast<uint32_t>(count);
-    Fail(key, absl::StrCat("an integer in 1..", max));
-    return 1;
+    return Integer(key, fallback, 1, max);
+  }
+
+  uint32_t CountOrZero(const char* key, int64_t fallback, int64_t max) {
+    return Integer(key, fallback, 0, max);
   }
 
   double Positive(const char* key, double fallback) {
@@ -71,11 +72,13 @@ class Keys {
     return found->is_bool() && found->get_bool();
   }
 
-  void WantText(const char* key, const char* wanted) {
+  void WantText(const char* key, const std::vector<const char*>& wanted) {
     const value* found = Find(key);
-    if (found != nullptr && (!found->is_string() || found->get_string() != wanted)) {
-      Fail(key, wanted);
-    }
+    if (found == nullptr) return;
+    const auto same = [&](const char* text) {
+      return found->is_string() && found->get_string() == text;
+    };
+    if (std::none_of(wanted.begin(), wanted.end(), same)) Fail(key, absl::StrJoin(wanted, " or "));
   }
 
   void WantAbsent(const char* key) {
@@ -107,39 +110,74 @@ class Keys {
     return ids;
   }
 
+  LayerTypes Sharing(const char* key, uint32_t layers) {
+    const value* found = Find(key);
+    if (found == nullptr || !status_.ok()) return {};
+    if (!found->is_string()) {
+      Fail(key, "text such as \"0_4_4_4_4_5\": for each layer the one whose KV it uses");
+      return {};
+    }
+    absl::StatusOr<LayerTypes> types = ParseLayerTypes(found->get_string().c_str(), layers);
+    if (types.ok()) return *std::move(types);
+    status_ = absl::InvalidArgumentError(absl::StrCat("config.json: ", types.status().message()));
+    return {};
+  }
+
  private:
+  uint32_t Integer(const char* key, std::optional<int64_t> fallback, int64_t min, int64_t max) {
+    const value* found = Find(key);
+    if (found == nullptr && fallback) return static_cast<uint32_t>(*fallback);
+    const int64_t count = found != nullptr && found->is_int64() ? found->get_int64() : min - 1;
+    if (count >= min && count <= max) return static_cast<uint32_t>(count);
+    Fail(key, absl::StrCat("an integer in ", min, "..", max));
+    return static_cast<uint32_t>(std::max<int64_t>(min, 1));
+  }
+
   const object& keys_;
   absl::Status status_;
 };
 
 void CheckArchitecture(Keys& keys) {
-  keys.WantText("model_type", "llama");
+  keys.WantText("model_type", {"llama", "lckv-llama"});
   if (const value* names = keys.Find("architectures")) {
     const auto* list = names->if_array();
-    if (list == nullptr || list->size() != 1 || (*list)[0] != "LlamaForCausalLM") {
-      keys.Fail("architectures", "[\"LlamaForCausalLM\"]");
+    if (list == nullptr || list->size() != 1 ||
+        ((*list)[0] != "LlamaForCausalLM" && (*list)[0] != "LCKVLlamaForCausalLM")) {
+      keys.Fail("architectures", "[\"LlamaForCausalLM\"] or [\"LCKVLlamaForCausalLM\"]");
     }
   }
-  keys.WantText("hidden_act", "silu");
+  keys.WantText("hidden_act", {"silu"});
   keys.WantFalse("attention_bias");
   keys.WantFalse("mlp_bias");
   keys.WantAbsent("rope_scaling");
-  keys.WantAbsent("sliding_window");
+  // With layer_types a window counts only where an entry says so, and those are refused.
+  if (keys.Find("layer_types") == nullptr) keys.WantAbsent("sliding_window");
   keys.WantAbsent("quantization_config");
+}
+
+void ReadSharing(Keys& keys, LlamaConfig& config) {
+  config.layer_types = keys.Sharing("layer_types", config.layers);
+  config.forward_passes = keys.CountOrZero("forward_passes", 7, kMaxPasses);
+  config.backward_passes = keys.CountOrZero("backward_passes", 2, kMaxPasses);
+  config.use_sequential = keys.Flag("use_sequential");
+  config.force_nodiag = keys.Flag("force_nodiag");
+  if (config.prompt_passes() == 0 && !config.layer_types.Cyclic().empty()) {
+    keys.Fail("backward_passes", "at least 1 where forward_passes is 0");
+  }
 }
 
 }  // namespace
 
 Geometry LlamaConfig::CacheGeometry(Dtype dtype) const {
-  Geometry geometry{.layers = layers,
-                    .query_heads = query_heads,
-                    .kv_heads = kv_heads,
-                    .key_dim = head_dim,
-                    .value_dim = head_dim,
-                    .dtype = dtype};
-  geometry.kv_of_layer.resize(layers);
-  std::iota(geometry.kv_of_layer.begin(), geometry.kv_of_layer.end(), uint16_t{0});
-  return geometry;
+  std::vector<uint16_t> kv_of_layer = layer_types.CachedLayers(layers);
+  const uint32_t cached = *std::max_element(kv_of_layer.begin(), kv_of_layer.end()) + 1u;
+  return {.layers = cached,
+          .query_heads = query_heads,
+          .kv_heads = kv_heads,
+          .key_dim = head_dim,
+          .value_dim = head_dim,
+          .dtype = dtype,
+          .kv_of_layer = std::move(kv_of_layer)};
 }
 
 absl::StatusOr<LlamaConfig> ParseLlamaConfig(const std::string& text) {
@@ -170,6 +208,7 @@ absl::StatusOr<LlamaConfig> ParseLlamaConfig(const std::string& text) {
               absl::StrCat("a divisor of num_attention_heads, ", config.query_heads));
   }
   if (config.head_dim % 2 != 0 || config.head_dim == 0) keys.Fail("head_dim", "an even number");
+  ReadSharing(keys, config);
   if (!keys.status().ok()) return keys.status();
   return config;
 }

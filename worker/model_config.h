@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/geometry.h"
+#include "worker/layer_types.h"
 
 namespace kvpool {
 
@@ -29,10 +30,21 @@ struct LlamaConfig {
   bool tied_embeddings = false;  // the output matrix is the embedding
   int32_t bos = 1;
   std::vector<int32_t> eos;
+  // LCKV and its kin, in the words and with the defaults of LCKV's own code.
+  LayerTypes layer_types;
+  uint32_t forward_passes = 7;   // m: iterations of a prompt are m + b, as in training
+  uint32_t backward_passes = 2;  // b
+  bool use_sequential = false;   // never iterate: token by token through the cyclic layers
+  bool force_nodiag = false;     // no layer sees its own token's key
 
+  uint32_t prompt_passes() const { return forward_passes + backward_passes; }
+  // Whether a token does not attend its own position in this layer.
+  bool MasksSelf(uint32_t layer) const {
+    return force_nodiag || layer_types.UsesKvFromAbove(layer);
+  }
   uint32_t query_width() const { return query_heads * head_dim; }
   uint32_t kv_width() const { return kv_heads * head_dim; }
-  // Shape of the cache, every layer its own.
+  // Shape of the cache: the layers that compute keys and values, and who uses which.
   Geometry CacheGeometry(Dtype dtype) const;
 };
 

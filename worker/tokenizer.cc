@@ -35,6 +35,15 @@ std::vector<int32_t> Tokenizer::Encode(const std::string& text) const {
   return processor_->EncodeAsIds(text);
 }
 
+std::vector<int32_t> Tokenizer::EncodeMore(const std::string& text) const {
+  // A line's end is in no piece with what follows it.
+  static const std::string kBefore = "\n";
+  const size_t before = processor_->EncodeAsIds(kBefore).size();
+  std::vector<int32_t> ids = processor_->EncodeAsIds(kBefore + text);
+  ids.erase(ids.begin(), ids.begin() + std::min(before, ids.size()));
+  return ids;
+}
+
 std::string Tokenizer::Decode(std::span<const int32_t> ids) const {
   std::vector<int> known;
   std::copy_if(ids.begin(), ids.end(), std::back_inserter(known),

@@ -32,6 +32,9 @@ class Tokenizer {
   bool IsControl(int32_t id) const;
   // Ids of the text alone; the caller puts BOS in front.
   std::vector<int32_t> Encode(const std::string& text) const;
+  // Ids of a text that goes on where another one ended: without the space that Encode may put in
+  // front, so that pieces of a text give the ids of the whole.
+  std::vector<int32_t> EncodeMore(const std::string& text) const;
   // Ids that are no pieces (a model may pad its vocabulary) give no text.
   std::string Decode(std::span<const int32_t> ids) const;
 

@@ -44,10 +44,29 @@ class Loader {
     return out;
   }
 
+  void WantAbsent(const std::vector<std::string>& names, const std::string& why) {
+    for (const std::string& name : names) {
+      if (status_.ok()) status_ = checkpoint_->WantAbsent(name, why);
+    }
+  }
+
  private:
   const Checkpoint* checkpoint_;
   absl::Status status_;
 };
+
+// The matrices of keys and values: there exactly when the layer computes them.
+std::vector<float> LoadKeyValue(Loader& loader, const LlamaConfig& config, uint32_t layer,
+                                const std::string& attention) {
+  const std::vector<std::string> names = {attention + "k_proj.weight", attention + "v_proj.weight"};
+  if (config.layer_types.ComputesKv(layer)) {
+    return loader.Load(names, {config.kv_width(), config.hidden});
+  }
+  loader.WantAbsent(
+      names, absl::StrCat("by layer_types of config.json layer ", layer,
+                          " uses the keys and values of layer ", config.layer_types.KvFrom(layer)));
+  return {};
+}
 
 LayerWeights LoadLayer(Loader& loader, const LlamaConfig& config, uint32_t layer) {
   const std::string prefix = absl::StrCat("model.layers.", layer, ".");
@@ -56,8 +75,7 @@ LayerWeights LoadLayer(Loader& loader, const LlamaConfig& config, uint32_t layer
   return {
       .attention_norm = loader.Load({prefix + "input_layernorm.weight"}, {hidden}),
       .query = loader.Load({attention + "q_proj.weight"}, {config.query_width(), hidden}),
-      .key_value = loader.Load({attention + "k_proj.weight", attention + "v_proj.weight"},
-                               {config.kv_width(), hidden}),
+      .key_value = LoadKeyValue(loader, config, layer, attention),
       .attention_out = loader.Load({attention + "o_proj.weight"}, {hidden, config.query_width()}),
       .mlp_norm = loader.Load({prefix + "post_attention_layernorm.weight"}, {hidden}),
       .gate_up =

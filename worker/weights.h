@@ -15,10 +15,11 @@
 
 namespace kvpool {
 
+// A layer that uses the keys and values of another has no matrices of its own for them.
 struct LayerWeights {
   std::vector<float> attention_norm;  // [hidden]
   std::vector<float> query;           // [query_width][hidden]
-  std::vector<float> key_value;       // [2 * kv_width][hidden]: keys, then values
+  std::vector<float> key_value;       // [2 * kv_width][hidden]: keys, then values; or empty
   std::vector<float> attention_out;   // [hidden][query_width]
   std::vector<float> mlp_norm;        // [hidden]
   std::vector<float> gate_up;         // [2 * intermediate][hidden]: gate, then up

@@ -65,6 +65,14 @@ std::string State(const json::object& agent) {
                                                                                : "away";
 }
 
+// "10 MiB", with what it comes to in whole slabs where that is less.
+std::string Budget(const json::object& tenant, const char* key) {
+  const json::object effective = ObjectOf(tenant, "effective");
+  const bool rounded = effective.contains(key) && Number(effective, key) != Number(tenant, key);
+  return Size(tenant, key) +
+         (rounded ? " (effective " + Size(effective, key) + ": whole slabs)" : "");
+}
+
 std::string ReportAge(const json::object& agent) {
   const json::value* age = agent.if_contains("report_age_ms");
   return age != nullptr && age->is_int64() ? HumanAge(age->get_int64()) : "never";
@@ -74,6 +82,7 @@ std::string ReportAge(const json::object& agent) {
 std::string RenderShares(const json::array& shares, const char* key, const char* header) {
   Table table({{header},
                {"USED", Align::kRight},
+               {"CHARGED", Align::kRight},
                {"HELD", Align::kRight},
                {"LEASED", Align::kRight},
                {"ORDERED", Align::kRight},
@@ -83,28 +92,36 @@ std::string RenderShares(const json::array& shares, const char* key, const char*
   for (const json::value& value : shares) {
     if (!value.is_object()) continue;
     const json::object& share = value.get_object();
-    table.Add({Text(share, key), Size(share, "used"), Size(share, "held"), Size(share, "leased"),
-               Size(share, "ordered"), Size(share, "wanted"), Count(share, "sessions"),
-               Count(share, "workers")});
+    table.Add({Text(share, key), Size(share, "used"), Size(share, "charged"), Size(share, "held"),
+               Size(share, "leased"), Size(share, "ordered"), Size(share, "wanted"),
+               Count(share, "sessions"), Count(share, "workers")});
   }
   return table.ToText(2);
 }
 
 std::string RenderReclaims(const json::array& reclaims) {
-  Table table({{"AGE", Align::kRight},
+  Table table({{"LAST", Align::kRight},
+               {"FIRST", Align::kRight},
+               {"COUNT", Align::kRight},
                {"AGENT"},
                {"STEP"},
                {"REASON"},
                {"SESSIONS", Align::kRight},
                {"BYTES", Align::kRight},
                {"RECOVERY", Align::kRight},
+               {"MIN", Align::kRight},
+               {"CUMULATIVE", Align::kRight},
+               {"MIN", Align::kRight},
                {"POLICY"}});
   for (const json::value& value : reclaims) {
     if (!value.is_object()) continue;
     const json::object& entry = value.get_object();
-    table.Add({HumanAge(Number(entry, "age_ms")), Text(entry, "agent"), Text(entry, "step"),
+    table.Add({HumanAge(Number(entry, "age_ms")), HumanAge(Number(entry, "first_age_ms")),
+               Count(entry, "count"), Text(entry, "agent"), Text(entry, "step"),
                Text(entry, "reason"), Count(entry, "sessions"), Size(entry, "bytes"),
-               Share(entry, "recovery"), Text(entry, "policy")});
+               Share(entry, "recovery"), Share(entry, "recovery_min"),
+               Share(entry, "cumulative_recovery"), Share(entry, "cumulative_recovery_min"),
+               Text(entry, "policy")});
   }
   return table.empty() ? "  none\n" : table.ToText(2);
 }
@@ -122,6 +139,7 @@ std::string RenderTenants(const json::array& tenants) {
                {"LIMIT", Align::kRight},
                {"LEASED", Align::kRight},
                {"HELD", Align::kRight},
+               {"CHARGED", Align::kRight},
                {"USED", Align::kRight},
                {"WANTED", Align::kRight},
                {"SESSIONS", Align::kRight},
@@ -133,10 +151,10 @@ std::string RenderTenants(const json::array& tenants) {
     if (!value.is_object()) continue;
     const json::object& tenant = value.get_object();
     table.Add({Text(tenant, "name"), Size(tenant, "guaranteed"), Size(tenant, "limit"),
-               Size(tenant, "leased"), Size(tenant, "held"), Size(tenant, "used"),
-               Size(tenant, "wanted"), Count(tenant, "sessions"), Count(tenant, "refusals"),
-               Count(tenant, "compactions"), Share(ObjectOf(tenant, "recovery"), "mean"),
-               Policy(tenant)});
+               Size(tenant, "leased"), Size(tenant, "held"), Size(tenant, "charged"),
+               Size(tenant, "used"), Size(tenant, "wanted"), Count(tenant, "sessions"),
+               Count(tenant, "refusals"), Count(tenant, "compactions"),
+               Share(ObjectOf(tenant, "recovery"), "mean"), Policy(tenant)});
   }
   return table.ToText();
 }
@@ -148,6 +166,7 @@ std::string RenderAgents(const json::array& agents) {
                {"POOL", Align::kRight},
                {"SLAB", Align::kRight},
                {"LEASED", Align::kRight},
+               {"CHARGED", Align::kRight},
                {"FREE", Align::kRight},
                {"STUCK", Align::kRight},
                {"REPORT", Align::kRight}});
@@ -155,8 +174,8 @@ std::string RenderAgents(const json::array& agents) {
     if (!value.is_object()) continue;
     const json::object& agent = value.get_object();
     table.Add({Text(agent, "name"), State(agent), Text(agent, "device"), Size(agent, "pool"),
-               Size(agent, "slab"), Size(agent, "leased"), Size(agent, "free"),
-               Size(agent, "stuck"), ReportAge(agent)});
+               Size(agent, "slab"), Size(agent, "leased"), Size(agent, "charged"),
+               Size(agent, "free"), Size(agent, "stuck"), ReportAge(agent)});
   }
   return table.ToText();
 }
@@ -171,13 +190,14 @@ std::string RenderTenant(const json::object& tenant, const json::object& reclaim
   const int64_t overage = Number(tenant, "overage");
   return absl::StrCat(
       "Name:         ", Text(tenant, "name"), "\nRevision:     ", Count(tenant, "revision"),
-      "\nGuaranteed:   ", Size(tenant, "guaranteed"), "\nLimit:        ", Size(tenant, "limit"),
+      "\nGuaranteed:   ", Budget(tenant, "guaranteed"), "\nLimit:        ", Budget(tenant, "limit"),
       "\nPolicy:       ", Policy(tenant), "\nLeased:       ", Size(tenant, "leased"),
       overage > 0 ? absl::StrCat(" (", HumanBytes(overage), " above the limit, being given back)")
                   : "",
-      "\nHeld:         ", Size(tenant, "held"), "\nUsed:         ", Size(tenant, "used"),
-      "\nWanted:       ", Size(tenant, "wanted"), "\nSessions:     ", Count(tenant, "sessions"),
-      "\nWorkers:      ", Count(tenant, "workers"), "\nRefusals:     ", Count(tenant, "refusals"),
+      "\nHeld:         ", Size(tenant, "held"), "\nCharged:      ", Size(tenant, "charged"),
+      "\nUsed:         ", Size(tenant, "used"), "\nWanted:       ", Size(tenant, "wanted"),
+      "\nSessions:     ", Count(tenant, "sessions"), "\nWorkers:      ", Count(tenant, "workers"),
+      "\nRefusals:     ", Count(tenant, "refusals"),
       "\nCompactions:  ", Count(tenant, "compactions"), "\nRecovery:     mean ",
       Share(recovery, "mean"), ", min ", Share(recovery, "min"), "\nTokens:       ",
       tokens.empty() ? "none (kvpoolctl token create " + Text(tenant, "name") + ")" : tokens,
@@ -190,15 +210,16 @@ std::string RenderAgent(const json::object& agent) {
       "Name:         ", Text(agent, "name"), "\nState:        ", State(agent),
       "\nDevice:       ", Text(agent, "device"), "\nPool:         ", Size(agent, "pool"),
       "\nSlab:         ", Size(agent, "slab"), "\nLeased:       ", Size(agent, "leased"),
-      "\nFree:         ", Size(agent, "free"), "\nStuck:        ", Size(agent, "stuck"),
-      "\nLast report:  ", ReportAge(agent), "\nTenants:\n",
-      RenderShares(ListOf(agent, "tenants"), "tenant", "TENANT"));
+      "\nCharged:      ", Size(agent, "charged"), "\nFree:         ", Size(agent, "free"),
+      "\nStuck:        ", Size(agent, "stuck"), "\nLast report:  ", ReportAge(agent),
+      "\nTenants:\n", RenderShares(ListOf(agent, "tenants"), "tenant", "TENANT"));
 }
 
 std::string RenderTop(const json::object& tenants, const json::object& agents) {
   Table table({{"TENANT"},
                {"USED OF LIMIT"},
                {"USED", Align::kRight},
+               {"CHARGED", Align::kRight},
                {"HELD", Align::kRight},
                {"LEASED", Align::kRight},
                {"LIMIT", Align::kRight},
@@ -210,11 +231,12 @@ std::string RenderTop(const json::object& tenants, const json::object& agents) {
   for (const json::value& value : ListOf(tenants, "tenants")) {
     if (!value.is_object()) continue;
     const json::object& tenant = value.get_object();
-    table.Add(
-        {Text(tenant, "name"), Bar(Number(tenant, "used"), Number(tenant, "limit"), kBarWidth),
-         Size(tenant, "used"), Size(tenant, "held"), Size(tenant, "leased"), Size(tenant, "limit"),
-         Size(tenant, "wanted"), Count(tenant, "sessions"), Count(tenant, "refusals"),
-         Count(tenant, "compactions"), Share(ObjectOf(tenant, "recovery"), "mean")});
+    table.Add({Text(tenant, "name"),
+               Bar(Number(tenant, "used"), Number(tenant, "limit"), kBarWidth),
+               Size(tenant, "used"), Size(tenant, "charged"), Size(tenant, "held"),
+               Size(tenant, "leased"), Size(tenant, "limit"), Size(tenant, "wanted"),
+               Count(tenant, "sessions"), Count(tenant, "refusals"), Count(tenant, "compactions"),
+               Share(ObjectOf(tenant, "recovery"), "mean")});
   }
   return absl::StrCat("capacity ", Size(tenants, "capacity"), ", epoch ", Count(tenants, "epoch"),
                       "\n\n", table.ToText(), "\n", RenderAgents(ListOf(agents, "agents")));
@@ -227,6 +249,9 @@ std::string RenderChanges(const json::object& answer) {
     const json::object& tenant = value.get_object();
     absl::StrAppend(&text, "tenant ", Text(tenant, "name"), " ", Text(tenant, "change"),
                     " (revision ", Number(tenant, "revision"), ")\n");
+    for (const json::value& note : ListOf(tenant, "notes")) {
+      if (note.is_string()) absl::StrAppend(&text, "  note: ", note.get_string().c_str(), "\n");
+    }
   }
   return text;
 }

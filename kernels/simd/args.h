@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/format.h"
+
 namespace kvpool::simd {
 
 inline constexpr uint32_t kTileRows = 16;      // rows that are processed together
@@ -24,12 +26,21 @@ struct Run {
   uint32_t rows = 0;
 };
 
-// The rows of one (layer, head).
+// Sealed rows: row i is row i % 32 of the sealed block at ids[i / 32] * 512.
+struct SealedRun {
+  const uint32_t* ids = nullptr;
+  uint32_t rows = 0;
+  SealedShape shape;
+};
+
+// The rows of one (layer, head), in their order.
 struct HeadRows {
   const std::byte* base = nullptr;
-  Run compacted, fresh;
+  SealedRun sealed;
+  Run open, fresh;
   uint32_t key_dim = 0, value_dim = 0;
-  uint32_t element_bytes = 0;  // 4: f32, 2: bf16
+  Dtype dtype = Dtype::kBf16;
+  uint32_t element_bytes = 0;  // of dtype
 };
 
 // One query head of one query: what it reads and where its result goes.

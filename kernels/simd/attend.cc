@@ -1,14 +1,16 @@
 // Attention of one KV head, compiled once for each target. Two shapes of the same online softmax:
 // AttendQuery reads each row once for a handful of query heads (memory bound: rows along the
 // vector, the next tile prefetched); AttendChunk has many lanes (compute bound: lanes along the
-// vector, rows widened to f32 once).
+// vector, rows widened to f32 once). Sealed rows become an f32 tile first in both.
 //
 // Logits are in base 2: queries are scaled by log2(e) first.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
+#include <type_traits>
 
 #include "kernels/simd/rows.h"
+#include "kernels/simd/sealed.h"
 
 namespace kvpool::simd::KVPOOL_SIMD_TARGET {
 namespace {
@@ -31,7 +33,9 @@ class QueryPass {
         key_pairs_((head_.key_dim + kPairElements - 1) / kPairElements),
         value_pairs_((head_.value_dim + kPairElements - 1) / kPairElements),
         queries_(args.scratch),
-        sums_(args.scratch + kCount * key_pairs_ * kPairElements) {
+        sums_(args.scratch + kCount * key_pairs_ * kPairElements),
+        tile_keys_(sums_ + kCount * value_pairs_ * kPairElements),
+        tile_values_(tile_keys_ + kTileRows * head_.key_dim) {
     for (uint32_t i = 0; i < kCount * value_pairs_ * kPairElements; ++i) sums_[i] = 0;
     for (int n = 0; n < kCount; ++n) {
       highest_[n] = -kInfinity;
@@ -44,27 +48,51 @@ class QueryPass {
   }
 
   void Run() {
-    const uint32_t rows = lanes_[0].rows;
+    const uint32_t sealed = Min(head_.sealed.rows, lanes_[0].rows);
+    for (uint32_t first = 0; first < sealed; first += kTileRows) {
+      const Tile tile = Unpack(first, sealed);
+      Logits<Unpacked<Format>>(tile, tile);
+      Softmax(tile.rows);
+      AddValues<Unpacked<Format>>(tile, tile);
+    }
+    if (lanes_[0].rows > sealed) RunNative(lanes_[0].rows - sealed);
+    for (int n = 0; n < kCount; ++n) Finish(n);
+  }
+
+ private:
+  void RunNative(uint32_t rows) {
     Tile tiles[2];
     Locate(head_, 0, rows, &tiles[0]);
     for (uint32_t first = 0, i = 0; first < rows; first += kTileRows, ++i) {
       const uint32_t following = first + kTileRows < rows ? first + kTileRows : first;
       const Tile& next = tiles[(i + 1) % 2];
       Locate(head_, following, rows, &tiles[(i + 1) % 2]);
-      Logits(tiles[i % 2], next);
+      Logits<Format>(tiles[i % 2], next);
       Softmax(tiles[i % 2].rows);
-      AddValues(tiles[i % 2], next);
+      AddValues<Format>(tiles[i % 2], next);
     }
-    for (int n = 0; n < kCount; ++n) Finish(n);
   }
 
- private:
+  // A tile of sealed rows. All its 16 rows can be read.
+  Tile Unpack(uint32_t first, uint32_t end) {
+    UnpackTile(head_, first, tile_keys_, tile_values_);
+    Tile tile{.rows = Min(kTileRows, end - first)};
+    for (uint32_t row = 0; row < kTileRows; ++row) {
+      tile.key[row] = reinterpret_cast<const std::byte*>(tile_keys_ + row * head_.key_dim);
+      tile.value[row] = reinterpret_cast<const std::byte*>(tile_values_ + row * head_.value_dim);
+    }
+    return tile;
+  }
+
   // Which element is float i of a padded vector.
   static uint32_t Element(uint32_t i) {
     const uint32_t in_pair = i % kPairElements;
     return i - in_pair + Format::Index(in_pair / kLanes, in_pair % kLanes);
   }
 
+  // Stored: the format in which the tile's rows lie, with the pairs of Format. `next` is prefetched
+  // unless it is the tile itself.
+  template <typename Stored>
   void Logits(const Tile& tile, const Tile& next) {
     const uint32_t whole = head_.key_dim / kPairElements, tail = head_.key_dim % kPairElements;
     Floats partial[kCount][kTileRows];
@@ -72,19 +100,19 @@ class QueryPass {
     for (uint32_t row = 0; row < kTileRows; row += kRowsAtOnce) {
       Floats sum[kRowsAtOnce][kCount] = {};
       for (uint32_t c = 0; c < whole; ++c) {
-        const size_t at = c * kPairElements * Format::kBytes;
+        const size_t at = c * kPairElements * Stored::kBytes;
         Pair keys[kRowsAtOnce];
         for (uint32_t i = 0; i < kRowsAtOnce; ++i) {
-          Prefetch2<Format>(next.key[row + i] + at);
-          keys[i] = Format::Load2(tile.key[row + i] + at);
+          PrefetchNext<Stored>(next.key[row + i] + at);
+          keys[i] = Stored::Load2(tile.key[row + i] + at);
         }
         AddProducts(keys, c, sum);
       }
       if (tail != 0) {
-        const size_t at = whole * kPairElements * Format::kBytes;
+        const size_t at = whole * kPairElements * Stored::kBytes;
         Pair keys[kRowsAtOnce];
         for (uint32_t i = 0; i < kRowsAtOnce; ++i) {
-          keys[i] = Format::Load2(Tail<Format>(tile.key[row + i] + at, tail).bytes);
+          keys[i] = Stored::Load2(Tail<Stored>(tile.key[row + i] + at, tail).bytes);
         }
         AddProducts(keys, whole, sum);
       }
@@ -129,6 +157,7 @@ class QueryPass {
     }
   }
 
+  template <typename Stored>
   void AddValues(const Tile& tile, const Tile& next) {
     float weights[kCount][kTileRows];
     for (int n = 0; n < kCount; ++n) {
@@ -139,14 +168,16 @@ class QueryPass {
     const uint32_t whole = head_.value_dim / kPairElements;
     uint32_t c = 0;
     for (; c + kPairsAtOnce <= whole; c += kPairsAtOnce) {
-      AddPairs<kPairsAtOnce>(tile, next, weights, c, kPairElements);
+      AddPairs<Stored, kPairsAtOnce>(tile, next, weights, c, kPairElements);
     }
-    for (; c < whole; ++c) AddPairs<1>(tile, next, weights, c, kPairElements);
-    if (c < value_pairs_) AddPairs<1>(tile, next, weights, c, head_.value_dim % kPairElements);
+    for (; c < whole; ++c) AddPairs<Stored, 1>(tile, next, weights, c, kPairElements);
+    if (c < value_pairs_) {
+      AddPairs<Stored, 1>(tile, next, weights, c, head_.value_dim % kPairElements);
+    }
   }
 
   // Adds `elements` elements of each of the pairs c .. c + kPairs - 1 of every row.
-  template <uint32_t kPairs>
+  template <typename Stored, uint32_t kPairs>
   void AddPairs(const Tile& tile, const Tile& next, const float (*weights)[kTileRows], uint32_t c,
                 uint32_t elements) {
     Pair sum[kCount][kPairs];
@@ -158,12 +189,12 @@ class QueryPass {
     }
     for (uint32_t row = 0; row < tile.rows; ++row) {
       for (uint32_t j = 0; j < kPairs; ++j) {
-        const size_t at = (c + j) * kPairElements * Format::kBytes;
+        const size_t at = (c + j) * kPairElements * Stored::kBytes;
         const std::byte* const from = tile.value[row] + at;
-        Prefetch2<Format>(next.value[row] + at);
+        PrefetchNext<Stored>(next.value[row] + at);
         const Pair value = elements == kPairElements
-                               ? Format::Load2(from)
-                               : Format::Load2(Tail<Format>(from, elements).bytes);
+                               ? Stored::Load2(from)
+                               : Stored::Load2(Tail<Stored>(from, elements).bytes);
         for (int n = 0; n < kCount; ++n) {
           sum[n][j].a += value.a * weights[n][row];
           sum[n][j].b += value.b * weights[n][row];
@@ -177,6 +208,12 @@ class QueryPass {
         Store(to + kLanes, sum[n][j].b);
       }
     }
+  }
+
+  // An unpacked tile is in the first cache, and UnpackTile prefetches the next block itself.
+  template <typename Stored>
+  static void PrefetchNext(const std::byte* address) {
+    if constexpr (std::is_same_v<Stored, Format>) Prefetch2<Format>(address);
   }
 
   void Finish(int n) {
@@ -198,8 +235,10 @@ class QueryPass {
   const HeadRows& head_;
   const Lane* const lanes_;
   const uint32_t key_pairs_, value_pairs_;
-  float* const queries_;  // [kCount][key_pairs_][kPairElements]
-  float* const sums_;     // [kCount][value_pairs_][kPairElements]
+  float* const queries_;      // [kCount][key_pairs_][kPairElements]
+  float* const sums_;         // [kCount][value_pairs_][kPairElements]
+  float* const tile_keys_;    // [16][key_dim], sealed rows as f32
+  float* const tile_values_;  // [16][value_dim]
   Floats weights_[kCount][kTileVectors];
   Floats total_[kCount] = {};
   float highest_[kCount];
@@ -249,27 +288,40 @@ class ChunkPass {
     uint32_t rows = 0;
     for (uint32_t n = 0; n < count_; ++n) rows = rows < lanes_[n].rows ? lanes_[n].rows : rows;
     for (uint32_t v = 0; v < vectors_; ++v) highest_[v] = Fill(-kInfinity);
-    for (uint32_t first = 0; first < rows; first += kTileRows) {
-      Tile tile;
-      Locate(head_, first, rows, &tile);
-      // Rows past the last are not read: copies of the last one stand in, and no lane sees them.
-      for (uint32_t row = 0; row < kTileRows; ++row) {
-        Widen<Format>(tile.key[row], head_.key_dim, keys_ + row * head_.key_dim);
-        Widen<Format>(tile.value[row], head_.value_dim, values_ + row * head_.value_dim);
-      }
-      for (uint32_t v = 0; v < vectors_; ++v) AddTile(v, first, tile.rows);
+    for (uint32_t first = 0, count = 0; first < rows; first += count) {
+      count = LoadTile(first, rows);
+      for (uint32_t v = 0; v < vectors_; ++v) AddTile(v, first, count);
     }
     for (uint32_t n = 0; n < count_; ++n) Finish(n);
   }
 
  private:
+  // Widens rows `first` .. and returns how many: 16, or fewer where sealed rows or all rows end.
+  uint32_t LoadTile(uint32_t first, uint32_t end) {
+    const uint32_t sealed = head_.sealed.rows;
+    if (first < sealed) {
+      UnpackTile(head_, first, keys_, values_);
+      return Min(kTileRows, Min(sealed, end) - first);
+    }
+    Tile tile;
+    Locate(head_, first - sealed, end - sealed, &tile);
+    // Rows past the last are not read: copies of the last one stand in, and no lane sees them.
+    for (uint32_t row = 0; row < kTileRows; ++row) {
+      Widen<Format>(tile.key[row], head_.key_dim, keys_ + row * head_.key_dim);
+      Widen<Format>(tile.value[row], head_.value_dim, values_ + row * head_.value_dim);
+    }
+    return tile.rows;
+  }
+
   void AddTile(uint32_t v, uint32_t first, uint32_t rows) {
     Floats logits[kTileRows];
     float weights[kTileRows * kLanes];
     TileLogits(keys_, queries_ + v * kLanes * head_.key_dim, head_.key_dim, logits);
     Floats reference = highest_[v];
+    const auto end = static_cast<int32_t>(first + rows);
+    const Ints seen = seen_[v] < end ? seen_[v] : end - Ints{};
     for (uint32_t row = 0; row < kTileRows; ++row) {
-      const Ints sees = static_cast<int32_t>(first + row) < seen_[v];
+      const Ints sees = static_cast<int32_t>(first + row) < seen;
       reference = Max(sees ? logits[row] : Fill(-kInfinity), reference);
     }
     // A lane that sees no row gets NaN here, which Finish does not look at.
@@ -277,7 +329,7 @@ class ChunkPass {
     highest_[v] = reference;
     total_[v] *= rescale;
     for (uint32_t row = 0; row < kTileRows; ++row) {
-      const Ints sees = static_cast<int32_t>(first + row) < seen_[v];
+      const Ints sees = static_cast<int32_t>(first + row) < seen;
       const Floats weight = sees ? Exp2(logits[row] - reference) : Floats{};
       total_[v] += weight;
       Store(weights + row * kLanes, weight);
@@ -337,11 +389,11 @@ void AttendQuery(const AttendArgs& args) {
     for (uint32_t n = 0; n < args.lane_count; ++n) WriteNothing(args.lanes[n], args.head.value_dim);
     return;
   }
-  args.head.element_bytes == Bf16::kBytes ? AttendQueryIn<Bf16>(args) : AttendQueryIn<F32>(args);
+  InFormat(args.head.dtype, [&]<typename Format>() { AttendQueryIn<Format>(args); });
 }
 
 void AttendChunk(const AttendArgs& args) {
-  args.head.element_bytes == Bf16::kBytes ? AttendChunkIn<Bf16>(args) : AttendChunkIn<F32>(args);
+  InFormat(args.head.dtype, [&]<typename Format>() { AttendChunkIn<Format>(args); });
 }
 
 }  // namespace kvpool::simd::KVPOOL_SIMD_TARGET

@@ -12,26 +12,26 @@ namespace kvpool::simd::KVPOOL_SIMD_TARGET {
 inline constexpr uint32_t kCacheLine = 64;
 
 inline uint32_t Min(uint32_t a, uint32_t b) { return a < b ? a : b; }
-inline uint32_t RowCount(const HeadRows& head) { return head.compacted.rows + head.fresh.rows; }
 
-// Addresses of up to 16 consecutive rows. A tile counts from the head's first row whatever the
-// blocks are, so the order of summation does not depend on where rows lie.
+// Addresses of up to 16 consecutive rows. A tile counts from the head's first native row (or its
+// first sealed one) whatever the blocks are, so the order of summation does not depend on where
+// rows lie.
 struct Tile {
   uint32_t rows = 0;
   const std::byte* key[kTileRows];
   const std::byte* value[kTileRows];
 };
 
-// The rows first .. first + 15 or up to `end`; `first` < `end`. Addresses past the last row repeat
-// it, so that they can be prefetched.
+// The native rows first .. first + 15 or up to `end`; `first` < `end`. Addresses past the last row
+// repeat it, so that they can be prefetched.
 inline void Locate(const HeadRows& head, uint32_t first, uint32_t end, Tile* tile) {
   const uint32_t key_bytes = head.key_dim * head.element_bytes;
   const uint32_t value_bytes = head.value_dim * head.element_bytes;
   tile->rows = Min(kTileRows, end - first);
   for (uint32_t i = 0; i < tile->rows;) {
-    const bool compacted = first + i < head.compacted.rows;
-    const Run& run = compacted ? head.compacted : head.fresh;
-    const uint32_t row = first + i - (compacted ? 0 : head.compacted.rows);
+    const bool open = first + i < head.open.rows;
+    const Run& run = open ? head.open : head.fresh;
+    const uint32_t row = first + i - (open ? 0 : head.open.rows);
     const uint32_t place = row % kTileRows;
     const uint32_t n = Min(Min(tile->rows - i, kTileRows - place), run.rows - row);
     const std::byte* block = head.base + (uint64_t{run.ids[row / kTileRows]} + run.offset) * 512;
@@ -83,6 +83,44 @@ struct Bf16 {
     return {reinterpret_cast<Floats>(words << 16), reinterpret_cast<Floats>(words & 0xffff0000u)};
   }
 };
+
+struct F16 {
+  static constexpr uint32_t kBytes = 2;
+  static constexpr uint32_t Index(uint32_t half, uint32_t lane) { return Bf16::Index(half, lane); }
+  // `halves`: f16 bits in the low half of each word, the high half is ignored.
+  static Floats Widen(Words halves) {
+    // The exponent moves by a multiplication, which also makes small numbers normal.
+    const Words magnitude = halves & 0x7fffu;
+    const Words bits =
+        reinterpret_cast<Words>(reinterpret_cast<Floats>(magnitude << 13) * 0x1p112f);
+    const Words special = magnitude >= 0x7c00u ? bits | 0x7f800000u : bits;  // infinity and NaN
+    return reinterpret_cast<Floats>(special | (halves & 0x8000u) << 16);
+  }
+  static Floats Load1(const std::byte* from) {
+    using Halves [[gnu::vector_size(kLanes * 2)]] = uint16_t;
+    Halves halves;
+    __builtin_memcpy(&halves, from, sizeof(halves));
+    return Widen(__builtin_convertvector(halves, Words));
+  }
+  static Pair Load2(const std::byte* from) {
+    Words words;
+    __builtin_memcpy(&words, from, sizeof(words));
+    return {Widen(words), Widen(words >> 16)};
+  }
+};
+
+// Calls function.template operator()<Format>() with the format of `dtype`.
+template <typename Function>
+inline void InFormat(Dtype dtype, const Function& function) {
+  switch (dtype) {
+    case Dtype::kF32:
+      return function.template operator()<F32>();
+    case Dtype::kBf16:
+      return function.template operator()<Bf16>();
+    case Dtype::kF16:
+      return function.template operator()<F16>();
+  }
+}
 
 // The last `elements` < kPairElements elements of a row, zeroes after them, to load from.
 template <typename Format>

@@ -4,6 +4,7 @@
 //
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/simd/rows.h"
+#include "kernels/simd/sealed.h"
 
 namespace kvpool::simd::KVPOOL_SIMD_TARGET {
 namespace {
@@ -41,7 +42,7 @@ class ScorePass {
     for (uint32_t h = 0; h < args_.heads; ++h) {
       LoadQueries(h);
       highest_ = Fill(-kInfinity);
-      for (uint32_t first = 0; first < rows_; first += kTileRows) Logits(first);
+      for (uint32_t first = 0; first < rows_;) first += Logits(first);
       Exponentials();
       for (uint32_t first = 0; first < rows_; first += kTileRows) AddMass(first);
     }
@@ -65,18 +66,32 @@ class ScorePass {
     }
   }
 
-  void Logits(uint32_t first) {
+  // Widens the keys of rows `first` .. and returns how many: 16, or fewer where sealed rows or all
+  // rows end.
+  uint32_t LoadKeys(uint32_t first) {
+    const uint32_t sealed = head_.sealed.rows;
+    if (first < sealed) {
+      UnpackTile(head_, first, keys_, nullptr);
+      return Min(kTileRows, Min(sealed, rows_) - first);
+    }
     Tile tile;
-    Locate(head_, first, rows_, &tile);
+    Locate(head_, first - sealed, rows_ - sealed, &tile);
     for (uint32_t row = 0; row < kTileRows; ++row) {
       Widen<Format>(tile.key[row], head_.key_dim, keys_ + row * head_.key_dim);
     }
+    return tile.rows;
+  }
+
+  // Of the rows `first` .., of which it returns the number.
+  uint32_t Logits(uint32_t first) {
+    const uint32_t rows = LoadKeys(first);
     Floats logits[kTileRows];
     TileLogits(keys_, queries_, head_.key_dim, logits);
-    for (uint32_t row = 0; row < kTileRows; ++row) {
+    for (uint32_t row = 0; row < rows; ++row) {
       Store(logits_ + size_t{first + row} * kLanes, logits[row]);
       highest_ = Max(Sees(first + row) ? logits[row] : Fill(-kInfinity), highest_);
     }
+    return rows;
   }
 
   void Exponentials() {
@@ -159,7 +174,7 @@ void ScoreHeadIn(const ScoreHeadArgs& args) {
 }  // namespace
 
 void ScoreHead(const ScoreHeadArgs& args) {
-  args.head.element_bytes == Bf16::kBytes ? ScoreHeadIn<Bf16>(args) : ScoreHeadIn<F32>(args);
+  InFormat(args.head.dtype, [&]<typename Format>() { ScoreHeadIn<Format>(args); });
 }
 
 }  // namespace kvpool::simd::KVPOOL_SIMD_TARGET

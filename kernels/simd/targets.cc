@@ -49,11 +49,17 @@ HeadRows RowsOf(const Layout& layout, const std::byte* base, const SessionView& 
   HeadRows rows{.base = base,
                 .key_dim = g.key_dim,
                 .value_dim = g.value_dim,
+                .dtype = g.dtype,
                 .element_bytes = ElementBytes(g.dtype)};
   if (session.CompactedLength(plane) > 0) {
     const BlockId* blocks = session.compacted_blocks + uint64_t{plane} * session.compacted_stride;
-    rows.compacted = {.ids = reinterpret_cast<const uint32_t*>(blocks),
-                      .rows = session.CompactedLength(plane)};
+    const auto* ids = reinterpret_cast<const uint32_t*>(blocks);
+    const uint32_t sealed = session.SealedLength(plane);
+    if (sealed > 0) {
+      rows.sealed = {.ids = ids, .rows = sealed, .shape = ShapeOf(g, session.sealed_format)};
+    }
+    rows.open = {.ids = ids + CeilDiv(sealed, kSealedRows),
+                 .rows = session.CompactedLength(plane) - sealed};
   }
   rows.fresh = {.ids = reinterpret_cast<const uint32_t*>(session.fresh_pages),
                 .offset = layout.Block(PageId(0), layer, head).value(),
@@ -62,11 +68,12 @@ HeadRows RowsOf(const Layout& layout, const std::byte* base, const SessionView& 
 }
 
 size_t AttendScratch(const Geometry& g) {
-  // attend_query: a query and a sum for each lane of a pass, padded to two vectors. attend_chunk:
-  // queries and sums of its vectors of lanes, and a tile of rows as f32.
+  // attend_query: a query and a sum for each lane of a pass, padded to two vectors, and a tile of
+  // rows as f32. attend_chunk: queries and sums of its vectors of lanes, and such a tile.
   constexpr uint32_t kPad = 2 * kMaxLanes;
   const size_t query =
-      size_t{kMaxQueryLanes} * (RoundUp(g.key_dim, kPad) + RoundUp(g.value_dim, kPad));
+      size_t{kMaxQueryLanes} * (RoundUp(g.key_dim, kPad) + RoundUp(g.value_dim, kPad)) +
+      size_t{kTileRows} * (g.key_dim + g.value_dim);
   const size_t chunk = size_t{kLaneVectors * kMaxLanes + kTileRows} * (g.key_dim + g.value_dim);
   return std::max(query, chunk);
 }

@@ -148,6 +148,59 @@ TEST_F(TenantBookTest, PromisesWhatIsHeldUntilItHasComeBack) {
   EXPECT_EQ(TenantBook::Promise(*book_.Find(kA), 0), 4u);
 }
 
+// ---- Refusals -----------------------------------------------------------------------------------
+
+class WhyRefusedTest : public TenantBookTest {
+ protected:
+  WhyRefusedTest() { EXPECT_TRUE(Apply(1, {Order(kA, 1, 4)}).ok()); }
+
+  void Heard(uint32_t slabs, milliseconds at) {
+    book_.DemandHeard(kA, slabs, TimePoint(kStart + at));
+  }
+  ReclaimReason Why(uint32_t needed, milliseconds at) {
+    return TenantBook::WhyRefused(*book_.Find(kA), needed, kMost, TimePoint(kStart + at));
+  }
+
+  static constexpr milliseconds kStart{1'000'000};
+  static constexpr uint32_t kMost = 20;
+};
+
+TEST_F(WhyRefusedTest, DemandThatTheManagerHasNotHeardOfMayStillBeMet) {
+  EXPECT_EQ(Why(6, milliseconds(0)), ReclaimReason::kLeaseGrowing);
+  Heard(6, milliseconds(20));
+  EXPECT_EQ(Why(6, milliseconds(20)), ReclaimReason::kLeaseGrowing) << "others may give way first";
+  EXPECT_EQ(Why(6, milliseconds(519)), ReclaimReason::kLeaseGrowing);
+  EXPECT_EQ(Why(6, milliseconds(520)), ReclaimReason::kAdmission);
+  Heard(6, milliseconds(530));
+  EXPECT_EQ(Why(6, milliseconds(531)), ReclaimReason::kAdmission) << "the same again is no news";
+  EXPECT_EQ(Why(7, milliseconds(531)), ReclaimReason::kLeaseGrowing);
+}
+
+TEST_F(WhyRefusedTest, WhatLimitOrPoolForbidIsNoGrowingLease) {
+  EXPECT_EQ(Why(kMost, milliseconds(0)), ReclaimReason::kLeaseGrowing);
+  EXPECT_EQ(Why(kMost + 1, milliseconds(0)), ReclaimReason::kAdmission);
+}
+
+TEST_F(WhyRefusedTest, DemandThatFallsForAMomentIsNotForgotten) {
+  Heard(10, milliseconds(0));
+  Heard(8, milliseconds(1000));
+  EXPECT_EQ(Why(10, milliseconds(1001)), ReclaimReason::kAdmission);
+  Heard(8, milliseconds(3001));
+  EXPECT_EQ(Why(10, milliseconds(3002)), ReclaimReason::kLeaseGrowing);
+  EXPECT_EQ(Why(8, milliseconds(3002)), ReclaimReason::kAdmission);
+}
+
+TEST_F(WhyRefusedTest, OnlyAShortageIsCountedAsARefusal) {
+  ReclaimRecord record = Refusal(kA, milliseconds(0));
+  record.reason = ReclaimReason::kLeaseGrowing;
+  book_.Record(record);
+  EXPECT_EQ(book_.Find(kA)->counters.refusals, 0u);
+  record.reason = ReclaimReason::kAdmission;
+  book_.Record(record);
+  EXPECT_EQ(book_.Find(kA)->counters.refusals, 1u);
+  EXPECT_EQ(book_.TakeRecords().size(), 2u);
+}
+
 // ---- Records ------------------------------------------------------------------------------------
 
 TEST_F(TenantBookTest, RefusalsWithinASecondAreOneRecordAndCountOneByOne) {
@@ -162,6 +215,7 @@ TEST_F(TenantBookTest, RefusalsWithinASecondAreOneRecordAndCountOneByOne) {
   book_.Record(Refusal(kA, milliseconds(1000)));
   const std::vector<ReclaimRecord> records = book_.TakeRecords();
   ASSERT_EQ(records.size(), 4u);
+  EXPECT_EQ(records[0].count, 100u);
   EXPECT_EQ(records[0].sessions, 100u);
   EXPECT_EQ(records[0].bytes, 1000u);
   EXPECT_EQ(records[1].tenant, kB);
@@ -177,12 +231,11 @@ TEST_F(TenantBookTest, RefusalsWithinASecondAreOneRecordAndCountOneByOne) {
 
 TEST_F(TenantBookTest, CompactionsAreNeverMergedAndTheirRecoveryIsSummed) {
   ASSERT_TRUE(Apply(1, {Order(kA, 1, 4)}).ok());
-  ReclaimRecord record{.tenant = kA, .sessions = 2, .recovery = 0.9f, .recovery_min = 0.5f};
+  ReclaimRecord record{.tenant = kA, .sessions = 2, .recovery = {.mean = 0.9f, .min = 0.5f}};
   book_.Record(record);
-  record.recovery = 0.7f;
-  record.recovery_min = 0.6f;
+  record.recovery = {.mean = 0.7f, .min = 0.6f};
   book_.Record(record);
-  record.recovery = record.recovery_min = -1;  // nothing was measured
+  record.recovery = {};  // nothing was measured
   book_.Record(record);
   EXPECT_EQ(book_.TakeRecords().size(), 3u);
   const TenantCounters& counters = book_.Find(kA)->counters;

@@ -20,10 +20,6 @@ absl::Status Await(const std::string& what, const std::function<bool()>& conditi
   return absl::DeadlineExceededError("waited in vain: " + what);
 }
 
-std::string SourcePath(const std::string& relative) {
-  return absl::StrCat(KVPOOL_SOURCE_DIR, "/", relative);
-}
-
 std::string RigToken(uint32_t tenant) { return absl::StrCat("kvp_tenant_", tenant); }
 
 AgentRig::AgentRig(const RigOptions& options)

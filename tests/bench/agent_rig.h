@@ -19,6 +19,7 @@
 #include "common/units.h"
 #include "tests/integration/fake_manager.h"
 #include "tests/integration/process.h"
+#include "tests/paths.h"
 
 namespace kvpool::bench {
 
@@ -65,9 +66,6 @@ absl::Status Await(const std::string& what, const std::function<bool()>& conditi
 
 // The model that cases run, in the source tree.
 inline constexpr char kModel[] = "worker/models/prose-5m";
-
-// A path in the source tree that this program was built from.
-std::string SourcePath(const std::string& relative);
 
 // The token of a tenant of the rig.
 std::string RigToken(uint32_t tenant);

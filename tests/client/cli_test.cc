@@ -18,6 +18,7 @@ namespace {
 
 namespace json = boost::json;
 using ::testing::AllOf;
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
@@ -236,18 +237,50 @@ TEST_F(CliTest, ALeaseAndItsRevocation) {
               AllOf(HasSubstr("40 MiB (20 MiB above the limit"), HasSubstr("33 MiB")));
   agent.tenant("chat").held = 10;
   agent.tenant("chat").used = 17 * kMiB;
+  agent.tenant("chat").charged = 9;
   agent.AddReclaim("chat", 16 * kMiB);
   ASSERT_TRUE(agent.Exchange().ok());
   EXPECT_EQ(CtlJson({"get", "tenants", "chat"}).at("leased").as_int64(), 20 * kMiB);
-  EXPECT_THAT(Ctl({"describe", "tenant", "chat"}).output,
-              AllOf(HasSubstr("compaction"), HasSubstr("lease-shrink"), HasSubstr("16 MiB"),
-                    HasSubstr("0.500")));
+  EXPECT_EQ(CtlJson({"get", "tenants", "chat"}).at("charged").as_int64(), 18 * kMiB);
+  EXPECT_EQ(CtlJson({"get", "agents", "gpu-0"}).at("charged").as_int64(), 18 * kMiB);
+  for (const std::vector<std::string>& args : std::vector<std::vector<std::string>>{
+           {"get", "tenants"}, {"get", "agents"}, {"describe", "tenant", "chat"}, {"top"}}) {
+    const std::string shown = Ctl(args).output;
+    EXPECT_THAT(shown, AnyOf(HasSubstr("CHARGED"), HasSubstr("Charged:")));
+    EXPECT_THAT(shown, HasSubstr("18 MiB"));
+  }
+  EXPECT_THAT(
+      Ctl({"describe", "tenant", "chat"}).output,
+      AllOf(HasSubstr("compaction"), HasSubstr("lease-shrink"), HasSubstr("16 MiB"),
+            HasSubstr("COUNT"), HasSubstr("0.500"), HasSubstr("0.250"), HasSubstr("0.125")));
   EXPECT_THAT(Ctl({"describe", "agent", "gpu-0"}).output,
               AllOf(HasSubstr("connected"), HasSubstr("chat")));
   EXPECT_THAT(Ctl({"get", "agents"}).output, HasSubstr("gpu-0"));
 
   agent.Disconnect();
   EXPECT_TRUE(Eventually([&] { return Ctl({"delete", "agent", "gpu-0"}).code == 0; }));
+}
+
+TEST_F(CliTest, BudgetsThatAreNotWholeSlabsAreSaid) {
+  WriteFile("tenants.yaml", "version: 1\ntenants:\n- {name: chat, guaranteed: 0, limit: 5 MiB}\n");
+  EXPECT_THAT(Ctl({"apply", "-f", folder_ / "tenants.yaml"}).output, Not(HasSubstr("note")))
+      << "no agent has said how large a slab is";
+  FakeAgent agent(Agent("gpu-0"));  // slabs of 2 MiB
+  ASSERT_EQ(agent.Connect(), "ok");
+  EXPECT_EQ(Ctl({"apply", "-f", folder_ / "tenants.yaml"}).output,
+            "tenant chat unchanged (revision 1)\n"
+            "  note: limit 5 MiB is 2 slabs of 2 MiB = 4 MiB\n");
+  EXPECT_THAT(Ctl({"describe", "tenant", "chat"}).output,
+              HasSubstr("5 MiB (effective 4 MiB: whole slabs)"));
+  EXPECT_EQ(Ctl({"set", "tenant", "chat", "--limit", "7 MiB", "--guaranteed", "3 MiB"}).output,
+            "tenant chat updated (revision 2)\n"
+            "  note: guaranteed 3 MiB is 1 slab of 2 MiB = 2 MiB\n"
+            "  note: limit 7 MiB is 3 slabs of 2 MiB = 6 MiB\n");
+  const json::value answer = CtlJson({"set", "tenant", "chat", "--limit", "8 MiB"});
+  EXPECT_EQ(answer.at("tenants").at(0).at("notes").as_array().size(), 1u);
+  EXPECT_EQ(CtlJson({"get", "tenants", "chat"}).at("effective").at("guaranteed").as_int64(),
+            2 * kMiB);
+  EXPECT_EQ(CtlJson({"get", "tenants", "chat"}).at("effective").at("limit").as_int64(), 8 * kMiB);
 }
 
 TEST_F(CliTest, TokensAndTop) {

@@ -107,12 +107,30 @@ TEST(TenantTest, ScissorhandsNeverHoldsMoreThanItsBudgetAndKeepsTheRecent) {
     ASSERT_LE(session->View(0).Length(0), 64u);
   }
   ASSERT_GE(loop.compactions().size(), 8u);
+  float least = 1;
+  RecoveryStats before{.mean = 1, .min = 1};
   for (const CompactionOutcome& outcome : loop.compactions()) {
     ASSERT_TRUE(outcome.status.ok());
-    EXPECT_GT(outcome.recovery_mean, 0.1f);
-    EXPECT_LE(outcome.recovery_mean, 1.0f);
-    EXPECT_LE(outcome.recovery_min, outcome.recovery_mean);
+    EXPECT_GT(outcome.recovery.mean, 0.1f);
+    EXPECT_LE(outcome.recovery.mean, 1.0f);
+    EXPECT_LE(outcome.recovery.min, outcome.recovery.mean);
+    // A head's product falls with each compaction, and by no more than the worst head's loss.
+    EXPECT_LT(outcome.cumulative.mean, before.mean);
+    EXPECT_GE(outcome.cumulative.mean, before.mean * outcome.recovery.min * 0.999f);
+    EXPECT_LE(outcome.cumulative.min, before.min);
+    least *= outcome.recovery.min;
+    EXPECT_GE(outcome.cumulative.min, least * 0.999f);
+    before = outcome.cumulative;
   }
+  auto second = *loop.tenant().Open({.prompt_tokens = 48, .max_tokens = 1000});
+  const size_t compactions = loop.compactions().size();
+  ASSERT_TRUE(driver.Advance(second.get(), 48).ok());
+  while (loop.compactions().size() == compactions) {
+    ASSERT_TRUE(driver.Advance(second.get(), 1).ok());
+  }
+  EXPECT_EQ(loop.compactions().back().cumulative.mean, loop.compactions().back().recovery.mean)
+      << "a new session has lost nothing yet";
+  second.reset();
   for (const auto& positions : driver.Positions(session.get())) {
     for (uint32_t p = 348 - 8; p < 348; ++p) EXPECT_TRUE(positions.contains(p)) << p;
   }

@@ -15,6 +15,7 @@
 #include "common/address.h"
 #include "common/quantity.h"
 #include "common/yaml.h"
+#include "proto/limits.h"
 
 namespace kvpool {
 namespace {
@@ -92,7 +93,8 @@ TEST(YamlTest, RefusesWhatYamlCppLetsPass) {
   EXPECT_THAT(YamlError("[a]: 1\n"), HasSubstr("key must be a word"));
   EXPECT_THAT(YamlError("a: [1\n"), HasSubstr("f.yaml:"));
   EXPECT_THAT(YamlError(std::string(3000, '[')), HasSubstr("deep"));
-  EXPECT_THAT(YamlError(std::string(2 << 20, ' ')), HasSubstr("larger than"));
+  EXPECT_EQ(YamlError(std::string(limits::kConfigFileBytes, ' ')), "");
+  EXPECT_THAT(YamlError(std::string(limits::kConfigFileBytes + 1, ' ')), HasSubstr("larger than"));
 }
 
 TEST(YamlTest, ValuesWithinBounds) {

@@ -90,6 +90,7 @@ class HttpTest : public ::testing::Test {
       });
       return;
     }
+    if (request.path == "/no") return done({.status = 404});
     done({.body = request.method + " " + request.path + " " + request.query + " " +
                   request.Header("authorization") + " " + std::to_string(request.body.size()),
           .headers = {{"X-Test", "1"}}});
@@ -180,6 +181,14 @@ TEST_F(HttpTest, MalformedRequestsGet400AndOthersGoOn) {
   EXPECT_EQ(server_->counters().bad_requests, std::size(bad));
 }
 
+TEST_F(HttpTest, WhatTheHandlerRefusesIsCountedApart) {
+  Start();
+  EXPECT_EQ(Call({.path = "/no"})->status, 404);
+  EXPECT_EQ(Call({.path = "/yes"})->status, 200);
+  EXPECT_EQ(server_->counters().refused, 1u);
+  EXPECT_EQ(server_->counters().handled, 1u);
+}
+
 TEST_F(HttpTest, BinaryGarbageNeverHurts) {
   Start();
   for (int seed = 0; seed < 50; ++seed) {
@@ -227,6 +236,7 @@ TEST_F(HttpTest, SlowRequestsAreClosed) {
   EXPECT_EQ(silent.ReadAll(), "");
   drip.join();
   EXPECT_EQ(Get("/ok"), "GET /ok   0");
+  EXPECT_GE(server_->counters().timed_out, 1u);
 }
 
 TEST_F(HttpTest, ConnectionsAboveTheMaximumAreClosed) {
@@ -280,7 +290,8 @@ TEST(HttpClientTest, ErrorsAreStatuses) {
 
   auto server = HttpServer::Start({}, [](HttpRequest request, HttpServer::Done done) {
     static HttpServer::Done kept;
-    if (request.path == "/big") return done({.body = std::string(17 << 20, 'x')});
+    if (request.path == "/big")
+      return done({.body = std::string(limits::kHttpReplyBytes + 1, 'x')});
     kept = request.path == "/keep" ? std::move(done) : nullptr;
   });
   ASSERT_TRUE(server.ok());

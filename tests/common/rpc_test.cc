@@ -2,6 +2,7 @@
 //
 // SPDX-License-Identifier: Apache-2.0
 #include <capnp/message.h>
+#include <capnp/rpc-twoparty.h>
 #include <capnp/rpc.capnp.h>
 #include <capnp/serialize.h>
 #include <fcntl.h>
@@ -218,6 +219,7 @@ TEST_F(RpcTest, UnixSocketKnowsItsPeer) {
   }
   EXPECT_TRUE(TurnUntil([&] { return disconnects_ == 1; }));
   EXPECT_EQ(listener_->counters().open, 0u);
+  EXPECT_EQ(listener_->counters().garbage, 0u) << "hanging up is no fault";
   listener_.reset();
   EXPECT_FALSE(std::filesystem::exists(Path().path));
 }
@@ -251,6 +253,52 @@ TEST_F(RpcTest, DescriptorsReachTheClientAndNotTheServer) {
   KJ_IF_MAYBE (events, events_) {
     EXPECT_TRUE(events->getFd().wait(io_.waitScope) == nullptr) << "a worker's fd got in";
   }
+}
+
+// Counts the memories that arrive with a descriptor.
+class CountingEvents final : public rpc::WorkerEvents::Server {
+ public:
+  explicit CountingEvents(uint32_t* with_fd) : with_fd_(with_fd) {}
+
+  kj::Promise<void> slabsGranted(SlabsGrantedContext context) override {
+    kj::Vector<kj::Promise<void>> all;
+    for (auto slab : context.getParams().getSlabs()) {
+      auto memory = slab.getMemory();
+      auto fd = memory.getFd();
+      all.add(fd.then([this, memory = kj::mv(memory)](kj::Maybe<int> fd) {
+        *with_fd_ += fd == nullptr ? 0 : 1;
+      }));
+    }
+    return kj::joinPromises(all.releaseAsArray());
+  }
+
+ private:
+  uint32_t* with_fd_;
+};
+
+TEST_F(RpcTest, DescriptorsAboveTheMaximumOfAMessageAreDropped) {
+  // An agent of another make, which sends more of them than ours would.
+  auto address = io_.provider->getNetwork().parseAddress("unix:" + Path().path).wait(io_.waitScope);
+  auto receiver = address->listen();
+  auto accepted = receiver->accept();
+  auto client = RpcConnect(io_, Path()).wait(io_.waitScope);
+  auto stream = accepted.wait(io_.waitScope);
+  capnp::TwoPartyServer server(kj::heap<AgentServer>(
+      kj::refcounted<RpcConnection>(kj::newPromiseAndFulfiller<void>().fulfiller), &tenants_,
+      &hanging_, &events_));
+  server.accept(stream.downcast<kj::AsyncCapabilityStream>(), 4 * limits::kFdsPerMessage);
+
+  uint32_t with_fd = 0;
+  auto attach = Tenant(*client).attachRequest();
+  attach.initParams().setEvents(kj::heap<CountingEvents>(&with_fd));
+  attach.send().wait(io_.waitScope);
+  auto request = KJ_ASSERT_NONNULL(events_).slabsGrantedRequest();
+  auto slabs = request.initSlabs(limits::kFdsPerMessage + 4);
+  for (auto slab : slabs) slab.setMemory(kj::heap<MemoryServer>(MemfdWith("x")));
+  request.send().wait(io_.waitScope);
+  EXPECT_EQ(with_fd, limits::kFdsPerMessage);
+  EXPECT_EQ(Authenticate(*client, kToken), "tenant") << "the connection goes on";
+  events_ = nullptr;
 }
 
 TEST_F(RpcTest, DisconnectReleasesWhatThePeerHeldBeforeTheCallback) {
@@ -331,6 +379,40 @@ TEST_F(RpcTest, GarbageEndsOneConnectionAndNoOther) {
     EXPECT_EQ(Authenticate(*good, kToken), "tenant");
   }
   EXPECT_TRUE(TurnUntil([&] { return listener_->counters().open == 1; }));
+  EXPECT_EQ(listener_->counters().garbage, frames.size());
+  EXPECT_EQ(listener_->counters().unread, 0u);
+}
+
+// A message that the RPC system has to walk through, because it does not know its kind: it sends a
+// copy back.
+kj::Array<capnp::word> NestedMessage(uint32_t depth) {
+  capnp::MallocMessageBuilder message;
+  auto pointer = message.initRoot<capnp::rpc::Message>().initObsoleteSave();
+  for (uint32_t level = 1; level < depth; ++level) {
+    pointer = pointer.initAsAnyStruct(0, 1).getPointerSection()[0];
+  }
+  return capnp::messageToFlatArray(message);
+}
+
+TEST_F(RpcTest, AMessageThatIsTooDeepEndsItsConnectionAlone) {
+  ASSERT_TRUE(Listen({.address = Path()}).ok());
+  auto good = Connect();
+  EXPECT_EQ(Authenticate(*good, kToken), "tenant");
+  const auto send_nested = [this](int fd, uint32_t depth) {
+    const auto words = NestedMessage(depth);
+    const auto bytes = words.asBytes();
+    return send(fd, bytes.begin(), bytes.size(), MSG_NOSIGNAL) ==
+           static_cast<ssize_t>(bytes.size());
+  };
+  const kj::AutoCloseFd raw = RawConnect();
+  ASSERT_TRUE(send_nested(raw, limits::kNestingDepth - 1));
+  char answer[4096];
+  EXPECT_TRUE(TurnUntil([&] { return recv(raw, answer, sizeof(answer), MSG_DONTWAIT) > 0; }));
+  EXPECT_EQ(listener_->counters().open, 2u) << "this depth is allowed";
+  ASSERT_TRUE(send_nested(raw, limits::kNestingDepth + 1));
+  EXPECT_TRUE(ClosedByPeer(raw));
+  EXPECT_TRUE(TurnUntil([&] { return listener_->counters().garbage == 1; }));
+  EXPECT_EQ(Authenticate(*good, kToken), "tenant");
 }
 
 TEST_F(RpcTest, AMessageAboveTheLimitFailsAtItsSender) {
@@ -374,7 +456,9 @@ TEST_F(RpcTest, APeerThatDoesNotReadItsAnswersIsCut) {
   };
   ASSERT_TRUE(send_message(bootstrap));
   bool open = true;
-  for (uint32_t question = 1; open && question < 1000; ++question) {
+  constexpr uint32_t kTokenSize = 100000;
+  for (uint32_t question = 1; open && question < 20 * limits::kSendQueueBytes / kTokenSize;
+       ++question) {
     capnp::MallocMessageBuilder message;
     auto call = message.initRoot<capnp::rpc::Message>().initCall();
     call.setQuestionId(question);
@@ -382,11 +466,13 @@ TEST_F(RpcTest, APeerThatDoesNotReadItsAnswersIsCut) {
     call.setInterfaceId(capnp::typeId<rpc::Agent>());
     call.setMethodId(0);
     auto params = call.initParams().getContent().initAs<rpc::Agent::AuthenticateParams>();
-    params.initParams().setToken(std::string(100000, 'x').c_str());
+    params.initParams().setToken(std::string(kTokenSize, 'x').c_str());
     open = send_message(message);
   }
   EXPECT_FALSE(open);
   EXPECT_TRUE(TurnUntil([&] { return listener_->counters().open == 1; }));
+  EXPECT_EQ(listener_->counters().unread, 1u);
+  EXPECT_EQ(listener_->counters().garbage, 0u);
   EXPECT_EQ(Authenticate(*good, kToken), "tenant");
 }
 

@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -119,6 +122,27 @@ TEST_F(AgentTest, AWorkerHoldsPagesAndGivesThemBack) {
   EXPECT_TRUE(Eventually([&] { return manager_.Use(1).held_slabs == 0; }));
 }
 
+TEST_F(AgentTest, SettingsThatDoNotFitTogetherAreNamed) {
+  const auto start = [&](std::vector<std::string> args) {
+    const std::string log = dir_ / "settings.log";
+    std::filesystem::remove(log);
+    const int code = Process("kvpool-agent", std::move(args), log).Wait();
+    std::ostringstream text;
+    text << std::ifstream(log).rdbuf();
+    return std::to_string(code) + " " + text.str();
+  };
+  const std::string larger =
+      "2 kvpool-agent: slab_bytes is 4 MiB, pool only 2 MiB: make pool larger or slab_bytes "
+      "smaller\n";
+  EXPECT_EQ(start({"--pool", "2 MiB", "--slab-bytes", "4 MiB"}), larger);
+  EXPECT_EQ(start({"--pool", "2 MiB", "--slab-bytes", "4 MiB", "--print-config"}), larger);
+  EXPECT_NE(start({"--pool", "4 MiB", "--slab-bytes", "2 MiB", "--print-config"})
+                .find("reserve_slabs keeps 2 of them"),
+            std::string::npos);
+  EXPECT_EQ(start({"--print-config"}).substr(0, 3), "0 #");
+  EXPECT_NE(start({}).find("set manager_token_file"), std::string::npos);
+}
+
 TEST_F(AgentTest, AWrongTokenAndABadGeometryAreRefusedWithAReason) {
   SetTenant(4);
   StartAgent();
@@ -151,7 +175,18 @@ TEST_F(AgentTest, AdmissionRefusesWhatDoesNotFitNowAndWhatNeverWill) {
   EXPECT_GE(sessions.size(), 2u);
   EXPECT_LE(sessions.size(), 6u);  // 64 pages, 10 a session, less what overhead takes
   EXPECT_TRUE(Eventually([&] { return manager_.Use(1).wanted_slabs > 2; }));
-  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).refusals >= 1; }));
+  // Nothing is used, and yet nothing more is admitted: the charge says why.
+  EXPECT_EQ(manager_.Use(1).used_bytes, 0u);
+  EXPECT_EQ(manager_.Use(1).charged_slabs, 2u);
+  // At first the lease might still grow; when the manager knows and gives no more, it is a refusal.
+  ASSERT_TRUE(Eventually([&] { return !manager_.Reclaims(1).empty(); }));
+  EXPECT_EQ(manager_.Reclaims(1).front(), "5:5");
+  EXPECT_EQ(manager_.Use(1).refusals, 0u);
+  EXPECT_TRUE(Eventually([&] {
+    EXPECT_FALSE(tenant->Open({.prompt_tokens = 10, .max_tokens = 160}).ok());
+    return manager_.Use(1).refusals >= 1;
+  }));
+  EXPECT_EQ(manager_.Reclaims(1).back(), "5:4");
   // More lease, and it fits.
   SetTenant(8);
   EXPECT_TRUE(tenant->Open({.prompt_tokens = 10, .max_tokens = 160}).ok());

@@ -33,6 +33,7 @@ struct FakeUse {
   uint32_t lease_slabs = 0;
   uint32_t held_slabs = 0;
   uint64_t used_bytes = 0;
+  uint32_t charged_slabs = 0;
   uint32_t wanted_slabs = 0;
   uint32_t sessions = 0;
   uint32_t workers = 0;
@@ -108,6 +109,7 @@ class FakeManager {
         manager_.uses_[use.getTenant()] = {.lease_slabs = use.getLeaseSlabs(),
                                            .held_slabs = use.getHeldSlabs(),
                                            .used_bytes = use.getUsedBytes(),
+                                           .charged_slabs = use.getChargedSlabs(),
                                            .wanted_slabs = use.getWantedSlabs(),
                                            .sessions = use.getSessions(),
                                            .workers = use.getWorkers(),

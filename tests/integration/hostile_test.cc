@@ -4,9 +4,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -33,6 +36,8 @@ using ::testing::HasSubstr;
 
 constexpr char kGoodToken[] = "kvp_good", kBadToken[] = "kvp_bad";
 constexpr uint32_t kGood = 1, kBad = 2;
+constexpr uint32_t kPagesPerSlab = 32;
+constexpr std::chrono::seconds kPatience(10);
 
 // Pages of 8 KiB: 32 in a slab of 256 KiB.
 Geometry SmallGeometry() {
@@ -80,7 +85,7 @@ class HostileTest : public testing::Test {
     agent_ = Process("kvpool-agent",
                      {"--name", "a", "--socket", socket_, "--manager", manager_.address(),
                       "--manager-token", FakeManager::kToken, "--http", "127.0.0.1:0", "--pool",
-                      "4 MiB", "--slab-bytes", "256 KiB", "--reserve-slabs", "0"},
+                      "8 MiB", "--slab-bytes", "256 KiB", "--reserve-slabs", "0"},
                      log_);
     ASSERT_TRUE(Eventually([this] { return manager_.reports() >= 2; })) << "agent did not report";
     auto connection = Connection::Open({.socket = socket_, .worker = "good"});
@@ -130,18 +135,24 @@ class HostileTest : public testing::Test {
     text << std::ifstream(log_).rdbuf();
     return text.str();
   }
-  std::string Get(const std::string& path) {
+  HostPort Http() const {
     std::smatch found;
     const std::string log = Log();
-    if (!std::regex_search(log, found, std::regex("http=\"?(127\\.0\\.0\\.1:[0-9]+)"))) return log;
-    const auto response = HttpCall(*ParseHostPort(found[1]), {.method = "GET", .path = path},
-                                   std::chrono::seconds(5));
+    const std::regex address("http=\"?(127\\.0\\.0\\.1:[0-9]+)");
+    return std::regex_search(log, found, address) ? *ParseHostPort(found[1]) : HostPort();
+  }
+  std::string Get(const std::string& path) {
+    const auto response =
+        HttpCall(Http(), {.method = "GET", .path = path}, std::chrono::seconds(5));
     return response.ok() ? response->body : response.status().ToString();
   }
   double Metric(const std::string& series) {
     const std::string page = Get("/metrics");
     const size_t at = page.find("\n" + series + " ");
     return at == std::string::npos ? 0 : std::stod(page.substr(at + series.size() + 2));
+  }
+  double Cut(const std::string& reason) {
+    return Metric("kvpool_agent_connections_refused_total{reason=\"" + reason + "\"}");
   }
   double Refused(const std::string& reason) {
     return Metric("kvpool_agent_refused_calls_total{reason=\"" + reason + "\"}");
@@ -161,6 +172,14 @@ class HostileTest : public testing::Test {
     sockaddr_un address{.sun_family = AF_UNIX};
     strncpy(address.sun_path, socket_.c_str(), sizeof(address.sun_path) - 1);
     EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    return fd;
+  }
+  int HttpSocket() {
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const sockaddr_in address{.sin_family = AF_INET,
+                              .sin_port = htons(Http().port),
+                              .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    EXPECT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
     return fd;
   }
   // Whether the peer has closed it; what it says before is thrown away.
@@ -210,8 +229,10 @@ TEST_F(HostileTest, ConnectionsAboveTheMaximumAndSilentOnesAreClosed) {
   // The good tenant has one. Those above are closed at once, the others when they said nothing.
   EXPECT_TRUE(Eventually([&] { return closed() >= 9; }));
   CheckGood();
-  EXPECT_TRUE(Eventually([&] { return closed() == std::ssize(sockets); }));
-  EXPECT_EQ(Metric("kvpool_agent_connections_refused_total"), static_cast<double>(sockets.size()));
+  EXPECT_TRUE(Eventually([&] { return closed() == std::ssize(sockets); },
+                         std::chrono::milliseconds(limits::kAuthenticateMillis) + kPatience));
+  EXPECT_EQ(Cut("maximum"), 9);
+  EXPECT_EQ(Cut("unauthenticated"), limits::kConnections - 1);
   for (int fd : sockets) close(fd);
   EXPECT_EQ(Raw()->Authenticate(kBadToken), "ok");
 }
@@ -235,6 +256,8 @@ TEST_F(HostileTest, GarbageAndOversizedFramesEndTheirConnectionAlone) {
     EXPECT_TRUE(Eventually([fd] { return Closed(fd); }));
     close(fd);
   }
+  EXPECT_TRUE(Eventually([&] { return Cut("garbage") == static_cast<double>(frames.size()); }))
+      << Cut("garbage");
 }
 
 // ---- Attaching ----------------------------------------------------------------------------------
@@ -281,6 +304,15 @@ TEST_F(HostileTest, GeometriesThatCannotBeAreRefused) {
   EXPECT_EQ(raw->Attach(SmallGeometry()), "ok");
 }
 
+// The largest attachment, by its numbers alone.
+shm::ShmSizes WideSizes(const Geometry& geometry) {
+  return {.sessions = limits::kSessionsPerWorker,
+          .windows = 4,
+          .session_tokens = limits::kSessionTokens,
+          .planes = geometry.planes(),
+          .query_floats = geometry.model_layers() * geometry.query_heads * geometry.key_dim};
+}
+
 TEST_F(HostileTest, NumbersOutOfRangeAtAttachAreRefused) {
   auto raw = Raw();
   ASSERT_EQ(raw->Authenticate(kBadToken), "ok");
@@ -299,6 +331,8 @@ TEST_F(HostileTest, NumbersOutOfRangeAtAttachAreRefused) {
   wide.query_heads = wide.kv_heads = 1;
   wide.key_dim = wide.value_dim = 8;
   wide.kv_of_layer.assign(256, 0);
+  EXPECT_GT(shm::ControlBytes(WideSizes(wide)) + shm::TablesBytes(WideSizes(wide)),
+            limits::kSharedBytes);
   EXPECT_EQ(raw->Attach(wide,
                         [](auto params) {
                           params.setMaxSessions(limits::kSessionsPerWorker);
@@ -368,6 +402,73 @@ TEST_F(HostileTest, ABatchAboveTheLimitEndsItsConnection) {
   EXPECT_EQ(hand_overs->Ping(), "broken");
   EXPECT_EQ(other->Ping(), "ok");
   EXPECT_EQ(Refused("tooMany"), 2);
+}
+
+TEST_F(HostileTest, ALargeReservationIsGrantedInCallsOfTheMaximum) {
+  manager_.Set(kBad, {.name = "bad", .token = kBadToken, .lease_slabs = 24, .limit_slabs = 24});
+  auto raw = Attached();
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(kBad).lease_slabs == 24; }));
+  EXPECT_EQ(raw->Reserve((limits::kSlabsPerCall + 4) * kPagesPerSlab), "ok");
+  EXPECT_EQ(raw->largest_grant(), limits::kSlabsPerCall);
+  EXPECT_EQ(manager_.Use(kGood).held_slabs, 1u);
+}
+
+TEST_F(HostileTest, AMagazineHoldsItsShareOfTheLeaseHoweverOftenItIsEmptied) {
+  auto raw = Attached();
+  const uint64_t share = 8 * kPagesPerSlab / limits::kMagazineShare;
+  ASSERT_EQ(raw->Reserve(1), "ok");
+  shm::PageRing& grants = raw->grants();
+  // Within one slab: a magazine alone makes no slab.
+  for (uint64_t taken = 0; taken + share < kPagesPerSlab; taken += share) {
+    EXPECT_TRUE(Eventually([&] { return grants.produced >= taken + share; }));
+    // Each report is followed by orders, and they by a look at every magazine.
+    const uint64_t before = manager_.reports();
+    EXPECT_TRUE(Eventually([&] { return manager_.reports() >= before + 3; }));
+    EXPECT_EQ(grants.produced, taken + share) << "it is filled further than its share";
+    grants.consumed = taken + share;
+  }
+  EXPECT_TRUE(Eventually([&] { return grants.produced == kPagesPerSlab; }));
+  constexpr uint64_t kPageBytes = 8192;
+  EXPECT_EQ(Metric("kvpool_agent_tenant_magazine_bytes{tenant=\"bad\"}"), share * kPageBytes);
+  EXPECT_EQ(Metric("kvpool_agent_tenant_used_bytes{tenant=\"bad\"}"),
+            (kPagesPerSlab - share) * kPageBytes)
+      << "what was taken is charged, used or not";
+}
+
+// ---- HTTP and the manager -----------------------------------------------------------------------
+
+TEST_F(HostileTest, SilentHttpConnectionsAreBoundedAndClosed) {
+  std::vector<int> sockets;
+  for (uint32_t i = 0; i < limits::kHttpConnections + 4; ++i) sockets.push_back(HttpSocket());
+  const auto closed = [&] { return std::count_if(sockets.begin(), sockets.end(), Closed); };
+  EXPECT_TRUE(Eventually([&] { return closed() >= 4; }));
+  EXPECT_TRUE(GoOn(1).ok());
+  EXPECT_TRUE(Eventually([&] { return closed() == std::ssize(sockets); },
+                         std::chrono::seconds(limits::kHttpSeconds) + kPatience));
+  for (int fd : sockets) close(fd);
+  EXPECT_TRUE(Eventually([&] {
+    return Metric("kvpool_agent_http_requests_total{outcome=\"timed_out\"}") >=
+           limits::kHttpConnections - 1;
+  }));
+  EXPECT_GE(Metric("kvpool_agent_http_requests_total{outcome=\"above_maximum\"}"), 4);
+}
+
+TEST_F(HostileTest, OrdersForMoreTenantsThanThereCanBeAreIgnored) {
+  const auto orders = [&](uint32_t tenants) {
+    for (uint32_t id = 1000; id < 1000 + tenants; ++id) {
+      manager_.Set(id, {.name = "t" + std::to_string(id), .token = std::to_string(id)});
+    }
+  };
+  orders(limits::kTenants - 2);
+  EXPECT_TRUE(Eventually([&] { return Raw()->Authenticate("1000") == "ok"; }));
+  const double before = Metric("kvpool_agent_bad_orders_total");
+  manager_.Set(5000, {.name = "one-more", .token = "one-more"});
+  manager_.Set(kGood, {.name = "good", .token = kGoodToken, .lease_slabs = 0});
+  const uint64_t reports = manager_.reports();
+  EXPECT_TRUE(Eventually([&] { return manager_.reports() >= reports + 3; }));
+  EXPECT_GT(Metric("kvpool_agent_bad_orders_total"), before);
+  EXPECT_EQ(Raw()->Authenticate("one-more"), "badToken");
+  EXPECT_EQ(Metric("kvpool_agent_tenant_lease_bytes{tenant=\"good\"}"), 4 * (256 << 10));
 }
 
 // ---- Shared memory ------------------------------------------------------------------------------

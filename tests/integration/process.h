@@ -18,6 +18,8 @@
 #include <utility>
 #include <vector>
 
+#include "tests/paths.h"
+
 namespace kvpool {
 
 // A folder that is removed again.
@@ -33,12 +35,6 @@ class TempDir {
  private:
   std::string path_;
 };
-
-// The folder of this build's programs; CTest sets it.
-inline std::string ProgramPath(const std::string& name) {
-  const char* folder = getenv("KVPOOL_BIN");
-  return std::string(folder == nullptr ? "build/host/bin" : folder) + "/" + name;
-}
 
 // A child process: SIGTERM, then waited for, on destruction.
 class Process {

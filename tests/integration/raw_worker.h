@@ -10,6 +10,8 @@
 #include <capnp/schema.h>
 #include <fcntl.h>
 
+#include <algorithm>
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -75,7 +77,7 @@ class RawWorker {
       params.setMaxRunning(sizes_.windows);
       params.setMaxSessionTokens(sizes_.session_tokens);
       params.setChunkTokens(64);
-      params.setEvents(kj::heap<Events>());
+      params.setEvents(kj::heap<Events>(largest_grant_));
       if (edit) edit(params);
       return request.send().then([this](auto&& response) -> kj::Promise<Word> {
         auto result = response.getResult();
@@ -98,7 +100,7 @@ class RawWorker {
     group.setKvHeads(geometry.kv_heads);
     group.setKeyDim(geometry.key_dim);
     group.setValueDim(geometry.value_dim);
-    group.setDtype(geometry.dtype == Dtype::kF32 ? rpc::Dtype::F32 : rpc::Dtype::BF16);
+    group.setDtype(static_cast<rpc::Dtype>(geometry.dtype));
     auto map = group.initKvOfLayer(geometry.model_layers());
     for (uint32_t i = 0; i < map.size(); ++i) map.set(i, geometry.kv_of_layer[i]);
   }
@@ -174,6 +176,11 @@ class RawWorker {
 
   const shm::ShmSizes& sizes() const { return sizes_; }
   std::byte* control() const { return control_.data(); }
+  shm::PageRing& grants() const {
+    return *reinterpret_cast<shm::PageRing*>(control() + shm::GrantRingOffset());
+  }
+  // Most slabs that one call of the agent has granted.
+  uint32_t largest_grant() const { return *largest_grant_; }
 
  private:
   using Word = const char*;  // static
@@ -186,9 +193,19 @@ class RawWorker {
 
   // Says yes to everything and does nothing.
   class Events final : public rpc::WorkerEvents::Server {
-    kj::Promise<void> slabsGranted(SlabsGrantedContext) override { return kj::READY_NOW; }
+   public:
+    explicit Events(std::shared_ptr<std::atomic<uint32_t>> largest_grant)
+        : largest_grant_(std::move(largest_grant)) {}
+
+   private:
+    kj::Promise<void> slabsGranted(SlabsGrantedContext context) override {
+      *largest_grant_ = std::max<uint32_t>(*largest_grant_, context.getParams().getSlabs().size());
+      return kj::READY_NOW;
+    }
     kj::Promise<void> slabsRevoked(SlabsRevokedContext) override { return kj::READY_NOW; }
     kj::Promise<void> pressure(PressureContext) override { return kj::READY_NOW; }
+
+    const std::shared_ptr<std::atomic<uint32_t>> largest_grant_;
   };
 
   static Word NameOf(rpc::Refusal::Reader refusal) {
@@ -210,6 +227,8 @@ class RawWorker {
   }
 
   RpcThread& thread_;
+  const std::shared_ptr<std::atomic<uint32_t>> largest_grant_ =
+      std::make_shared<std::atomic<uint32_t>>(0);
   std::unique_ptr<Caps> caps_;  // RPC thread
   shm::ShmSizes sizes_;
   Mapping control_;

@@ -3,35 +3,57 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "tests/integration/cluster.h"
+#include "tests/worker/checkpoint_files.h"
+#include "tests/worker/lckv_reference.h"
 
 namespace kvpool {
 namespace {
 
-constexpr char kModel[] = "worker/models/prose-5m";
-constexpr char kPrompts[] = "worker/demo/prompts.txt";
+const std::string kModel = SourcePath("worker/models/prose-5m");
+const std::string kPrompts = SourcePath("worker/demo/prompts.txt");
 
 // Runs kvpool-worker to its end and returns its exit code; `log` holds what it printed.
-int RunWorker(std::vector<std::string> args, const std::string& log) {
-  args.insert(args.begin(), {"--model", kModel});
+int RunWorker(std::vector<std::string> args, const std::string& log,
+              const std::string& model = kModel) {
+  args.insert(args.begin(), {"--model", model});
   return Process("kvpool-worker", std::move(args), log).Wait();
 }
 
-// {id: generated token ids} from a worker's JSON lines.
-std::map<int64_t, boost::json::array> Generated(const std::string& log) {
-  std::map<int64_t, boost::json::array> results;
+// The results in a worker's JSON lines.
+std::vector<boost::json::object> Results(const std::string& log) {
+  std::vector<boost::json::object> results;
   std::ifstream file(log);
   for (std::string line; std::getline(file, line);) {
-    if (line.rfind("{\"id\"", 0) != 0) continue;
-    const boost::json::object result = boost::json::parse(line).as_object();
+    if (line.rfind("{\"id\"", 0) == 0) results.push_back(boost::json::parse(line).as_object());
+  }
+  return results;
+}
+
+// {id: generated token ids}.
+std::map<int64_t, boost::json::array> Generated(const std::string& log) {
+  std::map<int64_t, boost::json::array> results;
+  for (const boost::json::object& result : Results(log)) {
     results[result.at("id").to_number<int64_t>()] = result.at("tokens").as_array();
   }
   return results;
+}
+
+// Pages that the results' tokens took together; the one generated last was never fed.
+int64_t FullPages(const std::string& log) {
+  int64_t pages = 0;
+  for (const boost::json::object& result : Results(log)) {
+    const int64_t tokens = result.at("prompt_tokens").to_number<int64_t>() +
+                           static_cast<int64_t>(result.at("tokens").as_array().size());
+    pages += (tokens - (result.at("finish") == "length" ? 1 : 0) + 15) / 16;
+  }
+  return pages;
 }
 
 std::string ReadAll(const std::string& path) {
@@ -56,6 +78,20 @@ class WorkerTest : public testing::Test {
                  .body.find("kvpool_agent_tenant_lease_bytes{tenant=\"" + tenant + "\"}") !=
              std::string::npos;
     }));
+  }
+
+  // A small random LCKV model with the committed model's tokenizer: 3 of 6 layers are cached.
+  std::string WriteLckvModel() {
+    LlamaConfig config = SharingConfig("0_4_4_4_4_5");
+    config.vocab = 4096;
+    config.head_dim = 16;
+    config.max_positions = 512;
+    const std::string folder = cluster_.File("lckv");
+    std::filesystem::create_directory(folder);
+    std::filesystem::copy_file(std::string(kModel) + "/tokenizer.model",
+                               folder + "/tokenizer.model");
+    WriteCheckpoint(folder, ConfigOf(config), TensorsOf(config, GentleWeights(config, 7)));
+    return folder;
   }
 
   Cluster cluster_;
@@ -154,6 +190,54 @@ TEST_F(WorkerTest, FastGenCompactsEachPromptByItsOwnProfile) {
   EXPECT_NE(metrics.find("kvpool_agent_bad_profiles_total 0"), std::string::npos);
 }
 
+TEST_F(WorkerTest, AnLckvModelGivesTheSameTokensFromThePoolAsFromPrivateMemory) {
+  const std::string model = WriteLckvModel();
+  cluster_.StartAgent("a", 16);
+  cluster_.PutTenant("library", R"({"guaranteed": "16 MiB", "limit": "32 MiB"})");
+  cluster_.MakeToken("library");
+  AwaitLease("library");
+  for (const std::string mode : {"iterated", "sequential"}) {
+    std::vector<std::string> args = {"--prompts", kPrompts,   "--max-tokens", "40", "--batch",
+                                     "8",         "--prompt", mode,           "-o", "json"};
+    std::vector<std::string> pool_args = PoolArgs("library");
+    pool_args.insert(pool_args.end(), args.begin(), args.end());
+    pool_args.insert(pool_args.end(), {"--json", cluster_.File(mode + ".json")});
+    args.insert(args.end(), {"--kv", "private", "--json", cluster_.File(mode + ".private.json")});
+    const std::string private_log = cluster_.File(mode + ".private.log");
+    const std::string pool_log = cluster_.File(mode + ".log");
+    ASSERT_EQ(RunWorker(args, private_log, model), 0) << ReadAll(private_log);
+    ASSERT_EQ(RunWorker(pool_args, pool_log, model), 0) << ReadAll(pool_log);
+    const auto expected = Generated(private_log);
+    EXPECT_EQ(expected.size(), 40u);
+    EXPECT_EQ(Generated(pool_log), expected) << mode;
+    // Pages of 3 layers x 2 heads x 16 tokens x 2 x 16 numbers in bf16: half of the full model's.
+    const boost::json::value summary = boost::json::parse(ReadAll(cluster_.File(mode + ".json")));
+    EXPECT_EQ(summary.at("tenants").at(0).at("full_cache_bytes").to_number<int64_t>(),
+              FullPages(pool_log) * 3 * 2 * 1024);
+  }
+  EXPECT_NE(Generated(cluster_.File("iterated.log")), Generated(cluster_.File("sequential.log")));
+}
+
+// A shared layer's rows are scored by the queries of all layers that use them, and compacted.
+TEST_F(WorkerTest, AnLckvModelIsCompactedByPolicy) {
+  const std::string model = WriteLckvModel();
+  cluster_.StartAgent("a", 8);
+  cluster_.PutTenant("press", R"({"guaranteed": "2 MiB", "limit": "4 MiB", "policy":
+      {"name": "scissorhands", "budget": 64, "window": 64, "recent": 16}})");
+  cluster_.MakeToken("press");
+  AwaitLease("press");
+  std::vector<std::string> args = PoolArgs("press");
+  args.insert(args.end(), {"--prompts", kPrompts, "--max-tokens", "150", "-o", "json"});
+  ASSERT_EQ(RunWorker(args, cluster_.File("press.log"), model), 0)
+      << ReadAll(cluster_.File("press.log"));
+  EXPECT_EQ(Generated(cluster_.File("press.log")).size(), 40u);
+  const boost::json::object tenant = cluster_.GetTenant("press");
+  EXPECT_GT(tenant.at("compactions").to_number<int64_t>(), 40);
+  const double recovery = tenant.at("recovery").at("mean").to_number<double>();
+  EXPECT_GT(recovery, 0.1) << "random weights attend evenly";
+  EXPECT_LE(recovery, 1.0);
+}
+
 TEST_F(WorkerTest, TheDashboardNamesOnlyMetricsThatTheDaemonsServe) {
   cluster_.StartAgent("a", 8);
   cluster_.PutTenant("press", R"({"guaranteed": "2 MiB", "limit": "4 MiB", "policy":
@@ -167,8 +251,9 @@ TEST_F(WorkerTest, TheDashboardNamesOnlyMetricsThatTheDaemonsServe) {
   std::ofstream(cluster_.File("agent.txt"))
       << Cluster::CallAt(cluster_.agent_http("a"), "GET", "/metrics").body;
   std::ofstream(cluster_.File("manager.txt")) << cluster_.Call("GET", "/metrics").body;
-  const std::string command = "python3 scripts/check_dashboard.py --metrics " +
-                              cluster_.File("agent.txt") + " " + cluster_.File("manager.txt");
+  const std::string command = "python3 " + SourcePath("scripts/check_dashboard.py") +
+                              " --metrics " + cluster_.File("agent.txt") + " " +
+                              cluster_.File("manager.txt");
   EXPECT_EQ(system(command.c_str()), 0);
 }
 

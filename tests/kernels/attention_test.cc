@@ -71,7 +71,7 @@ constexpr Case kCases[] = {{8, 4, 32, 32}, {4, 2, 128, 128}, {12, 1, 64, 64}, {7
 TEST(Attention, DecodeMatchesFloat64) {
   for (const simd::Target& target : simd::Targets()) {
     uint32_t seed = 1;
-    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
       for (const Case& c : kCases) {
         for (const SessionShape& shape :
              {SessionShape{.max_compacted = 77, .fresh = 39}, SessionShape{.max_compacted = 50},
@@ -89,7 +89,7 @@ TEST(Attention, DecodeMatchesFloat64) {
 TEST(Attention, ChunksAreCausal) {
   for (const simd::Target& target : simd::Targets()) {
     uint32_t seed = 100;
-    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
       for (const Case& c : kCases) {
         for (uint32_t count : {2u, 21u, 70u}) {
           TestSession session(
@@ -107,6 +107,31 @@ TEST(Attention, FirstChunk) {
   for (const simd::Target& target : simd::Targets()) {
     TestSession session(TestGeometry(2, 8, 4, 32, 32, Dtype::kBf16), {.fresh = 37}, 7);
     ExpectMatchesOracle(target, session, 37);
+  }
+}
+
+// Sealed rows before open and fresh ones: the oracle has each row as its format stores it, so the
+// kernels must read every code, scale and zero right. A run that ends inside a tile too.
+TEST(Attention, SealedRowsMatchFloat64) {
+  uint32_t seed = 300;
+  for (const simd::Target& target : simd::Targets()) {
+    for (SealedFormat format : {SealedFormat::kFp8, SealedFormat::kInt8, SealedFormat::kInt4}) {
+      for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
+        for (const Case& c : kCases) {
+          for (const SessionShape& shape :
+               {SessionShape{.max_compacted = 20, .max_sealed = 80, .sealed = format, .fresh = 11},
+                SessionShape{.max_sealed = 64, .sealed = format},
+                SessionShape{.max_sealed = 5, .sealed = format, .fresh = 18}}) {
+            const Geometry g =
+                TestGeometry(2, c.query_heads, c.kv_heads, c.key_dim, c.value_dim, dtype);
+            if (PagePlaces(*Layout::Make(g, 64_MiB), format).per_page() == 0) continue;
+            TestSession session(g, shape, ++seed);
+            ExpectMatchesOracle(target, session, 1);
+            if (shape.fresh > 0) ExpectMatchesOracle(target, session, shape.fresh);
+          }
+        }
+      }
+    }
   }
 }
 

@@ -82,7 +82,7 @@ TEST(Layout, RefusesWhatDoesNotFitAndSaysWhatToChange) {
 }
 
 TEST(Layout, RowsComeBackAndTouchNothingElse) {
-  for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+  for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
     const Layout layout = *Layout::Make(TestGeometry(1, 1, 1, 6, 4, dtype), 4_KiB);
     const uint32_t size = layout.block_bytes();
     std::vector<std::byte> pool(2 * size, std::byte{0x5a});

@@ -134,7 +134,7 @@ void ExpectMatchesOracle(const simd::Target& target, TestSession& session, uint3
 TEST(Scoring, MatchesFloat64) {
   for (const simd::Target& target : simd::Targets()) {
     uint32_t seed = 1;
-    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
       for (uint32_t dim : {32u, 128u, 20u}) {
         for (uint32_t count : {1u, 5u, 16u, 32u}) {
           TestSession session(TestGeometry(2, 4, 2, dim, dim, dtype),
@@ -146,6 +146,22 @@ TEST(Scoring, MatchesFloat64) {
           PlaneSet cached = kEveryPlane;
           cached.threshold = Threshold::kInverseCached;
           ExpectMatchesOracle(target, session, 100, positions, cached);
+        }
+      }
+    }
+  }
+}
+
+TEST(Scoring, SealedRowsMatchFloat64) {
+  uint32_t seed = 50;
+  for (const simd::Target& target : simd::Targets()) {
+    for (SealedFormat format : {SealedFormat::kFp8, SealedFormat::kInt8, SealedFormat::kInt4}) {
+      for (uint32_t dim : {32u, 128u, 20u}) {
+        for (uint32_t sealed : {64u, 70u, 3u}) {
+          TestSession session(
+              TestGeometry(2, 4, 2, dim, dim, Dtype::kBf16),
+              {.max_compacted = 40, .max_sealed = sealed, .sealed = format, .fresh = 21}, ++seed);
+          ExpectMatchesOracle(target, session, 100, {99, 100, 107, 119, 120}, kEveryPlane);
         }
       }
     }

@@ -238,13 +238,15 @@ TEST_F(ClusterTest, TheLastReclaimsOfATenantAreKept) {
   ModelAgent a = Connect(Agent("a", 20));
   for (uint32_t i = 0; i < limits::kReclaimsKept + 3; ++i) {
     AgentReport report = a.Report();
-    report.reclaims.push_back({.tenant = tenant, .agent = "a", .sessions = i});
+    report.reclaims.push_back(
+        {.tenant = tenant, .agent = "a", .policy = std::to_string(i), .sessions = i});
     report.reclaims.push_back({.tenant = TenantId(55), .agent = "a"});
     cluster_->Exchange("a", report, now_);
     cluster_->Exchange("a", report, now_);  // doubled
   }
   EXPECT_THAT(cluster_->ReclaimsOf(tenant), SizeIs(limits::kReclaimsKept));
   EXPECT_EQ(cluster_->ReclaimsOf(tenant).front().sessions, limits::kReclaimsKept + 2);
+  EXPECT_EQ(cluster_->ReclaimsOf(tenant).front().count, 1u) << "the doubled report is ignored";
   EXPECT_THAT(cluster_->ReclaimsOf(TenantId(55)), IsEmpty());
 }
 

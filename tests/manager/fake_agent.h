@@ -33,6 +33,7 @@ struct FakeAgentOptions {
   uint64_t slabs = 20;
   uint64_t highest_epoch = 0;
   uint32_t version = limits::kProtocolVersion;
+  std::string device = "host";
 };
 
 // One tenant as the agent was told about it and as it reports it.
@@ -42,7 +43,7 @@ struct FakeTenantState {
   size_t tokens = 0;
   uint64_t epoch = 0, seq = 0;
   uint32_t lease = 0, limit = 0;
-  uint32_t held = 0, wanted = 0;
+  uint32_t held = 0, charged = 0, wanted = 0;
   uint64_t used = 0;
 };
 
@@ -86,6 +87,7 @@ class FakeAgent {
   FakeTenantState& tenant(const std::string& name) { return tenants_[name]; }
   bool Knows(const std::string& name) const { return tenants_.contains(name); }
   bool complete() const { return complete_; }
+  uint32_t report_millis() const { return report_millis_; }
   size_t tenant_count() const { return tenants_.size(); }
   FakeAgentOptions& options() { return options_; }
   void AddReclaim(const std::string& tenant, uint64_t bytes) {
@@ -103,7 +105,7 @@ class FakeAgent {
     params.setPoolBytes(options_.slab_bytes * options_.slabs);
     params.setSlabBytes(options_.slab_bytes);
     params.setHighestEpoch(options_.highest_epoch);
-    params.setDevice("host");
+    params.setDevice(options_.device);
     return request.send().then([this](auto&& response) -> std::string {
       const auto result = response.getResult();
       if (result.isRefused()) return kj::str(result.getRefused()).cStr();
@@ -124,6 +126,7 @@ class FakeAgent {
       line.setLeaseSeq(tenant.seq);
       line.setLeaseSlabs(std::max(tenant.lease, tenant.held));
       line.setHeldSlabs(tenant.held);
+      line.setChargedSlabs(tenant.charged);
       line.setWantedSlabs(tenant.wanted);
       line.setUsedBytes(tenant.used);
       line.setRecoveryMin(1);
@@ -138,12 +141,16 @@ class FakeAgent {
       reclaims[r].setReason(rpc::ReclaimReason::LEASE_SHRINK);
       reclaims[r].setPolicy("streaming(recent=252)");
       reclaims[r].setRecovery(0.5);
+      reclaims[r].setRecoveryMin(0.25);
+      reclaims[r].setCumulativeRecovery(0.125);
+      reclaims[r].setCumulativeRecoveryMin(0.0625);
     }
     reclaims_.clear();
   }
 
   void Apply(rpc::Orders::Reader orders) {
     complete_ = orders.getComplete();
+    report_millis_ = orders.getReportMillis();
     std::map<std::string, FakeTenantState> told;
     for (const auto order : orders.getTenants()) {
       const std::string name = order.getName().cStr();
@@ -169,6 +176,7 @@ class FakeAgent {
   std::map<std::string, FakeTenantState> tenants_;
   std::vector<std::pair<std::string, uint64_t>> reclaims_;
   bool complete_ = false;
+  uint32_t report_millis_ = 0;
   uint64_t seq_ = 0;
   RpcThread thread_;
 };

@@ -6,6 +6,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <boost/json.hpp>
 
@@ -116,7 +119,7 @@ TEST_F(ManagerTest, ATenantsLife) {
       R"({"guaranteed": "8 MiB", "limit": 25165824, "policy": {"name": "streaming", "recent": 60}})";
   json::value answer = json::parse(Call("PUT", "/v1/tenants/chat", body).body);
   EXPECT_EQ(json::serialize(answer),
-            R"({"tenants":[{"name":"chat","change":"created","revision":1}]})");
+            R"({"tenants":[{"name":"chat","change":"created","revision":1,"notes":[]}]})");
   EXPECT_THAT(Call("PUT", "/v1/tenants/chat", body).body, HasSubstr("unchanged"));
 
   json::value tenant = Get("/v1/tenants/chat");
@@ -147,6 +150,9 @@ TEST_F(ManagerTest, WrongBodiesAreExplained) {
   EXPECT_THAT(error(R"({"guaranteed": 0})"), HasSubstr("limit"));
   EXPECT_THAT(error(R"({"guaranteed": 0, "limit": -1})"), HasSubstr("limit"));
   EXPECT_THAT(error(R"({"guaranteed": 0, "limit": 1.5})"), HasSubstr("limit"));
+  EXPECT_THAT(
+      error(R"({"guaranteed": 0, "limit": )" + std::to_string(limits::kTenantBytes + 1) + "}"),
+      HasSubstr("limit"));
   EXPECT_THAT(error(R"({"guaranteed": 0, "limit": "5 MB"})"), HasSubstr("MiB"));
   EXPECT_THAT(error(R"({"guaranteed": 2, "limit": 1})"), HasSubstr("2 B > 1 B"));
   EXPECT_THAT(error(R"({"guaranteed": 0, "limit": 1, "weight": 1})"), HasSubstr("weight"));
@@ -160,6 +166,9 @@ TEST_F(ManagerTest, WrongBodiesAreExplained) {
               HasSubstr("not allowed"));
   EXPECT_EQ(Call("PUT", "/v1/tenants/a", std::string(limits::kHttpBodyBytes + 1, ' ')).status, 413);
   EXPECT_EQ(json::serialize(Get("/v1/tenants").at("tenants")), "[]");
+  const std::string page = Call("GET", "/metrics", "", "").body;
+  EXPECT_THAT(page, HasSubstr("kvpool_manager_http_requests_total{outcome=\"refused\"} 14"));
+  EXPECT_THAT(page, HasSubstr("kvpool_manager_http_requests_total{outcome=\"bad\"} 1"));
 }
 
 TEST_F(ManagerTest, ApplyIsAllOrNothing) {
@@ -195,6 +204,7 @@ TEST_F(ManagerTest, TokensAreShownOnceAndReachTheAgents) {
   ASSERT_EQ(agent.Connect(), "ok");
   ASSERT_TRUE(agent.Exchange().ok());
   EXPECT_EQ(agent.tenant("a").tokens, 1u);
+  EXPECT_EQ(agent.report_millis(), limits::kReportMillis);
 
   for (uint32_t i = 1; i < limits::kTokensPerTenant; ++i) {
     EXPECT_EQ(Call("POST", "/v1/tenants/a/tokens").status, 201);
@@ -303,16 +313,39 @@ TEST_F(ManagerTest, ReclaimsCanBeAskedFor) {
   FakeAgent agent(AgentOptions("gpu-0"));
   ASSERT_EQ(agent.Connect(), "ok");
   ASSERT_TRUE(agent.Exchange().ok());
-  for (uint32_t i = 0; i < limits::kReclaimsKept + 5; ++i) agent.AddReclaim("a", i);
+  agent.AddReclaim("a", 7);
+  ASSERT_TRUE(agent.Exchange().ok());
+  ASSERT_TRUE(agent
+                  .Exchange([&](rpc::Report::Builder report) {
+                    auto refusal = report.initReclaims(1)[0];
+                    refusal.setTenant(agent.tenant("a").id);
+                    refusal.setStep(rpc::ReclaimStep::REFUSAL);
+                    refusal.setReason(rpc::ReclaimReason::LEASE_GROWING);
+                    refusal.setCount(3);
+                    refusal.setRecovery(-1);
+                  })
+                  .ok());
+  for (uint32_t i = 0; i < 5; ++i) agent.AddReclaim("a", 10);
   ASSERT_TRUE(agent.Exchange().ok());
   const json::value reclaims = Get("/v1/tenants/a/reclaims");
-  ASSERT_EQ(reclaims.at("reclaims").as_array().size(), limits::kReclaimsKept);
+  ASSERT_EQ(reclaims.at("reclaims").as_array().size(), 2u);
+  const json::value& refusal = reclaims.at("reclaims").at(1);
+  EXPECT_EQ(refusal.at("reason").as_string(), "lease-growing");
+  EXPECT_EQ(refusal.at("count").as_int64(), 3);
+  EXPECT_TRUE(refusal.at("recovery").is_null());
+  EXPECT_TRUE(refusal.at("recovery_min").is_null());
+  EXPECT_TRUE(refusal.at("cumulative_recovery").is_null());
   const json::value& last = reclaims.at("reclaims").at(0);
-  EXPECT_EQ(last.at("bytes").as_int64(), limits::kReclaimsKept + 4);
+  EXPECT_EQ(last.at("count").as_int64(), 6);
+  EXPECT_EQ(last.at("bytes").as_int64(), 57);
+  EXPECT_GE(last.at("first_age_ms").as_int64(), last.at("age_ms").as_int64());
   EXPECT_EQ(last.at("step").as_string(), "compaction");
   EXPECT_EQ(last.at("reason").as_string(), "lease-shrink");
   EXPECT_EQ(last.at("agent").as_string(), "gpu-0");
   EXPECT_EQ(last.at("recovery").as_double(), 0.5);
+  EXPECT_EQ(last.at("recovery_min").as_double(), 0.25);
+  EXPECT_EQ(last.at("cumulative_recovery").as_double(), 0.125);
+  EXPECT_EQ(last.at("cumulative_recovery_min").as_double(), 0.0625);
   EXPECT_EQ(Call("GET", "/v1/tenants/b/reclaims").status, 404);
 }
 
@@ -323,6 +356,7 @@ TEST_F(ManagerTest, AnImpossibleReportCutsItsAgentOff) {
       [](rpc::Report::Builder report) { report.getTenants()[0].setTenant(0); },
       [](rpc::Report::Builder report) { report.getTenants()[0].setLeaseSlabs(21); },
       [](rpc::Report::Builder report) { report.getTenants()[0].setHeldSlabs(21); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setChargedSlabs(21); },
       [](rpc::Report::Builder report) { report.getTenants()[0].setUsedBytes(~uint64_t{0}); },
       [](rpc::Report::Builder report) { report.getTenants()[0].setRecoverySum(0.0 / 0.0); },
       [](rpc::Report::Builder report) { report.getTenants()[0].setRecoveryMin(-1); },
@@ -350,6 +384,45 @@ TEST_F(ManagerTest, AnImpossibleReportCutsItsAgentOff) {
   EXPECT_THAT(
       Call("GET", "/metrics").body,
       HasSubstr("kvpool_manager_reports_total{outcome=\"bad\"} " + std::to_string(edits.size())));
+}
+
+TEST_F(ManagerTest, LongTextOfAnAgentIsCutAndMadePrintable) {
+  Put("a", 0, 40);
+  FakeAgentOptions options = AgentOptions("a");
+  options.device = "gpu\x1b" + std::string(limits::kPolicyTextBytes, 'x');
+  FakeAgent agent(options);
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(Get("/v1/agents/a").at("device").as_string(),
+            "gpu?" + std::string(limits::kPolicyTextBytes - 4, 'x'));
+  agent.AddReclaim("a", 1);
+  ASSERT_TRUE(agent
+                  .Exchange([](rpc::Report::Builder report) {
+                    report.getReclaims()[0].setPolicy(
+                        std::string(limits::kPolicyTextBytes + 1, 'p'));
+                  })
+                  .ok());
+  EXPECT_EQ(Get("/v1/tenants/a/reclaims").at("reclaims").at(0).at("policy").as_string(),
+            std::string(limits::kPolicyTextBytes, 'p'));
+}
+
+TEST_F(ManagerTest, AMessageThatIsTooLargeCutsItsAgentAndIsCounted) {
+  FakeAgent other(AgentOptions("other"));
+  ASSERT_EQ(other.Connect(), "ok");
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const sockaddr_in name{.sin_family = AF_INET,
+                         .sin_port = htons(std::get<HostPort>(manager_->agents_address()).port),
+                         .sin_addr = {htonl(INADDR_LOOPBACK)}};
+  ASSERT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&name), sizeof(name)), 0);
+  const uint32_t frame[] = {0, limits::kMessageWords + 1, 0, 0};
+  ASSERT_EQ(send(fd, frame, sizeof(frame), MSG_NOSIGNAL), static_cast<ssize_t>(sizeof(frame)));
+  EXPECT_TRUE(Eventually([&] {
+    return Call("GET", "/metrics", "", "")
+               .body.find("kvpool_manager_connections_refused_total{reason=\"garbage\"} 1") !=
+           std::string::npos;
+  }));
+  close(fd);
+  EXPECT_TRUE(other.Exchange().ok());
 }
 
 TEST_F(ManagerTest, ANewerConnectionTakesOver) {
@@ -437,6 +510,7 @@ TEST_F(ManagerTest, MetricsHaveATenantsNumbersWhileItExists) {
   ASSERT_TRUE(agent.Exchange().ok());
   agent.tenant("chat").used = 5;
   agent.tenant("chat").held = 1;
+  agent.tenant("chat").charged = 2;
   agent.tenant("chat").wanted = 2;
   ASSERT_TRUE(agent.Exchange().ok());
   const std::string page = Call("GET", "/metrics", "", "").body;
@@ -445,6 +519,7 @@ TEST_F(ManagerTest, MetricsHaveATenantsNumbersWhileItExists) {
                            "kvpool_tenant_leased_bytes{tenant=\"chat\"} 6291456",
                            "kvpool_tenant_held_bytes{tenant=\"chat\"} 2097152",
                            "kvpool_tenant_used_bytes{tenant=\"chat\"} 5",
+                           "kvpool_tenant_charged_bytes{tenant=\"chat\"} 4194304",
                            "kvpool_tenant_wanted_bytes{tenant=\"chat\"} 4194304",
                            "kvpool_manager_agents{state=\"connected\"} 1", "kvpool_manager_epoch 1",
                            "kvpool_manager_learning 0", "kvpool_manager_capacity_bytes 41943040"}) {

@@ -9,7 +9,9 @@
 
 #include <cstring>
 
+#include "tests/worker/checkpoint_files.h"
 #include "tests/worker/files.h"
+#include "tests/worker/lckv_reference.h"
 #include "tests/worker/support.h"
 #include "worker/model_config.h"
 
@@ -93,6 +95,115 @@ TEST(LlamaConfigTest, RefusesWhatItDoesNotImplementByName) {
   }
   EXPECT_FALSE(ParseLlamaConfig("[]").ok());
   EXPECT_FALSE(ParseLlamaConfig("").ok());
+}
+
+boost::json::object WithLayerTypes(const boost::json::value& types) {
+  boost::json::object config = boost::json::parse(Committed("config.json")).as_object();
+  config["layer_types"] = types;
+  return config;
+}
+
+TEST(LayerTypesTest, WhoComputesAndWhoSharesWhat) {
+  const struct {
+    const char* text;
+    std::vector<uint16_t> cached;
+    uint32_t layers, first, end;  // cached layers; the cyclic ones
+  } cases[] = {
+      {"0_4_4_4_4_5", {0, 1, 1, 1, 1, 2}, 3, 1, 5},  // LCKV, w = 2
+      {"0_1_4_4_4_5", {0, 1, 2, 2, 2, 3}, 4, 2, 5},  // w = 3
+      {"0_3_3_3_3_5", {0, 1, 1, 1, 1, 2}, 3, 1, 4},  // the shared layer in the middle
+      {"0_0_2_2_4_4", {0, 0, 1, 1, 2, 2}, 3, 0, 0},  // CLA
+      {"0_1_2_3_3_3", {0, 1, 2, 3, 3, 3}, 4, 0, 0},  // YOCO
+      {"0_1_2_3_4_5", {0, 1, 2, 3, 4, 5}, 6, 0, 0},  // each its own
+  };
+  for (const auto& c : cases) {
+    const auto config = ParseLlamaConfig(boost::json::serialize(WithLayerTypes(c.text)));
+    ASSERT_TRUE(config.ok()) << config.status();
+    const Geometry geometry = config->CacheGeometry(Dtype::kBf16);
+    EXPECT_TRUE(CheckGeometry(geometry).ok());
+    EXPECT_EQ(geometry.kv_of_layer, c.cached);
+    EXPECT_EQ(geometry.layers, c.layers);
+    EXPECT_EQ(config->layer_types.Cyclic().first, c.first);
+    EXPECT_EQ(config->layer_types.Cyclic().end, c.end);
+    EXPECT_EQ(config->prompt_passes(), 9u);
+  }
+}
+
+TEST(LayerTypesTest, RefusesEachMalformedEntryByNumber) {
+  const struct {
+    boost::json::value types;
+    const char* part;
+  } cases[] = {
+      {"0_4_4_4_4_6", "entry 5 names layer 6; there are 6"},
+      {"0_4_4_4_4_99999", "entry 5 names layer 99999"},
+      {"0_3_4_4_4_5",
+       "entry 1 names layer 3, which has no keys and values: it uses those of layer 4"},
+      {"1_0_2_3_4_5", "entry 0 names layer 1, which has no keys"},
+      {"0_1s_2_3_4_5", "entry 1 is \"1s\", a layer with a sliding window; those are not supported"},
+      {"0_x_2_3_4_5", "entry 1 is \"x\", not a layer's number"},
+      {"0_-1_2_3_4_5", "entry 1 is \"-1\""},
+      {"0_+1_2_3_4_5", "entry 1 is \"+1\""},
+      {"0_1 _2_3_4_5", "entry 1 is \"1 \""},
+      {"0__2_3_4_5", "entry 1 is \"\""},
+      {"0_1_2_3_4_", "entry 5 is \"\""},
+      {"", "entry 0 is \"\""},
+      {"0_1_2_3_4", "has 5 entries for 6 layers"},
+      {"0_1_2_3_4_5_5", "more entries than the 6 layers"},
+      {boost::json::array({"full_attention"}), "supported: text such as"},
+      {7, "layer_types is 7"},
+  };
+  for (const auto& c : cases) {
+    const auto config = ParseLlamaConfig(boost::json::serialize(WithLayerTypes(c.types)));
+    ASSERT_FALSE(config.ok()) << c.part;
+    EXPECT_THAT(std::string(config.status().message()),
+                AllOf(HasSubstr("config.json: layer_types"), HasSubstr(c.part)));
+  }
+}
+
+TEST(LayerTypesTest, ReadsHowPromptsAreEncoded) {
+  boost::json::object object = WithLayerTypes("0_4_4_4_4_5");
+  object["model_type"] = "lckv-llama";
+  object["architectures"] = boost::json::array({"LCKVLlamaForCausalLM"});
+  object["sliding_window"] = 4096;  // LCKV's code writes it always; no entry asks for it
+  object["forward_passes"] = 3;
+  object["backward_passes"] = 0;
+  object["use_sequential"] = object["force_nodiag"] = true;
+  const auto config = ParseLlamaConfig(boost::json::serialize(object));
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->prompt_passes(), 3u);
+  EXPECT_TRUE(config->use_sequential);
+  EXPECT_TRUE(config->MasksSelf(0));
+  object["forward_passes"] = 0;
+  EXPECT_THAT(std::string(ParseLlamaConfig(boost::json::serialize(object)).status().message()),
+              HasSubstr("backward_passes is 0; supported: at least 1"));
+  object["forward_passes"] = -1;
+  EXPECT_THAT(std::string(ParseLlamaConfig(boost::json::serialize(object)).status().message()),
+              HasSubstr("forward_passes is -1; supported: an integer in 0..1024"));
+}
+
+// A layer has matrices for keys and values exactly when it computes them.
+TEST(SharedLayersTest, MissingAndSuperfluousTensorsAreRefused) {
+  TemporaryFolder folder;
+  ThreadPool threads(1);
+  const LlamaConfig config = SharingConfig("0_2_2_3");
+  const FileTensors good = TensorsOf(config, RandomWeights(config, 7));
+  WriteCheckpoint(folder.path(), ConfigOf(config), good);
+  const auto model = Llama::Load(folder.path(), &threads);
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ((*model)->config().layer_types.kv_from, config.layer_types.kv_from);
+  const auto error = [&](const FileTensors& tensors) {
+    WriteCheckpoint(folder.path(), ConfigOf(config), tensors);
+    return std::string(Llama::Load(folder.path(), &threads).status().message());
+  };
+  for (const char* name : {"self_attn.k_proj.weight", "self_attn.v_proj.weight"}) {
+    FileTensors missing = good, more = good;
+    missing.erase(std::string("model.layers.2.") + name);
+    EXPECT_THAT(error(missing), HasSubstr(std::string("model.layers.2.") + name + " is missing"));
+    more[std::string("model.layers.1.") + name] = more[std::string("model.layers.2.") + name];
+    EXPECT_THAT(error(more),
+                AllOf(HasSubstr(std::string("model.layers.1.") + name + " has no place"),
+                      HasSubstr("layer 1 uses the keys and values of layer 2")));
+  }
 }
 
 // A copy of the committed model in which single files are replaced.

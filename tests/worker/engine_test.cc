@@ -7,6 +7,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/worker/lckv_reference.h"
 #include "tests/worker/support.h"
 
 namespace kvpool {
@@ -282,6 +283,29 @@ TEST_F(EngineTest, ScoreIsTheSameInPiecesAndAfterPreemption) {
       EXPECT_LT(result.log_probability, -0.1);
     }
   }
+}
+
+// Cyclic layers: one by one a prompt's pieces do not matter, nor does feeding generated tokens anew
+// after a preemption; in passes they may.
+TEST_F(EngineTest, SequentialPromptsOfCyclicLayersDoNotDependOnPieces) {
+  const LlamaConfig config = SharingConfig("0_4_4_4_4_5");
+  Llama model(config, RandomWeights(config, 3), &threads_);
+  const auto requests = RandomRequests(20);
+  const auto run = [&](uint32_t pages, const EngineOptions& options) {
+    auto kv = MakePrivateKv(config, pages);
+    std::vector<TenantStats> stats;
+    const auto results = RunAll(model, {kv.get()}, requests, options, &stats);
+    EXPECT_EQ(results.size(), requests.size());
+    EXPECT_EQ(stats[0].preemptions > 0, pages < 100);
+    return Generated(results);
+  };
+  const auto exact = run(1000, {.batch = 7, .chunk = 1});
+  for (const uint32_t chunk : {7u, 64u}) {
+    EXPECT_EQ(run(1000, {.batch = 7, .chunk = chunk, .prompt = PromptMode::kSequential}), exact);
+  }
+  EXPECT_EQ(run(10, {.batch = 7, .chunk = 64, .prompt = PromptMode::kSequential}), exact);
+  EXPECT_EQ(run(1000, {.batch = 7, .chunk = 9}), exact) << "no piece longer than the passes";
+  EXPECT_NE(run(1000, {.batch = 7, .chunk = 64}), exact);
 }
 
 }  // namespace

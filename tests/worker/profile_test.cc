@@ -74,7 +74,7 @@ class TrainedProfileTest : public testing::Test {
     ASSERT_NE(tokenizer, nullptr) << error;
     const std::vector<uint8_t> classes = TokenClasses(*tokenizer, model_->config().vocab);
     std::vector<int32_t> ids = {model_->config().bos};
-    for (int32_t id : tokenizer->Encode(ReadTextFile("worker/demo/text.txt").value())) {
+    for (int32_t id : tokenizer->Encode(ReadTextFile(SourcePath("worker/demo/text.txt")).value())) {
       ids.push_back(id);
     }
     ids.resize(kTokens);

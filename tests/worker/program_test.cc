@@ -24,9 +24,7 @@ struct Ended {
 };
 
 Ended RunWorker(const std::string& flags) {
-  const char* const bin = std::getenv("KVPOOL_BIN");
-  const std::string command =
-      std::string(bin != nullptr ? bin : "build/host/bin") + "/kvpool-worker " + flags + " 2>&1";
+  const std::string command = ProgramPath("kvpool-worker") + " " + flags + " 2>&1";
   FILE* const pipe = popen(command.c_str(), "r");
   Ended ended;
   char buffer[4096];
@@ -70,8 +68,8 @@ TEST(ProgramTest, GeneratesFromAFileOfPrompts) {
 TEST(ProgramTest, ScoresAText) {
   TemporaryFolder folder;
   const std::string summary = folder.path() + "/summary.json";
-  const Ended ended = RunWorker(
-      kModel + "--score worker/demo/text.txt --context 128 --windows 2 --json " + summary);
+  const Ended ended = RunWorker(kModel + "--score " + SourcePath("worker/demo/text.txt") +
+                                " --context 128 --windows 2 --json " + summary);
   ASSERT_EQ(ended.status, 0) << ended.output;
   EXPECT_THAT(ended.output, HasSubstr("254 tokens scored"));
   const boost::json::value json = boost::json::parse(ReadTextFile(summary).value());
@@ -104,6 +102,7 @@ TEST(ProgramTest, BadInputEndsWithAReason) {
       {"--kv pool --model " + kModelDirectory + " --score " + prompts, "agent"},
       {"--kv pool --agent none --model " + kModelDirectory + " --score " + prompts, "none"},
       {kModel + "--batch 0 --prompts " + prompts, "--batch"},
+      {kModel + "--prompt parallel --prompts " + prompts, "iterated"},
   };
   for (const auto& c : cases) {
     const Ended ended = RunWorker(c.flags);

@@ -138,7 +138,7 @@ std::string PlantedFact(int trial, std::string* question, std::string* answer) {
 
 TEST_F(ProseTest, RecallsPlantedFactsAtContext256) {
   const std::vector<int32_t> filler =
-      tokenizer_->Encode(ReadTextFile("worker/demo/text.txt").value());
+      tokenizer_->Encode(ReadTextFile(SourcePath("worker/demo/text.txt")).value());
   std::vector<Request> requests;
   std::vector<std::string> answers;
   for (int trial = 0; trial < 8; ++trial) {
@@ -172,7 +172,7 @@ TEST_F(ProseTest, RecallsPlantedFactsAtContext256) {
 
 TEST_F(ProseTest, BatchesGiveTheTokensOfOneAtATime) {
   std::vector<Request> requests;
-  std::istringstream lines(ReadTextFile("worker/demo/text.txt").value());
+  std::istringstream lines(ReadTextFile(SourcePath("worker/demo/text.txt")).value());
   for (std::string line; std::getline(lines, line) && requests.size() < 6;) {
     requests.push_back({.id = requests.size(),
                         .prompt = Ids(line.substr(0, 40 + 30 * requests.size())),
@@ -223,7 +223,7 @@ TEST_F(ProseTest, PerplexityOfHeldOutNovels) {
 }
 
 TEST_F(ProseTest, PerplexityHardlyDependsOnPiecesOrBf16) {
-  const auto ids = tokenizer_->Encode(ReadTextFile("worker/demo/text.txt").value());
+  const auto ids = tokenizer_->Encode(ReadTextFile(SourcePath("worker/demo/text.txt")).value());
   const auto requests = MakeScoreRequests(ids, 1, {.context = 256, .windows = 2});
   const auto nll = [&](uint32_t chunk, Dtype dtype) {
     Score score;

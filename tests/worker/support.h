@@ -14,18 +14,19 @@
 #include <utility>
 #include <vector>
 
+#include "tests/paths.h"
 #include "worker/engine.h"
 #include "worker/llama.h"
 #include "worker/private_kv.h"
 
 namespace kvpool {
 
-inline const std::string kModelDirectory = "worker/models/prose-5m";
+inline const std::string kModelDirectory = SourcePath("worker/models/prose-5m");
 
 // The folder of inputs that are not committed, or "" where it is absent.
 inline std::string SharedDirectory() {
   const char* const named = std::getenv("KVPOOL_SHARED");
-  const std::string directory = named != nullptr ? named : "../shared";
+  const std::string directory = named != nullptr ? named : SourcePath("../shared");
   return std::filesystem::exists(directory + "/data/text") ? directory : "";
 }
 
@@ -61,7 +62,9 @@ inline LlamaWeights RandomWeights(const LlamaConfig& c, uint32_t seed) {
     LayerWeights& w = weights.layers.emplace_back();
     w.attention_norm = RandomFloats(random, c.hidden, 1, 0.3f);
     w.query = RandomFloats(random, c.query_width() * c.hidden, 0, 0.5f);
-    w.key_value = RandomFloats(random, 2 * c.kv_width() * c.hidden, 0, 0.5f);
+    if (c.layer_types.ComputesKv(layer)) {
+      w.key_value = RandomFloats(random, 2 * c.kv_width() * c.hidden, 0, 0.5f);
+    }
     w.attention_out = RandomFloats(random, c.hidden * c.query_width(), 0, 0.5f);
     w.mlp_norm = RandomFloats(random, c.hidden, 1, 0.3f);
     w.gate_up = RandomFloats(random, 2 * c.intermediate * c.hidden, 0, 0.5f);

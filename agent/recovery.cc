@@ -1,0 +1,41 @@
+// Means, minima and products. See recovery.h.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "agent/recovery.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace kvpool {
+
+RecoveryStats StatsOf(std::span<const RecoveryStats> sessions) {
+  RecoveryStats stats;
+  float sum = 0;
+  uint32_t measured = 0;
+  for (const RecoveryStats& one : sessions) {
+    if (!one.measured()) continue;
+    stats.min = measured == 0 ? one.min : std::min(stats.min, one.min);
+    sum += one.mean;
+    ++measured;
+  }
+  if (measured > 0) stats.mean = sum / static_cast<float>(measured);
+  return stats;
+}
+
+RecoveryStats StatsOf(std::span<const float> heads) {
+  std::vector<RecoveryStats> each;
+  for (float head : heads) each.push_back({.mean = head, .min = head});
+  return StatsOf(each);
+}
+
+void MultiplyRecovery(std::span<const float> heads, std::vector<float>* product) {
+  product->resize(heads.size(), -1.0f);
+  for (size_t head = 0; head < heads.size(); ++head) {
+    if (heads[head] < 0) continue;
+    float& all = (*product)[head];
+    all = all < 0 ? heads[head] : all * heads[head];
+  }
+}
+
+}  // namespace kvpool

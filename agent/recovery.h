@@ -1,0 +1,30 @@
+// Recovery per (layer, head), as numbers: what one compaction kept, and the running product over a
+// session's compactions. A negative value was not measured. Pure, any thread. What recovery is and
+// where it comes from is kernels/selection.h's.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <span>
+#include <vector>
+
+namespace kvpool {
+
+// A mean and a minimum over what was measured; negative when nothing was.
+struct RecoveryStats {
+  float mean = -1;
+  float min = -1;
+
+  bool measured() const { return mean >= 0; }
+};
+
+// Over heads.
+RecoveryStats StatsOf(std::span<const float> heads);
+// Over sessions: the mean of their means, the least of their minima.
+RecoveryStats StatsOf(std::span<const RecoveryStats> sessions);
+
+// Takes one more compaction into a session's running product, empty before the first. A head that
+// was not measured stays as it was: an estimate cannot know better.
+void MultiplyRecovery(std::span<const float> heads, std::vector<float>* product);
+
+}  // namespace kvpool

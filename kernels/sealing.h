@@ -1,0 +1,74 @@
+// Sealing: a session's native rows become sealed (quantised) ones, or sealed rows change their
+// format. Plan (pure) and execution. Out of place: blocks are written into spare pages and into
+// pages that earlier blocks have left, so a session needs few spare pages, whatever its length.
+//
+// The segment must be compacted first, all rows of it (a compaction that keeps every row does), so
+// that open rows lie in full native blocks. A head's oldest open rows (by row number) are sealed,
+// 32 to a block; less than 32 and those asked to stay open remain native. Rows keep their numbers,
+// so planes and positions stay as they are. Sealed blocks of the format already are not touched but
+// for a last one that is not full: its rows are rounded again together with the new ones.
+//
+// Planning is pure. Execution runs on any thread while the session is BUSY.
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/format.h"
+#include "kernels/layout.h"
+#include "kernels/segment.h"
+
+namespace kvpool {
+
+// A row, sealed or native (kNone).
+struct RowAt {
+  BlockId block;
+  uint8_t row;
+  SealedFormat format;
+};
+
+// Seals up to 32 rows into one block.
+struct SealMove {
+  BlockId to;
+  std::vector<RowAt> rows;
+};
+
+struct SealingInput {
+  const Layout* layout = nullptr;
+  const CompactedSegment* segment = nullptr;  // all rows of the session: nothing is fresh
+  SealedFormat format = SealedFormat::kNone;  // to seal to
+  uint32_t open_rows = 0;                     // the last rows of each head that stay native
+  std::vector<PageId> spare;                  // free pages
+};
+
+struct SealingPlan {
+  std::vector<SealMove> moves;
+  // Index of the first move of each slice. Inside a slice nothing is read that is written: it is
+  // parallel and can be run again; slices follow each other.
+  std::vector<uint32_t> slices;
+  std::vector<BlockMove> block_moves;  // afterwards: native blocks that stay, into fewer pages
+  CompactedSegment result;
+  std::vector<PageId> freed;  // the session's pages that are free afterwards
+};
+
+// Seals all rows that it may, or, when the spare pages do not suffice for that, an equal number of
+// the oldest of every head, to be planned again with the pages it freed. A change of format is done
+// as a whole or not at all. Pages in `spare` that were not needed are absent from result.pages.
+// FailedPrecondition: a page has no place for a block of this format; or the spare pages do not
+// suffice for one block of every head, or for the change of format.
+absl::StatusOr<SealingPlan> PlanSealing(const SealingInput& input);
+
+// One slice of the moves; slice == plan.slices.size() moves the native blocks at the end.
+void ExecuteSealingSlice(const Layout& layout, std::byte* base, const SealingPlan& plan,
+                         size_t slice);
+
+// Carries out moves in their order. Each reads its rows before it writes its block.
+void Seal(const Layout& layout, std::byte* base, SealedFormat format,
+          std::span<const SealMove> moves);
+
+}  // namespace kvpool

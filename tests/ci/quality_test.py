@@ -1,0 +1,198 @@
+"""scripts/quality: what it makes of its rows, its picture, and a quick run of the real programs.
+
+    quality_test.py FOLDER-OF-PROGRAMS
+
+SPDX-License-Identifier: Apache-2.0
+"""
+
+import json
+import math
+import pathlib
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import unittest
+import xml.etree.ElementTree
+
+SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+import plot_quality  # noqa: E402
+import quality  # noqa: E402
+import quality_report  # noqa: E402
+
+PROGRAMS = []
+SHAPE = {"windows": 2, "context": 100, "prompt": 50, "facts": 1}
+
+
+def row(policy, ratio, delta, recall=0.5, data_format="native", **params):
+    return {"policy": policy, "params": params, "format": data_format, "kept_ratio": ratio, "bytes_ratio": ratio,
+            "kept_bytes": 1000 * ratio, "positions": 100, "ppl": 40 * (1 + delta), "ppl_full": 40.0,
+            "ppl_delta": delta, "ppl_error": 0.001, "agreement": 0.97, "kl": 0.01, "asked": 8, "recall": recall,
+            "recall_full": 1.0, "recovery": 0.9, "us_per_token": 250.0}
+
+
+BASE = [row("full", 1.0, 0.0, 1.0), row("random", 0.25, 0.16), row("random", 0.5, 0.04),
+        row("streaming", 0.25, 0.08), row("streaming", 0.5, 0.02)]
+
+
+def verdict(rows, name):
+    """The verdict of the one gate whose name begins so."""
+    found = [v.verdict for v in quality_report.verdicts(quality_report.compare(rows)) if v.gate.startswith(name)]
+    assert len(found) == 1, (name, found)
+    return found[0]
+
+
+class ReportTest(unittest.TestCase):
+    def test_the_file_of_policies(self):
+        text = "# a comment\n\nfull\nfastgen recovery=0.98 local=3 rule=min  # strict\n"
+        self.assertEqual(quality.parse_policies(text),
+                         [("full", {}), ("fastgen", {"recovery": 0.98, "local": 3, "rule": "min"})])
+        for line in ("full x", "full x=", "full =3"):
+            with self.assertRaisesRegex(ValueError, "line 2"):
+                quality.parse_policies("full\n" + line)
+
+    def test_baselines_at_equal_bytes(self):
+        def random_at(ratio):
+            return quality_report.at_equal_bytes(BASE, "random", ratio)
+
+        self.assertEqual(random_at(0.5), 0.04)
+        self.assertAlmostEqual(random_at(0.375), 0.08)  # halfway: the geometric mean
+        self.assertAlmostEqual(random_at(0.75), 0.02)  # towards the full cache's 0: a straight line
+        self.assertEqual(random_at(1.0), 0.0)
+        self.assertIsNone(random_at(0.2))
+        self.assertIsNone(quality_report.at_equal_bytes(BASE, "nobody", 0.5))
+
+    def test_gates_take_the_row_that_keeps_most(self):
+        name = "scissorhands, 2x: "
+        self.assertEqual(verdict(BASE, name), "not run")
+        good = [row("scissorhands", 0.6, 0.5), row("scissorhands", 0.5, 0.01), row("scissorhands", 0.3, 0.5)]
+        self.assertEqual(verdict(BASE + good, name), "pass")
+        self.assertEqual(verdict(BASE + [row("scissorhands", 0.5, 0.011)], name), "MISS")
+        self.assertEqual(verdict(BASE + [row("scissorhands", 0.5, 0.01, data_format="int4")], name), "not run")
+
+    def test_every_gate_can_pass_and_be_missed(self):
+        def rows(worse, recall, agreement):
+            made = [row(policy, share, worse + delta, recall, data_format, **params)
+                    for policy, share, delta, data_format, params in [
+                        ("scissorhands", 0.5, 0.01, "native", {}), ("scissorhands", 1 / 3, 0.03, "native", {}),
+                        ("scissorhands", 0.5, 0.02, "int4", {}), ("corm", 0.4, 0.02, "native", {}),
+                        ("fastgen", 0.85, 0.004, "native", {"recovery": 0.98}),
+                        ("fastgen", 0.65, 0.01, "native", {"recovery": 0.95}),
+                        ("full", 1.0, 0.001, "fp8", {}), ("full", 1.0, 0.005, "int4", {})]]
+            for one in made:
+                one["agreement"] = agreement
+            return quality_report.verdicts(quality_report.compare(BASE + made))
+
+        gates = len(quality_report.GATES) + len(quality_report.SEEDS) * len(quality_report.BASELINES)
+        self.assertEqual([v.verdict for v in rows(0, 1.0, 0.99)], ["pass"] * gates)
+        self.assertEqual([v.verdict for v in rows(0.2, 0.9, 0.9)], ["MISS"] * gates)
+
+    def test_a_seed_that_loses_to_a_baseline_once_misses(self):
+        rows = BASE + [row("corm", 0.5, 0.01), row("corm", 0.25, 0.1)]
+        self.assertEqual(verdict(rows, "corm: better than random"), "pass")
+        self.assertEqual(verdict(rows, "corm: better than streaming"), "MISS")
+        self.assertEqual(verdict(rows, "fastgen: better than streaming"), "not run")
+
+    def test_the_page_and_the_table_hold_every_row(self):
+        rows = quality_report.compare(BASE + [row("corm", 0.1, 0.3, window=64)])
+        rows[-1]["recovery"] = None
+        page = quality_report.page(rows, quality_report.verdicts(rows), SHAPE, "2026-01-31", "`m` on `t`")
+        for text in (page, quality_report.table(rows)):
+            for one in rows:
+                self.assertIn(quality_report.label(one), text)
+        self.assertIn("| corm window=64 | 10.0% | 10.0% | +30.00% | 0.10% | - | - | 97.0% |", page)
+        self.assertNotRegex(page, r"[{}]")
+
+
+class PictureTest(unittest.TestCase):
+    def test_every_coordinate_is_inside_the_page(self):
+        source = random.Random(5)
+        for _ in range(30):
+            rows = [row(f"policy-{source.randint(0, 24)}", source.uniform(0, 1.1), source.uniform(-0.1, 4) ** 3,
+                        source.random(), source.choice(["native", "int4"])) for _ in range(source.randint(1, 90))]
+            svg = plot_quality.picture(plot_quality.read_rows(json.dumps(BASE + rows)))
+            root = xml.etree.ElementTree.fromstring(svg)
+            texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+            for one in rows:
+                name = one["policy"] + (", int4" if one["format"] == "int4" else "")
+                self.assertEqual(texts.count(name), 1)
+            height = float(re.search(r'viewBox="0 0 900 (\d+)"', svg).group(1))
+            found = re.findall(r'[ML]([\d.-]+),([\d.-]+)', svg)
+            self.assertGreater(len(found), 2 * len(rows))
+            for x, y in found:
+                self.assertTrue(0 <= float(x) <= 900 and 0 <= float(y) <= height, (x, y))
+
+    def test_worse_is_higher_and_nothing_falls_through_the_floor(self):
+        points = plot_quality.read_rows(json.dumps(BASE))
+        frame, panel = plot_quality.Frame(points), plot_quality.perplexity_panel(points)
+        heights = [frame.y(panel, delta) for delta in (-0.5, 0, 0.0005, 0.01, 0.16)]
+        self.assertEqual(heights[0], panel.bottom)
+        self.assertEqual(heights[:2], heights[1:3])
+        self.assertGreater(heights[2], heights[3])
+        self.assertGreater(heights[3], heights[4])
+        self.assertGreater(heights[4], panel.top)
+
+    def test_bad_rows_are_a_clear_error(self):
+        for content in ("not json", "[]", "[{}]", json.dumps([row("full", -1, 0)]),
+                        json.dumps([row("full", 1, 0, 2)]), json.dumps([row("full", 1, math.nan)])):
+            with self.subTest(content), tempfile.TemporaryDirectory() as folder:
+                path = pathlib.Path(folder, "rows.json")
+                path.write_text(content, encoding="utf-8")
+                done = subprocess.run([sys.executable, SCRIPTS / "plot_quality.py", path, path.with_suffix(".svg")],
+                                      capture_output=True, check=False)
+                self.assertEqual(done.returncode, 1)
+                self.assertIn(b"not rows of scripts/quality", done.stderr)
+                self.assertNotIn(b"Traceback", done.stderr)
+
+
+class QuickRunTest(unittest.TestCase):
+    def test_full_changes_nothing_and_the_others_keep_less(self):
+        self.assertEqual(len(PROGRAMS), 1)
+        with tempfile.TemporaryDirectory() as folder:
+            files = {name: pathlib.Path(folder, name) for name in ("rows.json", "picture.svg", "page.md")}
+            done = subprocess.run(
+                [sys.executable, SCRIPTS / "quality.py", "--bin", PROGRAMS[0], "--quick", "--json",
+                 files["rows.json"], "--svg", files["picture.svg"], "--markdown", files["page.md"]],
+                capture_output=True, check=False, encoding="utf-8", timeout=300)
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            rows = json.loads(files["rows.json"].read_text())
+            xml.etree.ElementTree.parse(files["picture.svg"])
+            self.assertIn("| scissorhands budget=128 window=64 |", files["page.md"].read_text())
+        self.assertEqual([r["policy"] for r in rows], ["full", "streaming", "scissorhands"])
+        for one in rows:
+            for key in ("kept_ratio", "bytes_ratio", "kept_bytes", "ppl", "ppl_delta", "agreement", "kl", "recall",
+                        "recall_full", "us_per_token"):
+                self.assertTrue(math.isfinite(one[key]), (key, one))
+            self.assertGreater(one["us_per_token"], 0)
+            self.assertEqual(one["format"], "native")
+        full, *others = rows
+        self.assertEqual(full["params"], {})
+        self.assertEqual((full["kept_ratio"], full["agreement"], full["recovery"]), (1, 1, None))
+        self.assertAlmostEqual(full["bytes_ratio"], 1)
+        self.assertAlmostEqual(full["ppl_delta"], 0, 9)
+        self.assertAlmostEqual(full["kl"], 0, 9)
+        self.assertEqual(full["recall"], full["recall_full"])
+        self.assertGreater(full["recall_full"], 0)
+        for one in others:
+            self.assertTrue(0.2 < one["kept_ratio"] < 0.6, one)
+            self.assertTrue(0.2 < one["bytes_ratio"] < 0.7, one)
+            self.assertTrue(0 < one["recovery"] <= 1, one)
+            self.assertTrue(0.5 < one["agreement"] < 1, one)
+            self.assertGreater(one["kl"], 0.001)
+            self.assertEqual(one["ppl_full"], full["ppl"])
+
+    def test_what_cannot_be_run_is_said(self):
+        for flags, message in ((["--only", "nobody"], "--only nobody"), (["--model", "/none"], "/none"),
+                               (["--text", "/none"], "/none")):
+            done = subprocess.run([sys.executable, SCRIPTS / "quality.py", "--bin", PROGRAMS[0], "--quick", *flags],
+                                  capture_output=True, check=False, encoding="utf-8", timeout=120)
+            self.assertEqual(done.returncode, 1, flags)
+            self.assertIn(message, done.stderr)
+            self.assertNotIn("Traceback", done.stderr)
+
+
+if __name__ == "__main__":
+    PROGRAMS = sys.argv[1:]
+    unittest.main(argv=sys.argv[:1])

@@ -1,0 +1,16 @@
+// The two folders are CMake's, compiled in here alone.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/paths.h"
+
+namespace kvpool {
+
+std::string SourcePath(const std::string& relative) {
+  return std::string(KVPOOL_SOURCE_DIR) + "/" + relative;
+}
+
+std::string ProgramPath(const std::string& name) {
+  return std::string(KVPOOL_PROGRAM_DIR) + "/" + name;
+}
+
+}  // namespace kvpool
