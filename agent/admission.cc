@@ -38,6 +38,11 @@ Charge PeakCharge(const Layout& layout, const Policy& policy, const SessionPlan&
     overhead += uint64_t{limits::kWindowQueries} * 4 *
                 (1 + uint64_t{geometry.model_layers()} * geometry.query_heads * geometry.key_dim);
   }
+  if (needs.planes.flags) overhead += plan.max_tokens;
+  if (needs.profile.has_value()) {
+    // On its way from the worker: a class a head, a frequency a key.
+    overhead += geometry.planes() * (1 + 4 * uint64_t{plan.prompt_tokens});
+  }
   charge.overhead = Bytes(static_cast<int64_t>(overhead));
   return charge;
 }

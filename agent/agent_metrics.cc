@@ -67,6 +67,10 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                                          "Sessions failed because their page list did not check "
                                          "out.")
                           .With()),
+      bad_profiles_(metrics_
+                        .CounterFamily("kvpool_agent_bad_profiles_total",
+                                       "Prompt profiles refused because they did not check out.")
+                        .With()),
       bad_returns_(
           metrics_.CounterFamily("kvpool_agent_bad_returns_total", "Rubbish found in return rings.")
               .With()),
@@ -158,6 +162,7 @@ std::string AgentMetrics::Page(const Sources& sources) {
   epoch_.Set(static_cast<double>(sources.book->highest_epoch()));
   const Hostilities hostilities = sources.workers->hostilities();
   bad_page_lists_.RaiseTo(static_cast<double>(hostilities.bad_page_lists));
+  bad_profiles_.RaiseTo(static_cast<double>(hostilities.bad_profiles));
   bad_returns_.RaiseTo(static_cast<double>(hostilities.bad_returns));
   unscored_.RaiseTo(static_cast<double>(hostilities.unscored));
   bad_orders_.RaiseTo(static_cast<double>(sources.link->bad_orders()));

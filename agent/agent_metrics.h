@@ -65,6 +65,7 @@ class AgentMetrics {
   MetricFamily<Histogram> cumulative_recovery_;
   Gauge epoch_;
   Counter bad_page_lists_;
+  Counter bad_profiles_;
   Counter bad_returns_;
   Counter unscored_;
   Counter bad_orders_;

@@ -123,6 +123,7 @@ void Attachment::Close(uint32_t slot) {
 }
 
 void Attachment::Free(AgentSession* session) {
+  if (session->needs.profile.has_value()) regions_->DropProfile(session->slot);
   // Pages the worker took for it since the last snapshot become the session's, then free with it.
   // When the list does not check out they stay granted to the worker until it detaches.
   if (!session->failed) (void)Snapshot(session);
@@ -162,10 +163,34 @@ absl::Status Attachment::Snapshot(AgentSession* session) {
     }
   }
   const auto committed = static_cast<uint32_t>(words.committed);
-  session->planes.Append(session->committed, committed - session->committed);
+  const uint32_t appended = committed - session->committed;
+  session->planes.Append(session->committed, appended);
+  if (session->needs.planes.flags) {
+    session->planes.SetNewestFlags(
+        regions_->ReadTokenFlags(session->slot, session->committed, appended));
+  }
   session->committed = committed;
   session->fresh_pages = std::move(words.fresh_pages);
+  session->profiled = words.profiled;
   return absl::OkStatus();
+}
+
+// A profile that is not what was asked for is refused for good: its session stays full.
+bool Attachment::TakeProfile(AgentSession* session) {
+  if (!session->needs.profile.has_value() || !session->head_classes.empty()) return false;
+  if (session->profiled == 0 || session->bad_profile) return false;
+  std::vector<uint8_t> classes = regions_->ReadProfileClasses(session->slot);
+  const bool known = std::all_of(classes.begin(), classes.end(), [](uint8_t c) {
+    return c <= static_cast<uint8_t>(HeadClass::kFull);
+  });
+  if (!known || session->profiled != session->plan.prompt_tokens ||
+      session->profiled > session->committed) {
+    session->bad_profile = true;
+    ++bad_profiles_;
+    return false;
+  }
+  session->head_classes = std::move(classes);
+  return true;
 }
 
 SessionRows Attachment::Rows(const AgentSession& session) {
@@ -235,7 +260,8 @@ uint32_t Attachment::PagesFreedByCompaction(const AgentSession& session) const {
   const std::optional<Selection> selection =
       session.policy->Compact(session.State(setup_.layout.geometry()));
   if (!selection.has_value()) return 0;
-  const uint32_t now = CeilDiv(session.cache_tokens(), kPageTokens);
+  const auto now =
+      static_cast<uint32_t>(session.compacted_pages.size() + session.fresh_pages.size());
   const uint32_t then = CeilDiv(selection->expected, kPageTokens);
   return now > then ? now - then : 0;
 }
@@ -286,9 +312,11 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_
     replacements = GrantReplacements(session, evacuate.size());
     if (replacements.empty()) evacuate.clear();
   }
+  const bool profile = TakeProfile(session);
   std::optional<Selection> selection =
       session->policy->Compact(session->State(setup_.layout.geometry()));
   if (!selection.has_value() && evacuate.empty()) {
+    if (profile) regions_->DropProfile(slot);
     SetCompactAt(*session);
     regions_->SetState(slot, resting);
     return std::nullopt;
@@ -301,6 +329,9 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_
                        .planes = std::move(session->planes),
                        .session_pages = std::move(pages),
                        .selection = std::move(selection),
+                       .profile = profile ? ProfileSource{regions_.get(), slot,
+                                                          session->head_classes, session->profiled}
+                                          : ProfileSource{},
                        .evacuate = std::move(evacuate),
                        .replacements = std::move(replacements)};
 }

@@ -71,6 +71,7 @@ class Attachment {
   uint64_t traffic() const { return granted_ + collected_; }
   uint64_t bad_returns() const { return bad_returns_; }
   uint64_t bad_page_lists() const { return bad_page_lists_; }
+  uint64_t bad_profiles() const { return bad_profiles_; }
 
   // ResourceExhausted when no slot is free.
   absl::StatusOr<AgentSession*> Open(const TenantState& tenant, const SessionPlan& plan,
@@ -112,6 +113,8 @@ class Attachment {
   // Reads the slot's words and checks them: adopts its pages and extends the planes to `committed`.
   absl::Status Snapshot(AgentSession* session);
   absl::Status Fail(AgentSession* session, const std::string& why);
+  // Takes up the classes of a profile that the worker has published since the last hand-over.
+  bool TakeProfile(AgentSession* session);
   SessionRows Rows(const AgentSession& session);
   // Tells the worker when its policy wants the session next.
   void SetCompactAt(const AgentSession& session);
@@ -133,6 +136,7 @@ class Attachment {
   uint64_t collected_ = 0;  // our copy of the return ring's consumed index
   uint64_t bad_returns_ = 0;
   uint64_t bad_page_lists_ = 0;
+  uint64_t bad_profiles_ = 0;
   uint64_t unscored_ = 0;
 };
 

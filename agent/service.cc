@@ -78,6 +78,15 @@ absl::StatusOr<Layout> FromCapnp(rpc::Geometry::Reader reader, Bytes slab_bytes)
   return Layout::Make(geometry, slab_bytes);
 }
 
+void ToCapnp(const ProfileRule& rule, rpc::ProfileWish::Builder wish) {
+  wish.setSampleEvery(rule.sample_every);
+  wish.setRecovery(rule.recovery);
+  wish.setLocal(rule.local);
+  wish.setFrequent(rule.frequent);
+  wish.setGroup(rule.group == ProfileRule::Group::kMin ? rpc::ProfileGroup::MIN
+                                                       : rpc::ProfileGroup::MEAN);
+}
+
 class SessionServer final : public rpc::Session::Server {
  public:
   SessionServer(Workers& workers, WorkerId worker, uint32_t slot, SessionId id)
@@ -165,6 +174,8 @@ class AttachmentServer final : public rpc::Attachment::Server {
     builder.setQueryNeed(static_cast<rpc::QueryNeed>(opened.needs.queries));
     builder.setSampleEvery(opened.needs.sample_every);
     builder.setPromptRows(opened.needs.prompt_rows);
+    builder.setTokenFlags(opened.needs.planes.flags);
+    if (opened.needs.profile.has_value()) ToCapnp(*opened.needs.profile, builder.initProfile());
     return kj::READY_NOW;
   }
 

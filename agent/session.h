@@ -39,6 +39,8 @@ struct AgentSession {
   uint64_t drained = 0;                 // number of the next query to drain
   std::vector<float> recovery_product;  // [planes] over its compactions; negative: never measured
   std::vector<uint8_t> head_classes;    // what its policy found in the prompt; see PolicyState
+  uint32_t profiled = 0;                // as last read: prompt tokens that its profile covers
+  bool bad_profile = false;             // it was offered one that did not check out
 
   enum class Job : uint8_t { kNone, kDrain, kCompaction } job = Job::kNone;
   bool closed = false;  // its capability is gone; freed when the job ends

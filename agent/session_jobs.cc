@@ -7,7 +7,9 @@
 #include <cmath>
 #include <utility>
 
+#include "agent/shared_regions.h"
 #include "kernels/derived_scores.h"
+#include "kernels/profile.h"
 #include "kernels/scoring.h"
 
 namespace kvpool {
@@ -35,6 +37,17 @@ RowScores ScoresFor(const RowScore& score, const CompactionJob& job) {
                                .scale = Scale(*job.layout)});
 }
 
+// Has the sums begin with what the prompt's queries gave each key.
+void TakeFrequencies(const ProfileSource& profile, Planes* planes) {
+  for (uint32_t plane = 0; plane < planes->planes(); ++plane) {
+    const auto head_class = static_cast<HeadClass>(profile.classes[plane]);
+    if (head_class != HeadClass::kFrequent && head_class != HeadClass::kLocal) continue;
+    planes->SetSums(plane,
+                    profile.regions->ReadProfileFrequency(profile.slot, plane, profile.tokens));
+  }
+  profile.regions->DropProfile(profile.slot);
+}
+
 }  // namespace
 
 void DrainJob::Run() {
@@ -55,6 +68,7 @@ void DrainJob::Run() {
 }
 
 void CompactionJob::Run() {
+  if (profile.regions != nullptr) TakeFrequencies(profile, &planes);
   std::vector<KeepRows> keep;
   if (selection.has_value()) {
     keep = Select(*selection, layout->geometry(), planes, ScoresFor(selection->score, *this));

@@ -20,6 +20,8 @@
 
 namespace kvpool {
 
+class SharedRegions;
+
 // A session's rows as a job reads them: the compacted lists lie in the agent's own table memory,
 // which does not change while the session is pinned; the fresh pages are a checked copy.
 struct SessionRows {
@@ -43,6 +45,14 @@ struct DrainJob {
   void Run();
 };
 
+// A profile that was just taken up: where the frequencies of its heads are to be read.
+struct ProfileSource {
+  SharedRegions* regions = nullptr;  // nullptr: there is none
+  uint32_t slot = 0;
+  std::vector<uint8_t> classes;  // checked, [planes]
+  uint32_t tokens = 0;           // checked
+};
+
 // Selects, plans and moves, in place. `selection` unset: only moves out of `evacuate`.
 struct CompactionJob {
   const Layout* layout = nullptr;
@@ -51,6 +61,7 @@ struct CompactionJob {
   Planes planes;
   std::vector<PageId> session_pages;
   std::optional<Selection> selection;
+  ProfileSource profile;
   std::vector<PageId> evacuate;
   std::vector<PageId> replacements;
 

@@ -10,10 +10,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <limits>
 #include <new>
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/token_flags.h"
 
 namespace kvpool {
 namespace {
@@ -91,6 +93,7 @@ void SharedRegions::ResetSlot(uint32_t index) {
   shm::SessionSlot& words = slot(index);
   words.page_count.store(0, std::memory_order_relaxed);
   words.committed.store(0, std::memory_order_relaxed);
+  words.profiled.store(0, std::memory_order_relaxed);
   SetState(index, shm::State::kRunning);
 }
 
@@ -98,6 +101,7 @@ SlotWords SharedRegions::ReadSlot(uint32_t index) {
   shm::SessionSlot& words = slot(index);
   SlotWords read;
   read.committed = words.committed.load(std::memory_order_acquire);
+  read.profiled = words.profiled.load(std::memory_order_acquire);
   const uint32_t count = std::min(words.page_count.load(std::memory_order_acquire), sizes_.pages());
   const auto* list = reinterpret_cast<const std::atomic<uint32_t>*>(
       reinterpret_cast<const std::byte*>(&words) + sizeof(shm::SessionSlot));
@@ -131,6 +135,38 @@ void SharedRegions::CopyQueries(uint32_t window, uint64_t first, uint32_t count,
     memcpy(&(*positions)[i], base + entry * sizeof(uint32_t), sizeof(uint32_t));
     memcpy(vectors->data() + size_t{i} * sizes_.query_floats, rows + entry * row_bytes, row_bytes);
   }
+}
+
+std::vector<uint8_t> SharedRegions::ReadTokenFlags(uint32_t index, uint32_t first,
+                                                   uint32_t count) const {
+  std::vector<uint8_t> flags(count);
+  memcpy(flags.data(), control_ + shm::TokenFlagsOffset(sizes_, index) + first, count);
+  for (uint8_t& flag : flags) flag &= kTokenFlags;
+  return flags;
+}
+
+std::vector<uint8_t> SharedRegions::ReadProfileClasses(uint32_t index) const {
+  std::vector<uint8_t> classes(sizes_.planes);
+  memcpy(classes.data(), control_ + shm::ProfileOffset(sizes_, index), classes.size());
+  return classes;
+}
+
+std::vector<float> SharedRegions::ReadProfileFrequency(uint32_t index, uint32_t plane,
+                                                       uint32_t tokens) const {
+  std::vector<float> frequency(tokens);
+  memcpy(frequency.data(),
+         control_ + shm::ProfileOffset(sizes_, index) + shm::ProfileFrequencyOffset(sizes_, plane),
+         tokens * sizeof(float));
+  for (float& mass : frequency) {
+    if (!(mass >= 0 && mass <= std::numeric_limits<float>::max())) mass = 0;
+  }
+  return frequency;
+}
+
+void SharedRegions::DropProfile(uint32_t index) {
+  // Best effort: what stays is charged to the tenant anyway.
+  (void)madvise(control_ + shm::ProfileOffset(sizes_, index), shm::ProfileStride(sizes_),
+                MADV_REMOVE);
 }
 
 SessionView SharedRegions::View(uint32_t index, uint64_t epoch) const {

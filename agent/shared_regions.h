@@ -2,8 +2,8 @@
 // them out by proto/shared_memory.h, and reads the worker's words once, clamped.
 //
 // Control is hostile: nothing read from it is trusted, and each word is read once. Tables is sealed
-// against write mappings by others. RPC thread, but for CopyQueries, which a kernel thread may
-// call.
+// against write mappings by others. RPC thread, but for CopyQueries and the profile's, which a
+// kernel thread may call.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -26,6 +26,7 @@ namespace kvpool {
 // What a worker wrote about one session, read once.
 struct SlotWords {
   uint64_t committed = 0;
+  uint32_t profiled = 0;            // prompt tokens that its profile covers
   std::vector<PageId> fresh_pages;  // at most sizes.pages(); ids unchecked
 };
 
@@ -64,6 +65,17 @@ class SharedRegions {
   // [count][query_floats]. Requires window < sizes.windows and count <= W.
   void CopyQueries(uint32_t window, uint64_t first, uint32_t count,
                    std::vector<uint32_t>* positions, std::vector<float>* vectors) const;
+
+  // Flags of tokens first .. first + count - 1 of a session, cut down to those there are. Requires
+  // first + count <= sizes.session_tokens.
+  std::vector<uint8_t> ReadTokenFlags(uint32_t index, uint32_t first, uint32_t count) const;
+  // A profile as its worker published it: classes [planes], unchecked, and the frequencies of a
+  // head's first `tokens` tokens, of which what is no finite number >= 0 becomes 0. Requires tokens
+  // <= sizes.session_tokens. Any thread.
+  std::vector<uint8_t> ReadProfileClasses(uint32_t index) const;
+  std::vector<float> ReadProfileFrequency(uint32_t index, uint32_t plane, uint32_t tokens) const;
+  // Gives the memory of a slot's profile back to the system. Any thread.
+  void DropProfile(uint32_t index);
 
   // The compacted segment of an epoch as kernels read it; epoch 0 has none.
   SessionView View(uint32_t index, uint64_t epoch) const;

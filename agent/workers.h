@@ -63,6 +63,7 @@ struct WorkerCounts {
 // Signs of workers that write rubbish, since the agent started.
 struct Hostilities {
   uint64_t bad_page_lists = 0;
+  uint64_t bad_profiles = 0;
   uint64_t bad_returns = 0;
   uint64_t unscored = 0;  // queries
 };

@@ -104,6 +104,16 @@ QueryWish FromCapnp(rpc::QueryNeed need) {
   return QueryWish::kNone;
 }
 
+std::optional<ProfileRule> FromCapnp(rpc::ProfileWish::Reader wish) {
+  if (wish.getSampleEvery() == 0) return std::nullopt;
+  return ProfileRule{.recovery = wish.getRecovery(),
+                     .local = wish.getLocal(),
+                     .frequent = wish.getFrequent(),
+                     .group = wish.getGroup() == rpc::ProfileGroup::MEAN ? ProfileRule::Group::kMean
+                                                                         : ProfileRule::Group::kMin,
+                     .sample_every = wish.getSampleEvery()};
+}
+
 // A descriptor of our own from a capability that carries one.
 kj::Promise<kj::AutoCloseFd> TakeFd(rpc::Memory::Client memory) {
   auto promise = memory.getFd();
@@ -297,7 +307,9 @@ class RemoteCalls final : public AgentCalls {
                          .slot = opened.getSlot(),
                          .queries = FromCapnp(opened.getQueryNeed()),
                          .sample_every = std::max(opened.getSampleEvery(), 1u),
-                         .prompt_rows = opened.getPromptRows()};
+                         .prompt_rows = opened.getPromptRows(),
+                         .token_flags = opened.getTokenFlags(),
+                         .profile = FromCapnp(opened.getProfile())};
   }
 
   void DrainBatch(std::vector<DrainRequest> batch, DrainDone done) {

@@ -73,7 +73,6 @@ void SessionImpl::AddPages(std::span<const PageId> pages) {
 
 bool SessionImpl::Due(uint32_t tokens) const {
   if (table_->hand_over.load(std::memory_order_acquire) != 0) return true;
-  if (profile_published_) return true;
   const uint32_t compact_at = table_->compact_at.load(std::memory_order_relaxed);
   // Without fresh tokens since the last compaction there is nothing that it left to drop.
   return compact_at != 0 && fresh_tokens() > 0 &&
@@ -130,6 +129,8 @@ bool SessionImpl::PushNeeded(uint32_t position, uint32_t index, uint32_t tokens)
     case QueryWish::kSampled:
       return false;
     case QueryWish::kExact:
+      // A profile counts the prompt's rows; its last ones are pushed for recovery.
+      if (opened_.profile.has_value()) return position + opened_.prompt_rows >= prompt_tokens_;
       return tokens == 1 || tokens - index <= opened_.prompt_rows;
     case QueryWish::kPrompt:
       return position < prompt_tokens_ && prompt_tokens_ - position <= opened_.prompt_rows;
@@ -164,7 +165,6 @@ void SessionImpl::PublishProfile() {
   }
   words_->profiled.store(tokens, std::memory_order_release);
   profiler_.reset();
-  profile_published_ = true;
 }
 
 bool SessionImpl::PushWanted(uint32_t position, uint32_t index, uint32_t tokens) const {

@@ -85,7 +85,6 @@ absl::Status TenantImpl::HandOverDue(std::span<Step> steps) {
   if (!outcomes.ok()) return outcomes.status();
   for (size_t k = 0; k < due.size(); ++k) {
     steps[indices[k]].outcome = (*outcomes)[k];
-    due[k]->profile_published_ = false;
     due[k]->RefreshTable();
   }
   return absl::OkStatus();

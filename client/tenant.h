@@ -151,7 +151,6 @@ class SessionImpl final : public Session {
 
   uint8_t* const flags_;                      // [session_tokens], in shared memory
   std::unique_ptr<PromptProfiler> profiler_;  // until the profile is published
-  bool profile_published_ = false;            // and not taken up by the agent yet
 
   static constexpr uint32_t kNoWindow = ~0u;
   uint32_t window_ = kNoWindow;

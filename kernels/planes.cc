@@ -51,6 +51,17 @@ void Planes::Append(uint32_t first_position, uint32_t count) {
   }
 }
 
+void Planes::SetSums(uint32_t plane, std::span<const float> sums) {
+  Head& head = heads_[plane];
+  for (size_t row = 0; row < sums.size(); ++row) head.sum_before[row] = sums[row] - head.mass[row];
+}
+
+void Planes::SetNewestFlags(std::span<const uint8_t> flags) {
+  for (Head& head : heads_) {
+    std::copy(flags.begin(), flags.end(), head.flags.end() - static_cast<ptrdiff_t>(flags.size()));
+  }
+}
+
 void Planes::BeginDrain(uint32_t queries, uint32_t newest_step) {
   observed_ += queries;
   if (newest_step > hit_base_ && newest_step - hit_base_ > std::numeric_limits<uint16_t>::max()) {

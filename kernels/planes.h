@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "kernels/geometry.h"
@@ -93,8 +94,13 @@ class Planes {
   float Sum(uint32_t plane, uint32_t row) const {
     return heads_[plane].sum_before[row] + heads_[plane].mass[row];
   }
+  // Makes Sum(plane, row) what `sums` says, for the first sums.size() rows, of which there must be
+  // as many.
+  void SetSums(uint32_t plane, std::span<const float> sums);
   std::vector<uint8_t>& flags(uint32_t plane) { return heads_[plane].flags; }
   const std::vector<uint8_t>& flags(uint32_t plane) const { return heads_[plane].flags; }
+  // Flags of the newest flags.size() rows of every head. Requires the plane `flags`.
+  void SetNewestFlags(std::span<const uint8_t> flags);
 
   // The step of each row's last hit, less hit_base(); 0: none within the last kMaxHitWindow steps.
   // Two bytes do for a session of any length, because the base moves up before they overflow.

@@ -65,7 +65,8 @@ struct Selection {
                  // hold the same rows keep the same rows (TOVA)
   } scope = Scope::kHead;
   uint32_t floor = 0;  // kLayer, kSession
-  // Rows that the longest head is expected to keep: an estimate, by which memory pressure plans.
+  // Rows that a head is expected to keep, as the mean over heads: an estimate, by which memory
+  // pressure plans.
   uint32_t expected = 0;
 
   const HeadRule& Rule(uint32_t plane) const {

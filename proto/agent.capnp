@@ -191,7 +191,24 @@ struct Opened @0x8a9c4f7320bed651 {
   queryNeed @2 :QueryNeed;      # which queries to push
   sampleEvery @3 :UInt32;       # for sampled: one query in this many
   promptRows @4 :UInt32;        # for exact: last queries of each chunk of several tokens to push;
-                                # for prompt: last queries of the prompt to push
+                                # for prompt: last queries of the prompt to push; with a
+                                # profile: of the prompt, and every query after it
+  tokenFlags @5 :Bool;          # whether the flags of tokens are wanted (shared_memory.h)
+  profile @6 :ProfileWish;      # how to profile the prompt; sampleEvery 0: not at all
+}
+
+struct ProfileWish @0xb41d8e93f6072ac5 {
+  # FastGen: which class each head of a prompt gets. The arithmetic is kernels/profile.h.
+  sampleEvery @0 :UInt32;       # one row of the prompt in this many is looked at; 0: no profile
+  recovery @1 :Float64;         # share of the attention that a head's class must keep
+  local @2 :Float64;            # share of the length that is local
+  frequent @3 :Float64;         # share of the length that is frequent
+  group @4 :ProfileGroup;       # which of a KV head's query heads must reach the recovery
+}
+
+enum ProfileGroup @0xe92c5a07d1b8634f {
+  min @0;                       # the least of them
+  mean @1;                      # their mean
 }
 
 enum QueryNeed @0xcb83560da2f7e194 {

@@ -108,13 +108,18 @@ constexpr uint64_t WindowOffset(const ShmSizes& s, uint32_t window) {
 }
 // A prompt's profile, one per slot, untouched where no policy wants one: u8 classes [planes]
 // (kernels/profile.h, HeadClass), then f32 frequencies [planes][session_tokens], of which the first
-// `profiled` of those heads count whose class ranks by them.
-constexpr uint64_t ProfilesOffset(const ShmSizes& s) { return WindowOffset(s, s.windows); }
+// `profiled` of those heads count whose class ranks by them. On system pages of their own, so that
+// the agent can give their memory back.
+constexpr uint64_t kSystemPage = 4096;
+constexpr uint64_t AlignPage(uint64_t n) { return (n + kSystemPage - 1) & ~(kSystemPage - 1); }
+constexpr uint64_t ProfilesOffset(const ShmSizes& s) {
+  return AlignPage(WindowOffset(s, s.windows));
+}
 constexpr uint64_t ProfileFrequencyOffset(const ShmSizes& s, uint32_t plane) {
   return AlignUp(s.planes) + uint64_t{plane} * s.session_tokens * 4;
 }
 constexpr uint64_t ProfileStride(const ShmSizes& s) {
-  return AlignUp(ProfileFrequencyOffset(s, s.planes));
+  return AlignPage(ProfileFrequencyOffset(s, s.planes));
 }
 constexpr uint64_t ProfileOffset(const ShmSizes& s, uint32_t slot) {
   return ProfilesOffset(s) + slot * ProfileStride(s);

@@ -7,6 +7,7 @@
 
 #include "kernels/policy/adakv.h"
 #include "kernels/policy/corm.h"
+#include "kernels/policy/fastgen.h"
 #include "kernels/policy/full.h"
 #include "kernels/policy/h2o.h"
 #include "kernels/policy/kvcompress.h"
@@ -41,6 +42,7 @@ constexpr Row kPolicies[] = {
     {"pyramidkv", Make<PyramidKvPolicy>},
     {"adakv", Make<AdaKvPolicy>},
     {"kvcompress", Make<KvCompressPolicy>},
+    {"fastgen", Make<FastGenPolicy>},
     {"random", Make<RandomPolicy>},
 };
 

@@ -14,6 +14,7 @@
 #include "common/policy_spec.h"
 #include "kernels/geometry.h"
 #include "kernels/planes.h"
+#include "kernels/profile.h"
 #include "kernels/selection.h"
 
 namespace kvpool {
@@ -38,6 +39,9 @@ struct PolicyNeeds {
   QueryNeed queries = QueryNeed::kSampled;
   uint32_t sample_every = 1;  // kSampled, kPrompt: one query in this many, for recovery only
   uint32_t prompt_rows = 0;   // kExact, kPrompt
+  // How the worker is to profile the prompt. Then prompt_rows are the prompt's last ones, because
+  // the profile has counted the rows before them, and all queries after it are pushed.
+  std::optional<ProfileRule> profile;
 };
 
 // What was agreed when a session was opened.

@@ -132,7 +132,9 @@ class Loopback {
                            .slot = (*session)->slot,
                            .queries = static_cast<QueryWish>(needs.queries),
                            .sample_every = needs.sample_every,
-                           .prompt_rows = needs.prompt_rows};
+                           .prompt_rows = needs.prompt_rows,
+                           .token_flags = needs.planes.flags,
+                           .profile = needs.profile};
     }
     void Close(uint64_t handle) override {
       loop_.attachment_->Close(static_cast<uint32_t>(handle));
