@@ -75,9 +75,19 @@ void Workers::RecordCompactions(TenantId tenant_id, const Layout& layout,
     record.recovery_min =
         measured == 1 ? outcome.recovery_min : std::min(record.recovery_min, outcome.recovery_min);
   }
-  if (record.sessions == 0) return;
   if (measured > 0) record.recovery = recovery / static_cast<float>(measured);
-  deps_.book->Record(record);
+  if (record.sessions > 0) deps_.book->Record(record);
+  ReclaimRecord sealed{.tenant = record.tenant,
+                       .time = record.time,
+                       .step = ReclaimStep::kRequantisation,
+                       .reason = record.reason,
+                       .policy = record.policy};
+  for (const CompactionOutcome& outcome : outcomes) {
+    if (outcome.sealing != CompactionOutcome::Sealing::kSealed) continue;
+    ++sealed.sessions;
+    sealed.bytes += outcome.sealing_freed * layout.page_bytes().value();
+  }
+  if (sealed.sessions > 0) deps_.book->Record(sealed);
 }
 
 kj::Promise<std::vector<CompactionOutcome>> Workers::HandOver(WorkerId id,

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <utility>
 
 namespace kvpool {
 namespace {
@@ -84,6 +85,13 @@ void Planes::Gather(uint32_t plane, const std::vector<uint32_t>& source) {
   GatherInto(positions_[plane], source);
   mass_[plane].assign(source.size(), 0.0f);
   for (std::vector<uint8_t>& counts : low_[plane]) GatherInto(counts, source);
+}
+
+void Planes::Reorder(uint32_t plane, const std::vector<uint32_t>& source) {
+  std::vector<float> mass = std::move(mass_[plane]);
+  Gather(plane, source);
+  GatherInto(mass, source);
+  mass_[plane] = std::move(mass);
 }
 
 uint32_t Planes::RingSlot(uint32_t age) const {

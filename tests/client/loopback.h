@@ -35,6 +35,7 @@ class Loopback {
     uint32_t chunk = 64;
     uint32_t session_tokens = 1024;
     PolicySpec policy = *MakePolicySpec("full", {});
+    SealRule seal;
   };
 
   static constexpr TenantId kTenant{1};
@@ -120,7 +121,8 @@ class Loopback {
       return absl::ResourceExhaustedError("no pages");
     }
     absl::StatusOr<OpenedSession> Open(const OpenOptions& options) override {
-      const TenantState& tenant = *loop_.book_.Find(kTenant);
+      TenantState tenant = *loop_.book_.Find(kTenant);
+      tenant.seal = loop_.options_.seal;
       const absl::StatusOr<AgentSession*> session =
           loop_.attachment_->Open(tenant, options.max_tokens,
                                   PeakCharge(loop_.attachment_->layout(), *tenant.policy,
