@@ -274,9 +274,11 @@ uint32_t Attachment::PagesFreedBySealing(const AgentSession& session) const {
   if (session.sealable_tokens() == 0 || places == 0) return 0;
   // What the policy drops first is not there to be sealed.
   uint32_t sealed = session.sealable_tokens();
-  if (const std::optional<Selection> selection = session.policy->Compact(session.cache_tokens())) {
-    sealed -= std::min(sealed,
-                       session.cache_tokens() - std::min(session.cache_tokens(), selection->total));
+  const std::optional<Selection> selection =
+      session.policy->Compact(session.State(setup_.layout.geometry()));
+  if (selection.has_value()) {
+    const uint32_t rows = session.cache_tokens();
+    sealed -= std::min(sealed, rows - std::min(rows, selection->expected));
   }
   const uint32_t now = sealed / kPageTokens;
   const uint32_t then = CeilDiv(sealed / kSealedRows * planes, places);
