@@ -15,8 +15,9 @@ function(kvpool_test)
   add_executable(${T_NAME} ${T_SOURCES})
   target_link_libraries(${T_NAME} PRIVATE ${T_LIBS} kvpool_test_paths GTest::gtest GTest::gmock GTest::gtest_main)
   add_test(NAME ${T_NAME} COMMAND ${T_NAME})
+  # die_after_fork=0: Process::Fork makes workers that start threads of their own.
   set_tests_properties(${T_NAME} PROPERTIES LABELS ${T_LABEL} TIMEOUT ${T_TIMEOUT}
-    ENVIRONMENT "UBSAN_OPTIONS=print_stacktrace=1;TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp;OPENBLAS_NUM_THREADS=1")
+    ENVIRONMENT "UBSAN_OPTIONS=print_stacktrace=1;TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:die_after_fork=0;OPENBLAS_NUM_THREADS=1")
   if(T_LABEL STREQUAL integration)
     # Deadlines of several real processes at once mean little on a machine that is busy with others.
     set_tests_properties(${T_NAME} PROPERTIES RUN_SERIAL ON)

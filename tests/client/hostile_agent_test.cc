@@ -131,7 +131,9 @@ class HostileAgent {
 };
 
 // Whether this process may touch the first byte of a slot: the kernel says so instead of a signal.
-bool IsMapped(const Tenant& tenant, uint32_t slot) {
+bool IsMapped(Tenant& tenant, uint32_t slot) {
+  // Ours is ordered after the thread that maps only by a call of ours, not by what the agent saw.
+  EXPECT_TRUE(tenant.Ping().ok()) << "the connection goes on";
   const kj::AutoCloseFd file(memfd_create("copy", MFD_CLOEXEC));
   return write(file, tenant.base() + slot * kSlab.value(), 1) == 1;
 }
@@ -157,7 +159,6 @@ TEST(HostileAgentTest, SlabsAboveTheMaximumOfACallAreRefusedAsAWhole) {
 
   EXPECT_FALSE(agent.Grant(limits::kSlabsPerCall + 1).ok());
   EXPECT_FALSE(IsMapped(**tenant, 0)) << "a call is taken as a whole or not at all";
-  EXPECT_TRUE((*tenant)->Ping().ok()) << "the connection goes on";
   EXPECT_TRUE(agent.Grant(limits::kSlabsPerCall).ok());
   EXPECT_TRUE(IsMapped(**tenant, limits::kSlabsPerCall - 1));
 
@@ -165,7 +166,6 @@ TEST(HostileAgentTest, SlabsAboveTheMaximumOfACallAreRefusedAsAWhole) {
   EXPECT_TRUE(IsMapped(**tenant, 0));
   EXPECT_TRUE(agent.Revoke(limits::kSlabsPerCall).ok());
   EXPECT_FALSE(IsMapped(**tenant, 0));
-  EXPECT_TRUE((*tenant)->Ping().ok());
 }
 
 }  // namespace

@@ -288,6 +288,7 @@ TEST_F(AgentTest, AKilledWorkersMemoryComesBack) {
     pause();
     return 0;
   });
+  close(ready[1]);  // so that a victim which dies early is noticed
   char byte;
   ASSERT_EQ(read(ready[0], &byte, 1), 1);
   ASSERT_TRUE(Eventually([&] { return manager_.Use(1).used_bytes == 4u * 32 * 8192; }));
