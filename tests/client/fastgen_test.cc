@@ -146,7 +146,7 @@ TEST_F(FastGenTest, CompactsAtThePromptsEndAndThenEverySlack) {
   EXPECT_GT(loop_->compactions()[0].freed_pages, 0u);
   EXPECT_EQ(loop_->used_pages() + loop_->compactions()[0].freed_pages,
             CeilDiv(kPrompt, kPageTokens));
-  EXPECT_GE(loop_->compactions()[0].recovery_mean, kRecovery);
+  EXPECT_GE(loop_->compactions()[0].recovery.mean, kRecovery);
   ASSERT_EQ(agent().head_classes.size(), 4u);
   for (uint32_t plane = 0; plane < 4; ++plane) {
     const auto expected = plane % 2 == 0 ? HeadClass::kLocal : HeadClass::kFull;
