@@ -161,7 +161,7 @@ TEST(TenantTest, APromptPolicyGetsThePromptsLastQueriesAndShrinksItOnce) {
       std::iota(window.begin(), window.end(), 59);
       EXPECT_EQ(loop.attachment().Find(0)->planes.window().positions, window);
     }
-    EXPECT_GT(loop.compactions().front().recovery_mean, 0.4f);
+    EXPECT_GT(loop.compactions().front().recovery.mean, 0.4f);
     for (const auto& positions : driver.Positions(session.get())) {
       for (uint32_t p = 59; p < 249; ++p) EXPECT_TRUE(positions.contains(p)) << p;
     }
