@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/places.h"
 
 namespace kvpool {
 
@@ -95,6 +96,7 @@ absl::StatusOr<AgentSession*> Attachment::Open(const TenantState& tenant, const 
   session.policy = tenant.policy;
   session.policy_text = ToString(tenant.spec);
   session.needs = tenant.policy->Needs();
+  session.seal = tenant.seal;
   session.charge = charge;
   session.planes = Planes(setup_.layout.geometry(), session.needs.planes);
   charge_ += charge;
@@ -266,6 +268,23 @@ uint32_t Attachment::PagesFreedByCompaction(const AgentSession& session) const {
   return now > then ? now - then : 0;
 }
 
+uint32_t Attachment::PagesFreedBySealing(const AgentSession& session) const {
+  const uint32_t planes = setup_.layout.geometry().planes();
+  const uint32_t places = PagePlaces(setup_.layout, session.seal.format).per_page();
+  if (session.sealable_tokens() == 0 || places == 0) return 0;
+  // What the policy drops first is not there to be sealed.
+  uint32_t sealed = session.sealable_tokens();
+  const std::optional<Selection> selection =
+      session.policy->Compact(session.State(setup_.layout.geometry()));
+  if (selection.has_value()) {
+    const uint32_t rows = session.cache_tokens();
+    sealed -= std::min(sealed, rows - std::min(rows, selection->expected));
+  }
+  const uint32_t now = sealed / kPageTokens;
+  const uint32_t then = CeilDiv(sealed / kSealedRows * planes, places);
+  return now > then ? now - then : 0;
+}
+
 void Attachment::AskHandOver(uint32_t slot) {
   regions_->table(slot).hand_over.store(1, std::memory_order_release);
 }
@@ -315,7 +334,14 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_
   const bool profile = TakeProfile(session);
   std::optional<Selection> selection =
       session->policy->Compact(session->State(setup_.layout.geometry()));
-  if (!selection.has_value() && evacuate.empty()) {
+  std::vector<PageId> spare;
+  if (PagesFreedBySealing(*session) > 0) {
+    // Room for one block of every head: the rest follows into what those have left.
+    const PagePlaces places(setup_.layout, session->seal.format);
+    spare =
+        GrantReplacements(session, CeilDiv(setup_.layout.geometry().planes(), places.per_page()));
+  }
+  if (!selection.has_value() && evacuate.empty() && spare.empty()) {
     if (profile) regions_->DropProfile(slot);
     SetCompactAt(*session);
     regions_->SetState(slot, resting);
@@ -333,7 +359,34 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_
                                                           session->head_classes, session->profiled}
                                           : ProfileSource{},
                        .evacuate = std::move(evacuate),
-                       .replacements = std::move(replacements)};
+                       .replacements = std::move(replacements),
+                       .seal = session->seal,
+                       .spare = std::move(spare)};
+}
+
+void Attachment::TakeResult(AgentSession* session, const CompactionJob& job,
+                            CompactionOutcome* outcome) {
+  const std::vector<PageId>& kept = job.result.pages;
+  const auto pages_before = static_cast<uint32_t>(job.session_pages.size());
+  const auto pages = static_cast<uint32_t>(kept.size());
+  const auto less = [](uint32_t from, uint32_t to) { return from > to ? from - to : 0; };
+  outcome->effect = job.selection.has_value() ? CompactionOutcome::Effect::kCompacted
+                                              : CompactionOutcome::Effect::kMoved;
+  outcome->freed_pages = less(pages_before, job.pages_before_sealing);
+  outcome->sealing_freed = less(job.pages_before_sealing, pages);
+  if (outcome->sealing_freed > 0) outcome->sealing = CompactionOutcome::Sealing::kSealed;
+  session->fresh_pages.clear();
+  session->compacted_pages = kept;
+  std::sort(session->compacted_pages.begin(), session->compacted_pages.end());
+  session->fresh_start = session->committed;
+  session->compacted_tokens = session->open_tokens = 0;
+  for (size_t plane = 0; plane < job.result.lengths.size(); ++plane) {
+    const uint32_t length = job.result.lengths[plane];
+    session->compacted_tokens = std::max(session->compacted_tokens, length);
+    session->open_tokens =
+        std::max(session->open_tokens, length - job.result.sealed_lengths[plane]);
+  }
+  ++session->epoch;
 }
 
 CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, shm::State resting) {
@@ -343,30 +396,22 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
   (void)ledger_->Unpin(session->id);
   CompactionOutcome outcome{.status = job.status, .recovery = StatsOf(job.recovery)};
   std::vector<PageId> unused = job.replacements;
+  unused.insert(unused.end(), job.spare.begin(), job.spare.end());
   if (job.status.ok()) {
-    outcome.effect = job.selection.has_value() ? CompactionOutcome::Effect::kCompacted
-                                               : CompactionOutcome::Effect::kMoved;
+    TakeResult(session, job, &outcome);
+    unused.insert(unused.end(), job.session_pages.begin(), job.session_pages.end());
     std::erase_if(unused, [&](PageId page) {
-      return std::find(job.plan.result.pages.begin(), job.plan.result.pages.end(), page) !=
-             job.plan.result.pages.end();
+      return std::binary_search(session->compacted_pages.begin(), session->compacted_pages.end(),
+                                page);
     });
-    outcome.freed_pages = static_cast<uint32_t>(job.plan.freed.size());
-    (void)ledger_->Release(session->id, job.plan.freed);
-    session->fresh_pages.clear();
-    session->compacted_pages = job.plan.result.pages;
-    std::sort(session->compacted_pages.begin(), session->compacted_pages.end());
-    session->fresh_start = session->committed;
-    session->compacted_tokens =
-        *std::max_element(job.plan.result.lengths.begin(), job.plan.result.lengths.end());
     if (job.selection.has_value()) {
       MultiplyRecovery(job.recovery, &session->recovery_product);
       outcome.cumulative = StatsOf(session->recovery_product);
       session->selected_step = session->committed;
       session->selected_tokens = session->compacted_tokens;
     }
-    ++session->epoch;
     SetCompactAt(*session);
-    regions_->Publish(slot, session->epoch, session->fresh_start, job.plan.result, session->planes);
+    regions_->Publish(slot, session->epoch, session->fresh_start, job.result, session->planes);
   }
   (void)ledger_->Release(session->id, unused);
   regions_->SetState(slot, resting);

@@ -42,10 +42,12 @@ struct AttachmentSetup {
 // What a compaction did, for records and replies.
 struct CompactionOutcome {
   absl::Status status;
-  uint32_t freed_pages = 0;
-  RecoveryStats recovery;    // over heads
-  RecoveryStats cumulative;  // the same of the running product over the session's compactions
+  uint32_t freed_pages = 0;    // by compaction
+  uint32_t sealing_freed = 0;  // pages freed by sealing after it
+  RecoveryStats recovery;      // over heads
+  RecoveryStats cumulative;    // the same of the running product over the session's compactions
   enum class Effect : uint8_t { kNothing, kMoved, kCompacted } effect = Effect::kNothing;
+  enum class Sealing : uint8_t { kNone, kSealed } sealing = Sealing::kNone;
 };
 
 class Attachment {
@@ -94,7 +96,8 @@ class Attachment {
   uint64_t unscored() const { return unscored_; }
 
   // The session is BUSY: by its worker's word (hand-over) or because TakeIdle succeeded. Compacts
-  // as far as the policy's parameters allow now, and moves out of slabs that are being evacuated.
+  // as far as the policy's parameters allow now, moves out of slabs that are being evacuated, and
+  // seals what the session's rule says, if there are free pages to do it through.
   // No job (nullopt) when there is nothing to do: the session is given back in `resting`. Errors as
   // BeginDrain.
   absl::StatusOr<std::optional<CompactionJob>> BeginCompaction(uint32_t slot, shm::State resting);
@@ -104,6 +107,8 @@ class Attachment {
   // Pages that a compaction would free now, by what was last checked; 0 when its policy has nothing
   // to drop.
   uint32_t PagesFreedByCompaction(const AgentSession& session) const;
+  // Pages that sealing would free after that, likewise; 0 when its rule seals nothing.
+  uint32_t PagesFreedBySealing(const AgentSession& session) const;
   // Asks the worker, in its table, to hand the session over at its next safe point.
   void AskHandOver(uint32_t slot);
 
@@ -118,6 +123,9 @@ class Attachment {
   SessionRows Rows(const AgentSession& session);
   // Tells the worker when its policy wants the session next.
   void SetCompactAt(const AgentSession& session);
+  // What a job left becomes what the session is.
+  static void TakeResult(AgentSession* session, const CompactionJob& job,
+                         CompactionOutcome* outcome);
   void Free(AgentSession* session);
   bool InEvacuatedSlab(PageId page) const;
   std::vector<PageId> GrantReplacements(AgentSession* session, size_t count);

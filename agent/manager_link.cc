@@ -21,8 +21,15 @@ constexpr uint32_t kLongestPauseMillis = 5000;
 constexpr auto kReportSpacing = 20 * kj::MILLISECONDS;
 
 rpc::ReclaimStep ToCapnp(ReclaimStep step) {
-  return step == ReclaimStep::kCompaction ? rpc::ReclaimStep::COMPACTION
-                                          : rpc::ReclaimStep::REFUSAL;
+  switch (step) {
+    case ReclaimStep::kCompaction:
+      return rpc::ReclaimStep::COMPACTION;
+    case ReclaimStep::kRequantisation:
+      return rpc::ReclaimStep::REQUANTISATION;
+    case ReclaimStep::kRefusal:
+      break;
+  }
+  return rpc::ReclaimStep::REFUSAL;
 }
 
 rpc::ReclaimReason ToCapnp(ReclaimReason reason) {

@@ -59,11 +59,16 @@ void ChooseVictims(const ReclaimInput& input, Victims* victims, ReclaimPlan* pla
   }
 }
 
-// Counts what is missing for the others, where compaction can free that much.
+// What a job on the session frees: it compacts and then seals.
+int64_t Frees(const ReclaimSession& session) {
+  return static_cast<int64_t>(session.frees_pages + session.seals_pages);
+}
+
+// Counts what is missing for the others, where compaction and sealing can free that much.
 void CountMissing(const ReclaimInput& input, Victims* victims) {
   std::map<uint32_t, int64_t> freeable;
   for (const ReclaimSession& session : input.sessions) {
-    freeable[session.group] += static_cast<int64_t>(session.frees_pages);
+    freeable[session.group] += Frees(session);
   }
   std::map<uint32_t, GroupRoom> rooms = victims->rooms;
   int64_t more = victims->wanted - static_cast<int64_t>(victims->going.size());
@@ -93,6 +98,11 @@ bool LosesLess(const ReclaimSession* a, const ReclaimSession* b) {
   return a->frees_pages > b->frees_pages;
 }
 
+bool GainsMore(const ReclaimSession* a, const ReclaimSession* b) {
+  if (a->where != b->where) return a->where == ReclaimSession::Where::kIdle;
+  return a->seals_pages > b->seals_pages;
+}
+
 // Enough of `candidates`, which are in order of preference, to free `missing` pages; or all.
 std::vector<const ReclaimSession*> Enough(const std::vector<const ReclaimSession*>& candidates,
                                           int64_t missing) {
@@ -100,11 +110,11 @@ std::vector<const ReclaimSession*> Enough(const std::vector<const ReclaimSession
   for (const ReclaimSession* session : candidates) {
     if (missing <= 0) break;
     chosen.push_back(session);
-    missing -= static_cast<int64_t>(session->frees_pages);
+    missing -= Frees(*session);
   }
   // A large one at the end may make earlier ones unnecessary.
   for (size_t i = chosen.size(); i-- > 0;) {
-    const int64_t without = missing + static_cast<int64_t>(chosen[i]->frees_pages);
+    const int64_t without = missing + Frees(*chosen[i]);
     if (without > 0) continue;
     missing = without;
     chosen.erase(chosen.begin() + static_cast<std::ptrdiff_t>(i));
@@ -121,20 +131,29 @@ ReclaimPlan PlanReclaim(const ReclaimInput& input) {
   CountMissing(input, &victims);
   if (NeedsMagazines(input, victims)) plan.magazines = ReclaimPlan::Magazines::kReturn;
 
-  std::map<uint32_t, std::vector<const ReclaimSession*>> candidates;  // by group
+  // By group: what compaction shrinks, and what only sealing does.
+  std::map<uint32_t, std::vector<const ReclaimSession*>> candidates, sealable;
   std::vector<const ReclaimSession*> chosen;
   for (const ReclaimSession& session : input.sessions) {
     const bool moves = std::any_of(session.slabs.begin(), session.slabs.end(),
                                    [&](SlabIndex slab) { return victims.going.contains(slab); });
     if (moves) {
       chosen.push_back(&session);  // and is compacted on the way
-      victims.rooms[session.group].missing -= static_cast<int64_t>(session.frees_pages);
+      victims.rooms[session.group].missing -= Frees(session);
     } else if (session.frees_pages > 0) {
       candidates[session.group].push_back(&session);
+    } else if (session.seals_pages > 0) {
+      sealable[session.group].push_back(&session);
     }
   }
   for (auto& [group, sessions] : candidates) {
     std::stable_sort(sessions.begin(), sessions.end(), LosesLess);
+    const auto enough = Enough(sessions, victims.rooms[group].missing);
+    chosen.insert(chosen.end(), enough.begin(), enough.end());
+    for (const ReclaimSession* session : enough) victims.rooms[group].missing -= Frees(*session);
+  }
+  for (auto& [group, sessions] : sealable) {
+    std::stable_sort(sessions.begin(), sessions.end(), GainsMore);
     const auto enough = Enough(sessions, victims.rooms[group].missing);
     chosen.insert(chosen.end(), enough.begin(), enough.end());
   }

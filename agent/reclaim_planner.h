@@ -1,10 +1,11 @@
 // Decides what to do for a tenant that holds more slabs than its lease: pure, no ledger, no clock.
 //
-// Of the reclaim order the steps that exist are 2 (compaction) and 5 (refusal, which needs no plan:
-// no page is granted above the lease). Before both come the ways that cost nobody anything: unused
-// pages in magazines go back, and the emptiest slabs move into free places of the others. Sessions
-// are compacted only as far as room is missing for that. A plan holds only what is worth doing now;
-// it is made anew whenever something has changed.
+// Of the reclaim order the steps that exist are 2 (compaction), 3 (requantisation) and 5 (refusal,
+// which needs no plan: no page is granted above the lease). Before both come the ways that cost
+// nobody anything: unused pages in magazines go back, and the emptiest slabs move into free places
+// of the others. Sessions are compacted only as far as room is missing for that, and those that
+// compaction cannot shrink are sealed only as far as room is missing after it. A plan holds only
+// what is worth doing now; it is made anew whenever something has changed.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -24,6 +25,7 @@ struct ReclaimSession {
   enum class Where : uint8_t { kIdle, kRunning } where = Where::kIdle;
   uint64_t pages = 0;            // that it owns
   uint64_t frees_pages = 0;      // that compaction by its policy would free now; 0: it cannot
+  uint64_t seals_pages = 0;      // that sealing would free besides; 0: it cannot
   std::vector<SlabIndex> slabs;  // where it has pages
 };
 
@@ -39,7 +41,7 @@ struct ReclaimPlan {
   enum class Magazines : uint8_t { kKeep, kReturn } magazines = Magazines::kKeep;
   std::vector<SlabIndex> cancel;    // EVACUATING slabs that need not go any more
   std::vector<SlabIndex> evacuate;  // LEASED slabs that shall go, emptiest first
-  std::vector<SessionId> take;      // IDLE sessions to compact or move now
+  std::vector<SessionId> take;      // IDLE sessions to compact, seal or move now
   std::vector<SessionId> ask;       // RUNNING sessions to be handed over
 
   bool empty() const {
@@ -51,7 +53,8 @@ struct ReclaimPlan {
 
 // Deterministic. Never sends away more slabs than the lease demands, nor a slab with pages in
 // sessions for which there is no room in the LEASED slabs of its group that stay. Compacts IDLE
-// sessions before RUNNING ones, those that lose the smallest share first, and none without need.
+// sessions before RUNNING ones, those that lose the smallest share first, and none without need;
+// seals others only when that is not enough, those that gain the most first.
 ReclaimPlan PlanReclaim(const ReclaimInput& input);
 
 }  // namespace kvpool

@@ -79,7 +79,8 @@ ReclaimInput Reclaimer::Input(TenantId tenant) const {
       ReclaimSession known{.id = session.id,
                            .where = attachment.IsIdle(slot) ? ReclaimSession::Where::kIdle
                                                             : ReclaimSession::Where::kRunning,
-                           .frees_pages = attachment.PagesFreedByCompaction(session)};
+                           .frees_pages = attachment.PagesFreedByCompaction(session),
+                           .seals_pages = attachment.PagesFreedBySealing(session)};
       std::set<SlabIndex> slabs;
       for (PageId page : deps_.ledger->PagesOf(session.id).value_or(std::span<const PageId>())) {
         ++known.pages;

@@ -15,6 +15,7 @@
 #include "common/ids.h"
 #include "kernels/planes.h"
 #include "kernels/policy/policy.h"
+#include "kernels/sealing.h"
 
 namespace kvpool {
 
@@ -25,12 +26,14 @@ struct AgentSession {
   std::shared_ptr<const Policy> policy;
   std::string policy_text;
   PolicyNeeds needs;
+  SealRule seal;
   Charge charge;
 
   Planes planes;
   uint64_t epoch = 0;
   std::vector<PageId> compacted_pages;  // sorted; a worker must not list them as fresh
   uint32_t compacted_tokens = 0;        // rows of the longest head in the compacted segment
+  uint32_t open_tokens = 0;             // most rows of a head there that are not sealed
   uint32_t fresh_start = 0;             // logical position of the first fresh token
   uint32_t committed = 0;               // as last checked; planes have a row for each below it
   std::vector<PageId> fresh_pages;      // as last checked
@@ -46,6 +49,12 @@ struct AgentSession {
   bool closed = false;  // its capability is gone; freed when the job ends
   bool failed = false;
 
+  // Rows of a head that a sealing would seal now, by what was last checked; in whole blocks.
+  uint32_t sealable_tokens() const {
+    const uint32_t open = open_tokens + committed - fresh_start;
+    if (seal.format == SealedFormat::kNone || open < seal.open_rows) return 0;
+    return (open - seal.open_rows) / kSealedRows * kSealedRows;
+  }
   // Rows of the longest head.
   uint32_t cache_tokens() const { return compacted_tokens + committed - fresh_start; }
   PolicyState State(const Geometry& geometry) const {

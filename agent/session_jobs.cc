@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <utility>
 
 #include "agent/shared_regions.h"
@@ -85,11 +86,44 @@ void CompactionJob::Run() {
     status = made.status();
     return;
   }
-  plan = *std::move(made);
-  ExecuteCompaction(*layout, base, plan);
-  if (!selection.has_value()) return;  // a move keeps every row, and the statistics with it
+  ExecuteCompaction(*layout, base, *made);
   for (uint32_t plane = 0; plane < planes.planes(); ++plane) {
-    planes.Gather(plane, plan.sources[plane]);
+    if (selection.has_value()) {
+      planes.Gather(plane, made->sources[plane]);
+    } else {
+      planes.Reorder(plane, made->sources[plane]);  // recovery still counts from the last selection
+    }
+  }
+  result = made->result;
+  pages_before_sealing = static_cast<uint32_t>(result.pages.size());
+  if (seal.format != SealedFormat::kNone) Seal(*made);
+}
+
+void CompactionJob::Seal(const CompactionPlan& plan) {
+  // What the compaction freed can be written to, unless its slab must become empty.
+  std::vector<PageId> free = spare;
+  std::copy_if(plan.freed.begin(), plan.freed.end(), std::back_inserter(free), [&](PageId page) {
+    return std::find(evacuate.begin(), evacuate.end(), page) == evacuate.end();
+  });
+  for (;;) {
+    absl::StatusOr<SealingPlan> part = PlanSealing({.layout = layout,
+                                                    .segment = &result,
+                                                    .format = seal.format,
+                                                    .open_rows = seal.open_rows,
+                                                    .spare = free});
+    if (!part.ok()) {
+      sealed = part.status();
+      return;
+    }
+    if (part->moves.empty()) return;
+    for (size_t slice = 0; slice <= part->slices.size(); ++slice) {
+      ExecuteSealingSlice(*layout, base, *part, slice);
+    }
+    result = std::move(part->result);
+    free.insert(free.end(), part->freed.begin(), part->freed.end());
+    std::erase_if(free, [&](PageId page) {
+      return std::find(result.pages.begin(), result.pages.end(), page) != result.pages.end();
+    });
   }
 }
 

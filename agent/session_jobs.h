@@ -1,4 +1,5 @@
-// The two things an agent does to a session's memory, as values: score queries (drain) and compact.
+// The two things an agent does to a session's memory, as values: score queries (drain), and compact
+// and seal (quantise).
 // A job is made on the RPC thread, run on a kernel thread, and its result taken back on the RPC
 // thread. A job owns or pins all it reads; it knows no ledger, session table or RPC.
 //
@@ -15,6 +16,7 @@
 #include "kernels/compaction.h"
 #include "kernels/layout.h"
 #include "kernels/planes.h"
+#include "kernels/sealing.h"
 #include "kernels/selection.h"
 #include "kernels/session_view.h"
 
@@ -53,7 +55,8 @@ struct ProfileSource {
   uint32_t tokens = 0;           // checked
 };
 
-// Selects, plans and moves, in place. `selection` unset: only moves out of `evacuate`.
+// Selects, plans and moves, in place; then seals, out of place, slice after slice. `selection`
+// unset: keeps every row, and only moves out of `evacuate`.
 struct CompactionJob {
   const Layout* layout = nullptr;
   std::byte* base = nullptr;
@@ -63,14 +66,21 @@ struct CompactionJob {
   std::optional<Selection> selection;
   ProfileSource profile;
   std::vector<PageId> evacuate;
-  std::vector<PageId> replacements;
+  std::vector<PageId> replacements;  // free pages, for `evacuate`
+  SealRule seal;
+  std::vector<PageId> spare;  // free pages to seal through; pages freed before serve too
 
-  // Results.
+  // Results. Of session_pages, replacements and spare, those absent from result.pages are free.
   absl::Status status;
-  CompactionPlan plan;
+  CompactedSegment result;
+  uint32_t pages_before_sealing = 0;
+  absl::Status sealed;          // not ok: nothing (more) was sealed, and why; the session is whole
   std::vector<float> recovery;  // [planes]; negative where it could not be measured
 
   void Run();
+
+ private:
+  void Seal(const CompactionPlan& plan);
 };
 
 }  // namespace kvpool

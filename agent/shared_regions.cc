@@ -172,22 +172,28 @@ void SharedRegions::DropProfile(uint32_t index) {
 SessionView SharedRegions::View(uint32_t index, uint64_t epoch) const {
   if (epoch == 0) return {};
   const std::byte* buffer = tables_ + shm::TableBufferOffset(sizes_, index, epoch);
-  return {.compacted_lengths = reinterpret_cast<const uint32_t*>(buffer),
-          .compacted_blocks = reinterpret_cast<const BlockId*>(buffer + shm::LengthsBytes(sizes_)),
-          .compacted_stride = sizes_.pages()};
+  const auto* sealed = reinterpret_cast<const uint32_t*>(buffer + shm::LengthsBytes(sizes_));
+  return {
+      .compacted_lengths = reinterpret_cast<const uint32_t*>(buffer),
+      .compacted_blocks = reinterpret_cast<const BlockId*>(buffer + shm::TableBlocksOffset(sizes_)),
+      .compacted_stride = sizes_.pages(),
+      .sealed_lengths = sealed + 1,
+      .sealed_format = static_cast<SealedFormat>(sealed[0])};
 }
 
 void SharedRegions::Publish(uint32_t index, uint64_t epoch, uint64_t fresh_start,
                             const CompactedSegment& segment, const Planes& planes) {
   std::byte* buffer = tables_ + shm::TableBufferOffset(sizes_, index, epoch);
   auto* lengths = reinterpret_cast<uint32_t*>(buffer);
-  auto* blocks = reinterpret_cast<BlockId*>(buffer + shm::LengthsBytes(sizes_));
-  auto* positions =
-      reinterpret_cast<uint32_t*>(buffer + shm::LengthsBytes(sizes_) + shm::BlocksBytes(sizes_));
+  auto* sealed = reinterpret_cast<uint32_t*>(buffer + shm::LengthsBytes(sizes_));
+  auto* blocks = reinterpret_cast<BlockId*>(buffer + shm::TableBlocksOffset(sizes_));
+  auto* positions = reinterpret_cast<uint32_t*>(buffer + shm::TablePositionsOffset(sizes_));
   const size_t stride = sizes_.pages();
+  *sealed++ = static_cast<uint32_t>(segment.format);
   uint32_t longest = 0;
   for (uint32_t plane = 0; plane < sizes_.planes; ++plane) {
     lengths[plane] = segment.lengths[plane];
+    sealed[plane] = segment.sealed_lengths[plane];
     longest = std::max(longest, segment.lengths[plane]);
     std::copy(segment.blocks[plane].begin(), segment.blocks[plane].end(), blocks + plane * stride);
     const std::vector<uint32_t>& rows = planes.positions(plane);

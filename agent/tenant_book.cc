@@ -38,7 +38,15 @@ void ApplyOrder(uint64_t epoch, const TenantOrder& order, TenantState* state) {
 }  // namespace
 
 std::string ToString(ReclaimStep step) {
-  return step == ReclaimStep::kCompaction ? "compaction" : "refusal";
+  switch (step) {
+    case ReclaimStep::kCompaction:
+      return "compaction";
+    case ReclaimStep::kRequantisation:
+      return "requantisation";
+    case ReclaimStep::kRefusal:
+      break;
+  }
+  return "refusal";
 }
 
 std::string ToString(ReclaimReason reason) {
@@ -119,7 +127,7 @@ void TenantBook::Record(const ReclaimRecord& record) {
     TenantCounters& counters = found->second.counters;
     if (record.step == ReclaimStep::kRefusal) {
       if (record.reason != ReclaimReason::kLeaseGrowing) ++counters.refusals;
-    } else {
+    } else if (record.step == ReclaimStep::kCompaction) {
       counters.compactions += record.sessions;
     }
     if (record.recovery.measured()) {

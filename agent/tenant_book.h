@@ -25,13 +25,14 @@
 #include "common/policy_spec.h"
 #include "common/secret.h"
 #include "kernels/policy/policy.h"
+#include "kernels/sealing.h"
 
 namespace kvpool {
 
 using TokenHash = Sha256Hash;  // of a worker token
 
 // Steps of the reclaim order that exist so far, by their numbers in it.
-enum class ReclaimStep : uint8_t { kCompaction = 2, kRefusal = 5 };
+enum class ReclaimStep : uint8_t { kCompaction = 2, kRequantisation = 3, kRefusal = 5 };
 enum class ReclaimReason : uint8_t {
   kScheduled,
   kLeaseShrink,
@@ -93,6 +94,7 @@ struct TenantState {
   uint32_t limit_slabs = 0;
   PolicySpec spec = DefaultPolicySpec();
   std::shared_ptr<const Policy> policy;
+  SealRule seal;  // of sessions opened from now on
   std::vector<TokenHash> token_hashes;
   TenantCounters counters;
   KnownDemand known_demand;

@@ -71,10 +71,20 @@ void Workers::RecordCompactions(TenantId tenant_id, const Layout& layout,
     recovery.push_back(outcome.recovery);
     cumulative.push_back(outcome.cumulative);
   }
-  if (record.sessions == 0) return;
   record.recovery = StatsOf(recovery);
   record.cumulative = StatsOf(cumulative);
-  deps_.book->Record(record);
+  if (record.sessions > 0) deps_.book->Record(record);
+  ReclaimRecord sealed{.tenant = record.tenant,
+                       .time = record.time,
+                       .step = ReclaimStep::kRequantisation,
+                       .reason = record.reason,
+                       .policy = record.policy};
+  for (const CompactionOutcome& outcome : outcomes) {
+    if (outcome.sealing != CompactionOutcome::Sealing::kSealed) continue;
+    ++sealed.sessions;
+    sealed.bytes += outcome.sealing_freed * layout.page_bytes().value();
+  }
+  if (sealed.sessions > 0) deps_.book->Record(sealed);
 }
 
 kj::Promise<std::vector<CompactionOutcome>> Workers::HandOver(WorkerId id,

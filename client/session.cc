@@ -49,6 +49,8 @@ SessionView SessionImpl::View(uint32_t appended) const {
   return {.compacted_lengths = lengths_,
           .compacted_blocks = blocks_,
           .compacted_stride = tenant_.setup_.sizes.pages(),
+          .sealed_lengths = sealed_lengths_,
+          .sealed_format = sealed_format_,
           .fresh_pages = fresh_pages_.data(),
           .fresh_tokens = fresh_tokens() + appended};
 }
@@ -113,7 +115,10 @@ void SessionImpl::RefreshTable() {
   const shm::ShmSizes& sizes = tenant_.setup_.sizes;
   const std::byte* buffer = table_bytes_ + shm::TableBufferOffset(sizes, opened_.slot, epoch);
   lengths_ = reinterpret_cast<const uint32_t*>(buffer);
-  blocks_ = reinterpret_cast<const BlockId*>(buffer + shm::LengthsBytes(sizes));
+  const auto* sealed = reinterpret_cast<const uint32_t*>(buffer + shm::LengthsBytes(sizes));
+  sealed_format_ = static_cast<SealedFormat>(sealed[0]);
+  sealed_lengths_ = sealed + 1;
+  blocks_ = reinterpret_cast<const BlockId*>(buffer + shm::TableBlocksOffset(sizes));
 }
 
 bool SessionImpl::WantsQueries(uint32_t tokens) const {

@@ -147,6 +147,8 @@ class SessionImpl final : public Session {
   uint32_t compacted_tokens_ = 0;  // longest head
   std::vector<PageId> fresh_pages_;
   const uint32_t* lengths_ = nullptr;
+  const uint32_t* sealed_lengths_ = nullptr;
+  SealedFormat sealed_format_ = SealedFormat::kNone;
   const BlockId* blocks_ = nullptr;
 
   uint8_t* const flags_;                      // [session_tokens], in shared memory

@@ -10,16 +10,20 @@
 #include <kj/async-io.h>
 #include <kj/async-unix.h>
 #include <kj/async.h>
+#include <kj/debug.h>
 #include <kj/exception.h>
 #include <kj/function.h>
 #include <kj/io.h>
 
+#include <atomic>
 #include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <type_traits>
 #include <utility>
+#include <variant>
 #include <vector>
 
 namespace kvpool {
@@ -55,25 +59,53 @@ class KjLogScope final : public kj::ExceptionCallback {
   StackTraceMode stackTraceMode() override { return StackTraceMode::NONE; }
 };
 
+// What a function on the pool leaves for the loop: a value or an exception. KJ orders the two
+// threads by itself, but in a library that ThreadSanitizer cannot see into; `done_` is an order
+// that it sees, so that everything that crosses here is checked.
+template <typename T>
+class OffloadResult {
+ public:
+  // On the pool, once.
+  template <typename F>
+  void Take(F& function) {
+    error_ = kj::runCatchingExceptions([&] {
+      if constexpr (std::is_void_v<T>) {
+        function();
+      } else {
+        value_.emplace(function());
+      }
+    });
+    done_.store(true, std::memory_order_release);
+  }
+
+  // On the loop, once, after Take. Throws what the function threw.
+  T Give() {
+    KJ_ASSERT(done_.load(std::memory_order_acquire));
+    KJ_IF_MAYBE (error, error_) {
+      kj::throwFatalException(kj::mv(*error));
+    }
+    if constexpr (!std::is_void_v<T>) return *std::move(value_);
+  }
+
+ private:
+  kj::Maybe<kj::Exception> error_;
+  std::optional<std::conditional_t<std::is_void_v<T>, std::monostate, T>> value_;
+  std::atomic<bool> done_ = false;
+};
+
 // Runs `function` on `pool` and resolves to what it returns. Call on a KJ thread. When it throws,
 // or the pool is stopped before it ran, the promise is broken. Dropping the promise does not stop
 // it.
 template <typename F>
 kj::Promise<std::invoke_result_t<F&>> Offload(boost::asio::thread_pool& pool, F function) {
-  using T = std::invoke_result_t<F&>;
-  auto pair = kj::newPromiseAndCrossThreadFulfiller<T>();
-  boost::asio::post(pool,
-                    [function = std::move(function), fulfiller = kj::mv(pair.fulfiller)]() mutable {
-                      fulfiller->rejectIfThrows([&] {
-                        if constexpr (std::is_void_v<T>) {
-                          function();
-                          fulfiller->fulfill();
-                        } else {
-                          fulfiller->fulfill(function());
-                        }
-                      });
-                    });
-  return kj::mv(pair.promise);
+  auto pair = kj::newPromiseAndCrossThreadFulfiller<void>();
+  auto result = std::make_shared<OffloadResult<std::invoke_result_t<F&>>>();
+  boost::asio::post(
+      pool, [function = std::move(function), result, fulfiller = kj::mv(pair.fulfiller)]() mutable {
+        result->Take(function);
+        fulfiller->fulfill();
+      });
+  return pair.promise.then([result] { return result->Give(); });
 }
 
 }  // namespace kvpool

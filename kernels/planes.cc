@@ -132,7 +132,13 @@ uint32_t Planes::LowCount(uint32_t plane, uint32_t row, uint32_t window) const {
 void Planes::Gather(uint32_t plane, const std::vector<uint32_t>& source) {
   Head& head = heads_[plane];
   for (size_t row = 0; row < head.sum_before.size(); ++row) head.sum_before[row] += head.mass[row];
-  head.mass.assign(source.size(), 0.0f);
+  std::fill(head.mass.begin(), head.mass.end(), 0.0f);
+  Reorder(plane, source);
+}
+
+void Planes::Reorder(uint32_t plane, const std::vector<uint32_t>& source) {
+  Head& head = heads_[plane];
+  GatherInto(head.mass, source);
   GatherInto(head.positions, source);
   GatherInto(head.sum_before, source);
   GatherInto(head.square_sum, source);

@@ -25,6 +25,13 @@
 
 namespace kvpool {
 
+// What a policy wants sealed: all rows of a head but the last `open_rows`.
+struct SealRule {
+  SealedFormat format = SealedFormat::kNone;  // kNone: nothing
+  uint32_t open_rows = 0;
+  bool operator==(const SealRule&) const = default;
+};
+
 // A row, sealed or native (kNone).
 struct RowAt {
   BlockId block;

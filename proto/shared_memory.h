@@ -18,7 +18,7 @@
 namespace kvpool::shm {
 
 inline constexpr uint64_t kMagic = 0x316c6f6f70766bULL;  // "kvpool1"
-inline constexpr uint32_t kVersion = 1;
+inline constexpr uint32_t kVersion = 2;
 
 // Session states, in SessionSlot::state. RUNNING is the worker's, BUSY is the agent's.
 // IDLE -> RUNNING by the worker, IDLE -> BUSY by the agent (both compare-and-swap, so one wins);
@@ -126,17 +126,24 @@ constexpr uint64_t ProfileOffset(const ShmSizes& s, uint32_t slot) {
 }
 constexpr uint64_t ControlBytes(const ShmSizes& s) { return ProfileOffset(s, s.sessions); }
 
-// Tables: per slot a header and two buffers, each: u32 lengths [planes], u32 block ids
-// [planes][pages], u32 positions [planes][pages * 16]. Untouched parts of a memfd cost nothing.
+// Tables: per slot a header and two buffers, each: u32 lengths [planes]; u32 sealed format (0:
+// none, 1: fp8, 2: int8, 3: int4) and u32 sealed lengths [planes], of the lengths above; u32 block
+// ids [planes][pages], sealed blocks first; u32 positions [planes][pages * 16]. Untouched parts of
+// a memfd cost nothing.
 constexpr uint64_t LengthsBytes(const ShmSizes& s) { return AlignUp(uint64_t{s.planes} * 4); }
+constexpr uint64_t SealedBytes(const ShmSizes& s) { return AlignUp(uint64_t{s.planes} * 4 + 4); }
 constexpr uint64_t BlocksBytes(const ShmSizes& s) {
   return AlignUp(uint64_t{s.planes} * s.pages() * 4);
 }
 constexpr uint64_t PositionsBytes(const ShmSizes& s) {
   return AlignUp(uint64_t{s.planes} * s.pages() * 16 * 4);
 }
+constexpr uint64_t TableBlocksOffset(const ShmSizes& s) { return LengthsBytes(s) + SealedBytes(s); }
+constexpr uint64_t TablePositionsOffset(const ShmSizes& s) {
+  return TableBlocksOffset(s) + BlocksBytes(s);
+}
 constexpr uint64_t TableBufferBytes(const ShmSizes& s) {
-  return LengthsBytes(s) + BlocksBytes(s) + PositionsBytes(s);
+  return TablePositionsOffset(s) + PositionsBytes(s);
 }
 constexpr uint64_t TableStride(const ShmSizes& s) {
   return sizeof(TableHeader) + 2 * TableBufferBytes(s);

@@ -1,5 +1,6 @@
 """Draws quality against memory as one SVG: how much worse perplexity gets, and how many planted facts are
-recalled, by the share of a full cache's bytes that is kept. A line for each policy and format.
+recalled, by the share of a full cache's bytes that is kept. A line for each policy and format, one
+for each choice of its parameters.
 
     plot_quality.py ROWS.json PICTURE.svg
 
@@ -36,7 +37,8 @@ STYLE = plot_memory.STYLE + """
 """
 
 
-Point = collections.namedtuple("Point", "series share delta recall")
+# `family` is which parameters a row names: a line joins rows that differ in their values alone.
+Point = collections.namedtuple("Point", "series family share delta recall")
 # A panel of the picture: which value it shows, its caption, where it lies, its ticks, and where a value lies
 # between bottom (0) and top (1).
 Panel = collections.namedtuple("Panel", "key caption top bottom ticks part")
@@ -50,7 +52,8 @@ def read_rows(content):
         if not (all(map(math.isfinite, numbers)) and numbers[0] >= 0 and 0 <= numbers[2] <= 1):
             raise ValueError(f"{row['policy']}: bytes, perplexity and recall are {numbers}")
         data_format = str(row["format"])
-        points.append(Point(str(row["policy"]) + (f", {data_format}" if data_format != "native" else ""), *numbers))
+        series = str(row["policy"]) + (f", {data_format}" if data_format != "native" else "")
+        points.append(Point(series, tuple(sorted(row["params"])), *numbers))
     if not points:
         raise ValueError("no rows")
     return points
@@ -111,10 +114,15 @@ def look(name, index):
 
 def draw_series(frame, panel, points, style):
     line, paint, shape = style
-    at = [(frame.x(point.share), frame.y(panel, getattr(point, panel.key)))
-          for point in sorted(points, key=lambda point: point.share)]
-    path = "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in at)
-    return [f'<path {line} d="{path}"/>'] + [mark(shape, x, y, paint) for x, y in at]
+    families, lines, marks = {}, [], []
+    for point in sorted(points, key=lambda point: point.share):
+        at = (frame.x(point.share), frame.y(panel, getattr(point, panel.key)))
+        families.setdefault(point.family, []).append(at)
+        marks.append(mark(shape, *at, paint))
+    for family in families.values():
+        path = "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in family)
+        lines.append(f'<path {line} d="{path}"/>')
+    return lines + marks
 
 
 def draw_legend(name, index, style):

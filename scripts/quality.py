@@ -22,6 +22,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,7 +158,7 @@ def run(args, cluster):
     policies = choose_policies(args)
     print(f"{len(policies)} tenants, each with {shape['windows']} windows of {shape['context']} tokens, of which "
           f"{shape['prompt']} are the prompt, from {', '.join(path.name for path in args.text)}; "
-          f"logs in {cluster.folder}", flush=True)
+          f"logs in {cluster.folder} until the end", flush=True)
     rows = measure(cluster, args, shape, policies)
     found = quality_report.verdicts(rows)
     print(f"\n{quality_report.table(rows)}\n\nPerplexity of the full cache {rows[0]['ppl_full']:.2f} over "
@@ -204,17 +205,23 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` stops the daemons
-    cluster = Cluster(args.bin, pathlib.Path(tempfile.mkdtemp(prefix="kvpool-quality-")))
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="kvpool-quality-"))
+    cluster = Cluster(args.bin, folder)
     begin = time.monotonic()
+    failed = True  # then the logs are worth keeping
     try:
         missed = run(args, cluster)
+        failed = False
     except KeyboardInterrupt:
+        failed = False
         return 130
     except (RuntimeError, OSError, ValueError) as error:
-        print(f"scripts/quality: {error}", file=sys.stderr)
+        print(f"scripts/quality: {error}\nLogs: {folder}", file=sys.stderr)
         return 1
     finally:
         cluster.stop()
+        if not failed:
+            shutil.rmtree(folder)
     print(f"Done in {time.monotonic() - begin:.0f} s.")
     return 3 if missed and args.check else 0
 

@@ -4,6 +4,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <immintrin.h>
+
+#include <type_traits>
+
 #include "kernels/simd/rows.h"
 
 namespace kvpool::simd::KVPOOL_SIMD_TARGET {
@@ -27,28 +31,46 @@ struct Unpacked {
   }
 };
 
-// `n` <= kLanes bytes, one in each lane.
-inline Words LoadBytes(const std::byte* from, uint32_t n) {
-  using ByteLanes [[gnu::vector_size(kLanes)]] = uint8_t;
-  ByteLanes bytes = {};
-  if (n == kLanes) {
-    __builtin_memcpy(&bytes, from, sizeof(bytes));
+// kLanes bytes, one in each lane. The vector extensions take a dozen instructions for what
+// processors do in one; kN is kLanes, a parameter so that only its own branch is compiled.
+template <int kN>
+inline Words WidenBytes(const std::byte* from) {
+  Words words;
+  if constexpr (kN == 16) {
+    const auto* bytes = reinterpret_cast<const __m128i*>(from);
+    // The form without a mask warns of uninitialised lanes in GCC 12.
+    const __m512i wide = _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(bytes));
+    __builtin_memcpy(&words, &wide, sizeof(words));
+  } else if constexpr (kN == 8) {
+    const auto* bytes = reinterpret_cast<const __m128i*>(from);
+    const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(bytes));
+    __builtin_memcpy(&words, &wide, sizeof(words));
   } else {
-    __builtin_memcpy(&bytes, from, n);
+    for (int i = 0; i < kN; ++i) words[i] = static_cast<uint32_t>(from[i]);
   }
-  return __builtin_convertvector(bytes, Words);
+  return words;
 }
 
-// `n` <= kLanes numbers of f16.
+// How many lanes are used: all of them, known when compiling, or those of a row's last vector.
+using AllLanes = std::integral_constant<uint32_t, kLanes>;
+
+inline Words LoadBytes(const std::byte* from, AllLanes) { return WidenBytes<kLanes>(from); }
+inline Words LoadBytes(const std::byte* from, uint32_t n) {
+  Words words = {};
+  for (uint32_t i = 0; i < n; ++i) words[i] = static_cast<uint32_t>(from[i]);
+  return words;
+}
+
+// Numbers of f16.
+inline Floats LoadHalves(const std::byte* from, AllLanes) { return F16::Load1(from); }
 inline Floats LoadHalves(const std::byte* from, uint32_t n) {
-  if (n == kLanes) return F16::Load1(from);
   std::byte halves[kLanes * F16::kBytes] = {};
-  __builtin_memcpy(halves, from, n * F16::kBytes);
+  for (uint32_t i = 0; i < n * F16::kBytes; ++i) halves[i] = from[i];
   return F16::Load1(halves);
 }
 
-inline void StoreFirst(float* to, Floats v, uint32_t n) {
-  if (n == kLanes) return Store(to, v);
+inline void StoreLanes(float* to, Floats v, AllLanes) { Store(to, v); }
+inline void StoreLanes(float* to, Floats v, uint32_t n) {
   for (uint32_t i = 0; i < n; ++i) to[i] = v[i];
 }
 
@@ -62,25 +84,15 @@ class HalfBlock {
   // [16][key_dim]
   void Keys(float* to) const {
     const uint32_t dim = shape_.key_dim;
-    const std::byte* const codes = block_ + shape_.key_codes + FirstRow() * dim;
-    const Floats fp8_scale = Fill(Fp8Scale(shape_.key_scales));
-    for (uint32_t d = 0; d < dim; d += kLanes) {
-      const uint32_t n = Min(kLanes, dim - d);
-      Floats scale = fp8_scale, zero = {};
-      if constexpr (kFormat != SealedFormat::kFp8) {
-        scale = LoadHalves(block_ + shape_.key_scales + d * F16::kBytes, n);
-        zero = LoadHalves(block_ + shape_.key_zeros + d * F16::kBytes, n);
-      }
-      for (uint32_t row = 0; row < kTileRows; ++row) {
-        StoreFirst(to + row * dim + d, zero + scale * Numbers(codes + row * dim + d, n), n);
-      }
-    }
+    const float fp8_scale = Fp8Scale(shape_.key_scales);
+    uint32_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) KeyColumns(d, AllLanes(), fp8_scale, to + d);
+    if (d < dim) KeyColumns(d, dim - d, fp8_scale, to + d);
   }
 
   // [16][value_dim]
   void Values(float* to) const {
     const uint32_t dim = shape_.value_dim;
-    const std::byte* const codes = block_ + shape_.value_codes + FirstRow() * dim;
     const float fp8_scale = Fp8Scale(shape_.value_scales);
     float scales[kTileRows * kMaxGroups], zeros[kTileRows * kMaxGroups];
     if constexpr (kFormat != SealedFormat::kFp8) {
@@ -88,16 +100,19 @@ class HalfBlock {
       ValueGrids(shape_.value_zeros, zeros);
     }
     for (uint32_t row = 0; row < kTileRows; ++row) {
-      for (uint32_t d = 0; d < dim; d += kLanes) {
-        const uint32_t n = Min(kLanes, dim - d);
-        const Floats numbers = Numbers(codes + row * dim + d, n);
+      const std::byte* const codes = block_ + shape_.value_codes + (FirstRow() + row) * dim;
+      const auto value = [&](uint32_t d, auto n) {
+        const Floats numbers = Numbers(codes + d, n);
         if constexpr (kFormat == SealedFormat::kFp8) {
-          StoreFirst(to + row * dim + d, numbers * fp8_scale, n);
+          StoreLanes(to + row * dim + d, numbers * fp8_scale, n);
         } else {
           const uint32_t group = row * shape_.value_groups + d / kValueChannels;
-          StoreFirst(to + row * dim + d, zeros[group] + numbers * scales[group], n);
+          StoreLanes(to + row * dim + d, zeros[group] + numbers * scales[group], n);
         }
-      }
+      };
+      uint32_t d = 0;
+      for (; d + kLanes <= dim; d += kLanes) value(d, AllLanes());
+      if (d < dim) value(d, dim - d);
     }
   }
 
@@ -106,6 +121,24 @@ class HalfBlock {
 
   // Row of codes where this half begins; both halves of int4 share their bytes.
   uint32_t FirstRow() const { return kFormat == SealedFormat::kInt4 ? 0 : half_ * kTileRows; }
+
+  // Channels d .. of all 16 rows: their scales and zeros are read once.
+  template <typename Lanes>
+  void KeyColumns(uint32_t d, Lanes n, float fp8_scale, float* to) const {
+    const uint32_t dim = shape_.key_dim;
+    const std::byte* const codes = block_ + shape_.key_codes + FirstRow() * dim + d;
+    if constexpr (kFormat == SealedFormat::kFp8) {
+      for (uint32_t row = 0; row < kTileRows; ++row) {
+        StoreLanes(to + row * dim, Numbers(codes + row * dim, n) * fp8_scale, n);
+      }
+    } else {
+      const Floats scale = LoadHalves(block_ + shape_.key_scales + d * F16::kBytes, n);
+      const Floats zero = LoadHalves(block_ + shape_.key_zeros + d * F16::kBytes, n);
+      for (uint32_t row = 0; row < kTileRows; ++row) {
+        StoreLanes(to + row * dim, zero + scale * Numbers(codes + row * dim, n), n);
+      }
+    }
+  }
 
   float Fp8Scale(uint32_t offset) const {
     float scale = 0;
@@ -125,7 +158,8 @@ class HalfBlock {
   }
 
   // What the codes at `from` are before scale and zero.
-  Floats Numbers(const std::byte* from, uint32_t n) const {
+  template <typename Lanes>
+  Floats Numbers(const std::byte* from, Lanes n) const {
     const Words bytes = LoadBytes(from, n);
     if constexpr (kFormat == SealedFormat::kFp8) {
       const Floats magnitude = reinterpret_cast<Floats>((bytes & 0x7fu) << 20) * 0x1p120f;

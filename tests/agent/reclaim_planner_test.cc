@@ -101,6 +101,27 @@ TEST(ReclaimPlanner, CompactsOnlyWhenRoomIsMissingIdleFirstLeastLossFirst) {
   EXPECT_THAT(plan.take, IsEmpty());  // 4 pages would not be enough
 }
 
+TEST(ReclaimPlanner, SealsOnlyWhatCompactionLeavesMissing) {
+  // One slab must go: 13 pages in 8 places, 5 too many.
+  const std::vector<SlabUsage> slabs = {Leased(0, 6), Leased(1, 7)};
+  const auto sealable = [](uint64_t id, uint64_t seals, Where where = Where::kIdle) {
+    ReclaimSession session = Session(id, 8, 0, where);
+    session.seals_pages = seals;
+    return session;
+  };
+  const ReclaimSession compacts = Session(1, 8, 5);
+  ReclaimPlan plan = PlanReclaim(Tenant(1, slabs, {sealable(2, 5), compacts}));
+  EXPECT_THAT(plan.take, ElementsAre(SessionId(1)));  // compaction is enough
+  const ReclaimSession little = Session(3, 8, 2);
+  plan = PlanReclaim(Tenant(1, slabs, {sealable(2, 1), sealable(4, 3), little}));
+  EXPECT_THAT(plan.take, ElementsAre(SessionId(3), SessionId(4)));  // the largest gain is enough
+  plan = PlanReclaim(Tenant(1, slabs, {sealable(2, 5, Where::kRunning), sealable(4, 3)}));
+  EXPECT_THAT(plan.ask, ElementsAre(SessionId(2)));
+  EXPECT_THAT(plan.take, IsEmpty());  // not needed with that one
+  plan = PlanReclaim(Tenant(1, slabs, {sealable(2, 4)}));
+  EXPECT_TRUE(plan.take.empty());  // not enough
+}
+
 TEST(ReclaimPlanner, PagesMoveOnlyInsideTheirGroup) {
   const ReclaimPlan plan =
       PlanReclaim(Tenant(2, {Leased(0, 1, 0, 0), Leased(1, 7, 0, 1), Leased(2, 8, 0, 0)}));
@@ -136,6 +157,7 @@ class Simulation {
     for (auto& [id, session] : sessions_) {
       session.where = Draw(2) == 0 ? Where::kIdle : Where::kRunning;
       session.keeps = Draw(2) == 0 ? session.size() : Draw(session.size() + 1);
+      session.sealed = Draw(2) == 0 ? session.keeps : Draw(session.keeps + 1);
     }
   }
 
@@ -152,6 +174,7 @@ class Simulation {
     for (const auto& [id, session] : sessions_) {
       ReclaimSession known = Session(id.value(), session.size(), session.frees(), session.where);
       known.group = session.group;
+      known.seals_pages = session.seals();
       for (const auto& [slab, pages] : session.pages) known.slabs.push_back(slab);
       input.sessions.push_back(known);
     }
@@ -175,11 +198,11 @@ class Simulation {
 
   uint32_t held() const { return static_cast<uint32_t>(slabs_.size()); }
   uint32_t lease() const { return lease_; }
-  // Slabs that a group's sessions fill when all are compacted.
+  // Slabs that a group's sessions fill when all are compacted and sealed.
   uint32_t LeastSlabs() const {
     std::map<uint32_t, uint64_t> pages;
     for (const auto& [id, session] : sessions_) {
-      pages[session.group] += std::min(session.keeps, session.size());
+      pages[session.group] += std::min(session.sealed, session.size());
     }
     uint64_t slabs = 0;
     for (const auto& [group, count] : pages) slabs += CeilDiv<uint64_t>(count, kPagesPerSlab);
@@ -195,7 +218,8 @@ class Simulation {
   struct SimulatedSession {
     uint32_t group = 0;
     Where where = Where::kIdle;
-    uint64_t keeps = 0;  // pages that its policy needs
+    uint64_t keeps = 0;   // pages that its policy needs
+    uint64_t sealed = 0;  // pages that those need when they are sealed
     std::map<SlabIndex, uint64_t> pages;
 
     uint64_t size() const {
@@ -204,6 +228,7 @@ class Simulation {
       return sum;
     }
     uint64_t frees() const { return size() > keeps ? size() - keeps : 0; }
+    uint64_t seals() const { return std::min(size(), keeps) - std::min(size(), sealed); }
   };
 
   uint32_t Draw(uint32_t n) { return static_cast<uint32_t>(random_() % n); }
@@ -217,7 +242,7 @@ class Simulation {
   }
 
   void CompactAndMove(SimulatedSession* session) {
-    while (session->frees() > 0) {
+    while (session->frees() + session->seals() > 0) {
       const auto from = std::next(session->pages.begin(), Draw(session->pages.size()));
       if (--from->second == 0) session->pages.erase(from);
     }
@@ -285,7 +310,7 @@ void CheckPlan(const ReclaimInput& input, const ReclaimPlan& plan) {
       EXPECT_TRUE(chosen);
     }
     if (chosen && !moves) {
-      EXPECT_TRUE(!enough && session.frees_pages > 0);
+      EXPECT_TRUE(!enough && session.frees_pages + session.seals_pages > 0);
     }
   }
 }

@@ -70,8 +70,8 @@ class JobTest : public testing::Test {
   std::multiset<float> Values(const CompactionJob& job, uint32_t plane) {
     std::multiset<float> found;
     std::vector<float> key(kKeyDim), value(kKeyDim);
-    for (uint32_t row = 0; row < job.plan.result.lengths[plane]; ++row) {
-      LoadRow(layout_, base(), job.plan.result.blocks[plane][row / kPageTokens], row % kPageTokens,
+    for (uint32_t row = 0; row < job.result.lengths[plane]; ++row) {
+      LoadRow(layout_, base(), job.result.blocks[plane][row / kPageTokens], row % kPageTokens,
               key.data(), value.data());
       found.insert(value[kKeyDim - 1]);
       EXPECT_EQ(value[0], static_cast<float>(job.planes.positions(plane)[row])) << row;
@@ -79,6 +79,26 @@ class JobTest : public testing::Test {
     return found;
   }
 
+  // The rows that a job left, all compacted.
+  SessionRows Compacted(const CompactionJob& job) {
+    stride_ = 1;
+    for (const auto& list : job.result.blocks) {
+      stride_ = std::max(stride_, static_cast<uint32_t>(list.size()));
+    }
+    table_.assign(job.result.blocks.size() * stride_, BlockId(0));
+    for (size_t p = 0; p < job.result.blocks.size(); ++p) {
+      std::copy(job.result.blocks[p].begin(), job.result.blocks[p].end(),
+                table_.begin() + static_cast<std::ptrdiff_t>(p * stride_));
+    }
+    return {.compacted = {.compacted_lengths = job.result.lengths.data(),
+                          .compacted_blocks = table_.data(),
+                          .compacted_stride = stride_,
+                          .sealed_lengths = job.result.sealed_lengths.data(),
+                          .sealed_format = job.result.format}};
+  }
+
+  std::vector<BlockId> table_;
+  uint32_t stride_ = 1;
   const Layout layout_ = *Layout::Make({.layers = 2,
                                         .query_heads = 4,
                                         .kv_heads = 2,
@@ -157,8 +177,7 @@ TEST_F(JobTest, ACompactionKeepsWhatItsSelectionSaysAndTellsTheRecovery) {
   }
   EXPECT_NEAR(StatsOf(job.recovery).min, least, 1e-4);
   EXPECT_NEAR(StatsOf(job.recovery).mean, sum / 4, 1e-4);
-  EXPECT_EQ(job.plan.freed.size(), 2u);
-  EXPECT_EQ(job.plan.result.pages.size(), 1u);
+  EXPECT_EQ(job.result.pages.size(), 1u);
 }
 
 TEST_F(JobTest, WithoutQueriesThereIsNoRecoveryToTell) {
@@ -177,12 +196,82 @@ TEST_F(JobTest, AMoveKeepsEveryRowAndItsStatistics) {
   job.replacements = {pages_[7]};
   job.Run();
   ASSERT_TRUE(job.status.ok()) << job.status;
-  EXPECT_THAT(job.plan.result.pages, UnorderedElementsAre(pages_[0], pages_[2], pages_[7]));
-  EXPECT_THAT(job.plan.freed, UnorderedElementsAre(pages_[1]));
+  EXPECT_THAT(job.result.pages, UnorderedElementsAre(pages_[0], pages_[2], pages_[7]));
   for (uint32_t plane = 0; plane < 4; ++plane) {
     EXPECT_EQ(Values(job, plane).size(), kTokens);
     EXPECT_EQ(job.planes.mass(plane), drain.planes.mass(plane));
   }
+}
+
+// Fresh rows fill the gap behind the compacted ones, so a move changes the order of rows.
+TEST_F(JobTest, AMoveTakesPositionsAndStatisticsAlong) {
+  CompactionJob first = Compaction(Selection{.heads = {{.first = 4, .recent = 8, .total = 12}}});
+  first.Run();
+  ASSERT_TRUE(first.status.ok());
+  SessionRows rows = Compacted(first);
+  rows.fresh_pages = {pages_[5], pages_[6]};
+  rows.fresh_start = kTokens;
+  rows.fresh_tokens = 20;
+  std::vector<float> key(kKeyDim, 1.0f), value(kKeyDim);
+  for (uint32_t plane = 0; plane < 4; ++plane) {
+    for (uint32_t i = 0; i < 20; ++i) {
+      std::fill(value.begin(), value.end(), static_cast<float>(kTokens + i));
+      StoreRow(layout_, base(), layout_.Block(rows.fresh_pages[i / 16], plane / 2, plane % 2),
+               i % 16, key.data(), value.data());
+    }
+  }
+  CompactionJob move = Compaction(std::nullopt);
+  move.rows = rows;
+  move.planes = first.planes;
+  move.planes.Append(kTokens, 20);
+  for (uint32_t plane = 0; plane < 4; ++plane) {
+    for (uint32_t row = 0; row < 32; ++row) {
+      move.planes.mass(plane)[row] = static_cast<float>(move.planes.positions(plane)[row]);
+    }
+  }
+  move.session_pages = first.result.pages;
+  move.session_pages.insert(move.session_pages.end(), {pages_[5], pages_[6]});
+  move.evacuate = {pages_[6]};
+  move.replacements = {pages_[7]};
+  move.Run();
+  ASSERT_TRUE(move.status.ok()) << move.status;
+  for (uint32_t plane = 0; plane < 4; ++plane) {
+    EXPECT_EQ(Values(move, plane).size(), 32u);  // and each at its position
+    for (uint32_t row = 0; row < 32; ++row) {
+      EXPECT_EQ(move.planes.mass(plane)[row], move.planes.positions(plane)[row]);
+    }
+  }
+}
+
+// Sealing after a compaction goes through the pages that the compaction freed.
+TEST_F(JobTest, SealsWhatIsLeft) {
+  CompactionJob job = Compaction(Selection{.heads = {{.recent = 39, .total = 39}}});
+  job.seal = {.format = SealedFormat::kInt8, .open_rows = 4};
+  job.spare = {pages_[6]};
+  job.Run();
+  ASSERT_TRUE(job.status.ok() && job.sealed.ok()) << job.status << job.sealed;
+  EXPECT_EQ(job.result.format, SealedFormat::kInt8);
+  EXPECT_EQ(job.pages_before_sealing, 3u);
+  SessionRows rows = Compacted(job);
+  std::vector<float> key(kKeyDim), value(kKeyDim);
+  for (uint32_t plane = 0; plane < 4; ++plane) {
+    EXPECT_EQ(job.result.sealed_lengths[plane], 32u);
+    EXPECT_EQ(job.result.lengths[plane], 39u);
+    for (uint32_t row = 0; row < 39; ++row) {
+      ReadRow(layout_, base(), rows.View(), plane, row, key.data(), value.data());
+      EXPECT_NEAR(value[3], static_cast<float>(job.planes.positions(plane)[row]), 0.05) << row;
+    }
+  }
+}
+
+TEST_F(JobTest, WithoutASparePageNothingIsSealedAndTheSessionIsWhole) {
+  CompactionJob job = Compaction(std::nullopt);
+  job.seal = {.format = SealedFormat::kInt4};
+  job.Run();
+  ASSERT_TRUE(job.status.ok());
+  EXPECT_TRUE(absl::IsFailedPrecondition(job.sealed)) << job.sealed;
+  EXPECT_EQ(job.result.format, SealedFormat::kNone);
+  for (uint32_t plane = 0; plane < 4; ++plane) EXPECT_EQ(Values(job, plane).size(), kTokens);
 }
 
 TEST_F(JobTest, AMoveWithoutRoomFailsAndTouchesNothing) {

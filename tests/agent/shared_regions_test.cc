@@ -183,7 +183,9 @@ TEST(SharedRegions, APublishedEpochIsReadBackAndTheOneBeforeStays) {
   Planes planes(geometry, {});
   planes.Append(0, 20);
   const auto segment = [](uint32_t first_block) {
-    CompactedSegment made{.lengths = {20, 20, 20, 20}};
+    CompactedSegment made{.lengths = {20, 20, 20, 20},
+                          .format = first_block == 100 ? SealedFormat::kInt4 : SealedFormat::kFp8,
+                          .sealed_lengths = {0, 1, 2, first_block}};
     for (uint32_t plane = 0; plane < 4; ++plane) {
       made.blocks.push_back({BlockId(first_block + plane), BlockId(first_block + 8 + plane)});
     }
@@ -198,6 +200,11 @@ TEST(SharedRegions, APublishedEpochIsReadBackAndTheOneBeforeStays) {
   EXPECT_EQ(regions->table(2).cache_tokens.load(), 20u);
   const SessionView old = regions->View(2, 1), now = regions->View(2, 2);
   EXPECT_EQ(old.CompactedLength(3), 20u);
+  EXPECT_EQ(old.sealed_format, SealedFormat::kInt4);
+  EXPECT_EQ(old.SealedLength(3), 100u);
+  EXPECT_EQ(now.sealed_format, SealedFormat::kFp8);
+  EXPECT_EQ(now.SealedLength(1), 1u);
+  EXPECT_EQ(now.SealedLength(3), 200u);
   EXPECT_EQ(old.compacted_blocks[3 * old.compacted_stride + 1], BlockId(111));
   EXPECT_EQ(now.compacted_blocks[3 * now.compacted_stride + 1], BlockId(211));
 }

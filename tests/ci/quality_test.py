@@ -10,6 +10,7 @@ import math
 import pathlib
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -64,12 +65,13 @@ class ReportTest(unittest.TestCase):
         self.assertIsNone(random_at(0.2))
         self.assertIsNone(quality_report.at_equal_bytes(BASE, "nobody", 0.5))
 
-    def test_gates_take_the_row_that_keeps_most(self):
+    def test_one_row_that_is_small_enough_passes_a_gate(self):
         name = "scissorhands, 2x: "
         self.assertEqual(verdict(BASE, name), "not run")
-        good = [row("scissorhands", 0.6, 0.5), row("scissorhands", 0.5, 0.01), row("scissorhands", 0.3, 0.5)]
-        self.assertEqual(verdict(BASE + good, name), "pass")
-        self.assertEqual(verdict(BASE + [row("scissorhands", 0.5, 0.011)], name), "MISS")
+        self.assertEqual(verdict(BASE + [row("scissorhands", 0.6, 0.001)], name), "not run")
+        rows = BASE + [row("scissorhands", 0.6, 0.001), row("scissorhands", 0.5, 0.011)]
+        self.assertEqual(verdict(rows, name), "MISS")
+        self.assertEqual(verdict(rows + [row("scissorhands", 0.3, 0.01)], name), "pass")
         self.assertEqual(verdict(BASE + [row("scissorhands", 0.5, 0.01, data_format="int4")], name), "not run")
 
     def test_every_gate_can_pass_and_be_missed(self):
@@ -123,6 +125,17 @@ class PictureTest(unittest.TestCase):
             self.assertGreater(len(found), 2 * len(rows))
             for x, y in found:
                 self.assertTrue(0 <= float(x) <= 900 and 0 <= float(y) <= height, (x, y))
+
+    def test_a_line_joins_rows_that_name_the_same_parameters(self):
+        rows = [row("corm", 0.3, 0.1, window=1), row("corm", 0.4, 0.2, window=1, recent=2), row("corm", 0.5, 0.1, window=2)]
+        points = plot_quality.read_rows(json.dumps(rows))
+        frame, panel = plot_quality.Frame(points), plot_quality.recall_panel()
+        parts = plot_quality.draw_series(frame, panel, points, plot_quality.look("corm", 0))
+        lines = [part for part in parts if 'class="line"' in part]
+        self.assertEqual(len(lines), 2)
+        self.assertIn(f"{frame.x(0.3):.1f},", lines[0])
+        self.assertIn(f"{frame.x(0.5):.1f},", lines[0])
+        self.assertIn(f"{frame.x(0.4):.1f},", lines[1])
 
     def test_worse_is_higher_and_nothing_falls_through_the_floor(self):
         points = plot_quality.read_rows(json.dumps(BASE))
@@ -191,6 +204,9 @@ class QuickRunTest(unittest.TestCase):
             self.assertEqual(done.returncode, 1, flags)
             self.assertIn(message, done.stderr)
             self.assertNotIn("Traceback", done.stderr)
+            folder = pathlib.Path(re.search(r"Logs: (/\S+)", done.stderr).group(1))
+            self.assertTrue((folder / "operator.token").is_file())
+            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class Loopback {
     uint32_t chunk = 64;
     uint32_t session_tokens = 1024;
     PolicySpec policy = DefaultPolicySpec();
+    SealRule seal;
   };
 
   static constexpr TenantId kTenant{1};
@@ -120,7 +121,8 @@ class Loopback {
       return absl::ResourceExhaustedError("no pages");
     }
     absl::StatusOr<OpenedSession> Open(const OpenOptions& options) override {
-      const TenantState& tenant = *loop_.book_.Find(kTenant);
+      TenantState tenant = *loop_.book_.Find(kTenant);
+      tenant.seal = loop_.options_.seal;
       const SessionPlan plan{.prompt_tokens = options.prompt_tokens,
                              .max_tokens = options.max_tokens,
                              .chunk = loop_.options_.chunk};

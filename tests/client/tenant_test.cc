@@ -200,6 +200,59 @@ TEST(TenantTest, CormIsDueAgainAfterItsSlack) {
   EXPECT_GT(loop.compactions().size(), 10u);
 }
 
+// A worker reads sealed rows through the same view; the ledger counts pages whatever they hold.
+TEST(TenantTest, ASealedSessionTakesFewerPagesAndAttendsTheSame) {
+  for (SealedFormat format : {SealedFormat::kFp8, SealedFormat::kInt8, SealedFormat::kInt4}) {
+    Loopback loop({.policy = *MakePolicySpec("streaming", {{"sinks", 4}, {"recent", 500}}),
+                   .seal = {.format = format, .open_rows = 16}});
+    Driver driver(&loop);
+    auto session = *loop.tenant().Open({.prompt_tokens = 64, .max_tokens = 1000});
+    for (int i = 0; i < 6; ++i) ASSERT_TRUE(driver.Advance(session.get(), 64).ok());
+    const SessionView before = session->View(0);
+    ASSERT_EQ(before.Length(0), 384u);
+    loop.attachment().SnapshotAll();
+    const uint64_t pages_before = loop.used_pages();
+    ASSERT_EQ(pages_before, 24u);
+    const Geometry& g = loop.tenant().layout().geometry();
+    const auto attend = [&] {
+      std::vector<float> query(g.query_heads * g.key_dim, 0.1f), out(g.query_heads * g.value_dim);
+      Attention({.layout = &loop.tenant().layout(),
+                 .base = loop.tenant().base(),
+                 .layer = 1,
+                 .session = session->View(0),
+                 .queries = query.data(),
+                 .scale = 0.2f,
+                 .out = out.data()});
+      return out;
+    };
+    const std::vector<float> exact = attend();
+    loop.attachment().AskHandOver(0);
+    ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
+    ASSERT_EQ(loop.compactions().size(), 1u);
+    EXPECT_EQ(loop.compactions()[0].sealing, CompactionOutcome::Sealing::kSealed);
+    const SessionView after = session->View(0);
+    EXPECT_EQ(after.sealed_format, format);
+    EXPECT_EQ(after.SealedLength(0), 352u);  // 384 less 16, in whole blocks
+    EXPECT_EQ(after.Length(0), 385u);
+    EXPECT_EQ(pages_before - loop.compactions()[0].sealing_freed, loop.used_pages());
+    EXPECT_LT(loop.used_pages() * 2, pages_before);
+    const std::vector<float> sealed = attend();
+    for (size_t i = 0; i < exact.size(); ++i) ASSERT_NEAR(sealed[i], exact[i], 0.1) << i;
+    EXPECT_TRUE(loop.ledger().CheckInvariants().ok());
+    // Sealed rows are dropped like others, and what comes after is sealed in its turn.
+    for (int i = 0; i < 5; ++i) {
+      ASSERT_TRUE(driver.Advance(session.get(), 64).ok());
+      ASSERT_LE(session->View(0).Length(0), 504u + 64);
+    }
+    ASSERT_GE(loop.compactions().size(), 2u);
+    EXPECT_EQ(loop.compactions().back().effect, CompactionOutcome::Effect::kCompacted);
+    EXPECT_GT(session->View(0).SealedLength(0), 352u);
+    EXPECT_TRUE(loop.ledger().CheckInvariants().ok());
+    session.reset();
+    EXPECT_EQ(loop.used_pages(), 0u);
+  }
+}
+
 TEST(TenantTest, AttentionAfterCompactionEqualsAttentionOverTheKeptRows) {
   Loopback loop({.policy = *MakePolicySpec("streaming", {{"sinks", 4}, {"recent", 28}})});
   Driver driver(&loop);

@@ -44,7 +44,7 @@ class AgentTest : public testing::Test {
     ASSERT_TRUE(Eventually([this] { return manager_.reports() >= 2; })) << "agent did not report";
   }
 
-  void SetTenant(uint32_t lease, const PolicySpec& policy = {}) {
+  void SetTenant(uint32_t lease, const PolicySpec& policy = DefaultPolicySpec()) {
     manager_.Set(1, {.name = "t",
                      .token = kTenantToken,
                      .lease_slabs = lease,

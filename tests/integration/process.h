@@ -11,8 +11,11 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <functional>
+#include <iostream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -36,12 +39,14 @@ class TempDir {
   std::string path_;
 };
 
-// A child process: SIGTERM, then waited for, on destruction.
+// A child process: SIGTERM, then waited for, on destruction. One that then ends with an error, as a
+// sanitizer makes it after a report that nobody asked for, ends the test with what it logged.
 class Process {
  public:
   Process() = default;
   // `log`: where stdout and stderr go; empty: where ours go.
-  Process(const std::string& program, std::vector<std::string> args, const std::string& log) {
+  Process(const std::string& program, std::vector<std::string> args, const std::string& log)
+      : log_(log) {
     pid_ = fork();
     if (pid_ != 0) return;
     if (!log.empty()) {
@@ -64,16 +69,20 @@ class Process {
     if (process.pid_ == 0) _exit(body());
     return process;
   }
-  Process(Process&& other) noexcept : pid_(std::exchange(other.pid_, -1)) {}
+  Process(Process&& other) noexcept
+      : pid_(std::exchange(other.pid_, -1)), log_(std::move(other.log_)) {}
   Process& operator=(Process&& other) noexcept {
     std::swap(pid_, other.pid_);
+    std::swap(log_, other.log_);
     return *this;
   }
   ~Process() {
-    if (pid_ > 0) {
-      kill(pid_, SIGTERM);
-      Wait();
-    }
+    if (pid_ <= 0) return;
+    kill(pid_, SIGTERM);
+    const int code = Wait();
+    if (code == 0 || code > 128) return;
+    std::cerr << "a program ended with code " << code << ":\n" << std::ifstream(log_).rdbuf();
+    std::abort();
   }
 
   pid_t pid() const { return pid_; }
@@ -88,6 +97,7 @@ class Process {
 
  private:
   pid_t pid_ = -1;
+  std::string log_;
 };
 
 // Polls until `condition` holds; false after `deadline`.

@@ -187,6 +187,18 @@ TEST(Planes, GatherMovesEveryPlaneAndSumsOutliveIt) {
   EXPECT_EQ(planes.Sum(0, 0), 21);
 }
 
+TEST(Planes, ReorderKeepsMass) {
+  Planes planes(kGeometry, {.low_count_ring = 1});
+  planes.Append(0, 3);
+  planes.BeginDrain(1, 3);
+  planes.mass(0) = {1, 2, 3};
+  planes.low_counts(0, 0)[2] = 7;
+  planes.Reorder(0, {2, 0, 1});
+  EXPECT_EQ(planes.positions(0), (std::vector<uint32_t>{2, 0, 1}));
+  EXPECT_EQ(planes.mass(0), (std::vector<float>{3, 1, 2}));
+  EXPECT_EQ(planes.low_counts(0, 0)[0], 7);
+}
+
 TEST(Planes, GatherResetsMass) {
   Planes planes(kGeometry, {});
   planes.Append(0, 3);
