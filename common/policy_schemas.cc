@@ -53,6 +53,18 @@ absl::Status WindowWithinBudget(PolicySpec& spec) {
       absl::StrCat("kernel must be odd, got ", spec.Integer("kernel")));
 }
 
+std::vector<PolicyParameter> FastGenParameters() {
+  return {{"recovery", "", "T: share of the prompt's attention that a head must keep",
+           NumberRange{0.95, 0, 1}},
+          {"local", "", "r_l: share of the length that is local", NumberRange{0.3, 0, 1}},
+          {"frequent", "", "r_f: share of the length that is frequent", NumberRange{0.3, 0, 1}},
+          {"group", "", "which of a KV head's query heads must reach T: the least, or their mean",
+           Choices{{"min", "mean"}}},
+          {"profile", "", "exact: every row of the prompt; sampled: one in 8, approximate",
+           Choices{{"exact", "sampled"}}},
+          {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}};
+}
+
 }  // namespace
 
 const std::vector<PolicySchema>& PolicySchemas() {
@@ -74,17 +86,8 @@ const std::vector<PolicySchema>& PolicySchemas() {
         {"drop", "tokens", "m: keys dropped at a compaction; 0 means budget / 2",
          IntegerRange{0, 0, kMaxTokens}}},
        ScissorhandsRules},
-      {"fastgen",
-       "FastGen (arXiv 2310.01801): a class for each head, by the prompt's attention.",
-       {{"recovery", "", "T: share of the prompt's attention that a head must keep",
-         NumberRange{0.95, 0, 1}},
-        {"local", "", "r_l: share of the length that is local", NumberRange{0.3, 0, 1}},
-        {"frequent", "", "r_f: share of the length that is frequent", NumberRange{0.3, 0, 1}},
-        {"group", "", "which of a KV head's query heads must reach T: the least, or their mean",
-         Choices{{"min", "mean"}}},
-        {"profile", "", "exact: every row of the prompt; sampled: one in 8, approximate",
-         Choices{{"exact", "sampled"}}},
-        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}}},
+      {"fastgen", "FastGen (arXiv 2310.01801): a class for each head, by the prompt's attention.",
+       FastGenParameters()},
       {"corm",
        "CORM (arXiv 2404.15949): keys that one of the last `window` queries found important.",
        {{"window", "queries", "w: how many last queries vote", IntegerRange{256, 1, 32768}},

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/table.h"
+#include "common/policy_spec.h"
 
 namespace kvpool {
 namespace {
@@ -47,16 +48,29 @@ std::string Share(const json::object& object, const char* key) {
   return text;
 }
 
+// A parameter's value as an operator writes it.
+std::string ParameterText(const json::value& value) {
+  if (value.is_int64()) return ToString(PolicyValue(value.get_int64()));
+  if (value.is_double()) return ToString(PolicyValue(value.get_double()));
+  return value.is_string() ? std::string(value.get_string()) : json::serialize(value);
+}
+
 // "scissorhands(budget=256,drop=128)"
 std::string Policy(const json::object& tenant) {
   const json::object policy = ObjectOf(tenant, "policy");
   std::string parameters;
   for (const auto& field : policy) {
-    if (field.key() == "name" || !field.value().is_int64()) continue;
+    if (field.key() == "name") continue;
     absl::StrAppend(&parameters, parameters.empty() ? "" : ",", std::string(field.key()), "=",
-                    field.value().get_int64());
+                    ParameterText(field.value()));
   }
   return Text(policy, "name") + (parameters.empty() ? "" : "(" + parameters + ")");
+}
+
+// What an operator should know about figures that such a policy works by.
+std::string Caveat(const json::object& tenant) {
+  const bool sampled = Text(ObjectOf(tenant, "policy"), "profile") == "sampled";
+  return sampled ? "  (approximate: its profile is sampled)" : "";
 }
 
 std::string State(const json::object& agent) {
@@ -191,7 +205,8 @@ std::string RenderTenant(const json::object& tenant, const json::object& reclaim
   return absl::StrCat(
       "Name:         ", Text(tenant, "name"), "\nRevision:     ", Count(tenant, "revision"),
       "\nGuaranteed:   ", Budget(tenant, "guaranteed"), "\nLimit:        ", Budget(tenant, "limit"),
-      "\nPolicy:       ", Policy(tenant), "\nLeased:       ", Size(tenant, "leased"),
+      "\nPolicy:       ", Policy(tenant), Caveat(tenant),
+      "\nLeased:       ", Size(tenant, "leased"),
       overage > 0 ? absl::StrCat(" (", HumanBytes(overage), " above the limit, being given back)")
                   : "",
       "\nHeld:         ", Size(tenant, "held"), "\nCharged:      ", Size(tenant, "charged"),

@@ -74,5 +74,15 @@ TEST(CliPolicyTest, ParametersChangeAloneOrWithThePolicy) {
   EXPECT_FALSE(ChangedPolicy(now, {.policy = "best"}).ok());
 }
 
+TEST(CliTableTest, APolicyIsShownWithAllItsParametersAndWhetherItIsApproximate) {
+  boost::json::object policy = {
+      {"name", "fastgen"}, {"recovery", 0.95}, {"profile", "sampled"}, {"slack", 64}};
+  boost::json::object tenant = {{"name", "chat"}, {"policy", policy}};
+  EXPECT_THAT(RenderTenant(tenant, {}),
+              HasSubstr("fastgen(recovery=0.95,profile=sampled,slack=64)  (approximate"));
+  tenant.at("policy").at("profile") = "exact";
+  EXPECT_THAT(RenderTenant(tenant, {}), HasSubstr("profile=exact,slack=64)\n"));
+}
+
 }  // namespace
 }  // namespace kvpool

@@ -160,7 +160,7 @@ TEST_F(WorkerTest, FastGenCompactsEachPromptByItsOwnProfile) {
       {"name": "fastgen", "recovery": 0.92, "slack": 32}})");
   cluster_.MakeToken("press");
   AwaitLease("press");
-  const std::string text = ReadAll("worker/demo/text.txt");
+  const std::string text = ReadAll(SourcePath("worker/demo/text.txt"));
   std::ofstream prompts(cluster_.File("long.txt"));
   for (size_t i = 0; i < 4; ++i) {
     prompts << boost::json::object{{"prompt", text.substr(i * 1200, 1200)}} << "\n";

@@ -62,7 +62,18 @@ class PolicySession {
             .length = Longest(),
             .compacted_step = compacted_step_,
             .compacted_length = compacted_length_,
-            .observed = planes_.observed()};
+            .observed = planes_.observed(),
+            .head_classes = HeadClasses()};
+  }
+
+  // What a worker's profile may have found: one head after the other of each class.
+  std::vector<uint8_t> HeadClasses() const {
+    std::vector<uint8_t> classes;
+    if (!needs_.profile.has_value() || committed_ < plan_.prompt_tokens) return classes;
+    for (uint32_t p = 0; p < planes_.planes(); ++p) {
+      classes.push_back(static_cast<uint8_t>((p + 3) % 5));
+    }
+    return classes;
   }
 
   uint32_t Longest() const {
