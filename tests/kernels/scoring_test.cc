@@ -161,7 +161,7 @@ TEST(Scoring, SealedRowsMatchFloat64) {
           TestSession session(
               TestGeometry(2, 4, 2, dim, dim, Dtype::kBf16),
               {.max_compacted = 40, .max_sealed = sealed, .sealed = format, .fresh = 21}, ++seed);
-          ExpectMatchesOracle(target, session, 100, {99, 100, 107, 119, 120}, 3);
+          ExpectMatchesOracle(target, session, 100, {99, 100, 107, 119, 120}, kEveryPlane);
         }
       }
     }
