@@ -54,6 +54,12 @@ const std::vector<PolicySchema>& PolicySchemas() {
         {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}},
         {"seed", "", "another number, another choice", IntegerRange{0, 0, 65535}}},
        RecentWithinBudget},
+      {"knorm",
+       "KNorm (arXiv 2406.11430): keys of low norm, which get most attention.",
+       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
+        {"recent", "tokens", "newest keys among them", IntegerRange{32, 1, kMaxTokens}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}},
+       RecentWithinBudget},
   };
   return *schemas;
 }

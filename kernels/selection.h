@@ -27,6 +27,8 @@ struct RowScore {
     kWindowSum,        // attention of the last `window` kept queries
     kWindowSquareSum,  // its square
     kRandom,           // drawn from `seed`, head and position
+    kKeyNorm,          // low norm of the key (KNorm)
+    kKeyDiff,          // little likeness to the mean of the head's keys (KeyDiff)
   };
   // Smoothing along positions, over the rows outside `recent`, `kernel` rows wide and zero beyond.
   enum class Pooling : uint8_t { kNone, kAverage, kMax };

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels/policy/full.h"
+#include "kernels/policy/knorm.h"
 #include "kernels/policy/random.h"
 #include "kernels/policy/scissorhands.h"
 #include "kernels/policy/streaming.h"
@@ -28,6 +29,7 @@ constexpr Row kPolicies[] = {
     {"streaming", Make<StreamingPolicy>},
     {"scissorhands", Make<ScissorhandsPolicy>},
     {"random", Make<RandomPolicy>},
+    {"knorm", Make<KNormPolicy>},
 };
 
 }  // namespace

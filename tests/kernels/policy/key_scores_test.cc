@@ -1,0 +1,99 @@
+// Policies that score keys, each against its paper's rule written down literally: what stays of a
+// session that lives under it.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <set>
+
+#include "tests/kernels/policy/policy_session.h"
+
+namespace kvpool {
+namespace {
+
+const Geometry kGeometry = TestGeometry(2, 4, 2, 16, 16, Dtype::kF32);
+constexpr SessionPlan kPlan{.prompt_tokens = 100, .max_tokens = 400, .chunk = 40};
+
+std::unique_ptr<const Policy> Make(const std::string& name, const PolicyValues& parameters) {
+  return MakePolicy(*MakePolicySpec(name, parameters));
+}
+
+double Norm(const std::vector<float>& x) {
+  double sum = 0;
+  for (float v : x) sum += double{v} * v;
+  return std::sqrt(sum);
+}
+
+// The score of each of a head's positions, ascending, as the paper has it.
+using PaperScores = std::function<std::vector<double>(const PolicySession& session, uint32_t plane,
+                                                      const std::vector<uint32_t>& positions)>;
+
+// What the rule keeps of `positions`, ascending: the first `sinks` and last `recent` tokens, and
+// the best others up to `budget`.
+std::set<uint32_t> Kept(const std::vector<uint32_t>& positions, const std::vector<double>& scores,
+                        uint32_t sinks, uint32_t recent, uint32_t budget) {
+  std::set<uint32_t> kept;
+  std::vector<std::pair<double, uint32_t>> rest;
+  for (size_t i = 0; i < positions.size(); ++i) {
+    if (positions[i] < sinks || i + recent >= positions.size()) {
+      kept.insert(positions[i]);
+    } else {
+      rest.emplace_back(scores[i], positions[i]);
+    }
+  }
+  std::sort(rest.rbegin(), rest.rend());
+  for (size_t i = 0; i < rest.size() && kept.size() < budget; ++i) kept.insert(rest[i].second);
+  return kept;
+}
+
+// Feeds a session and compares every compaction with the paper's. `queries` gets every query.
+void ExpectPaper(const Policy& policy, const PaperScores& scores, uint32_t sinks, uint32_t recent,
+                 uint32_t budget, std::vector<std::vector<float>>* queries = nullptr) {
+  PolicySession session(kGeometry, policy, kPlan, budget);
+  uint32_t seen = 0;
+  const uint32_t floats = kGeometry.model_layers() * kGeometry.query_heads * kGeometry.key_dim;
+  while (session.committed() < kPlan.max_tokens) {
+    const uint32_t prompt =
+        kPlan.prompt_tokens - std::min(kPlan.prompt_tokens, session.committed());
+    const uint32_t tokens = prompt > 0 ? std::min(prompt, kPlan.chunk) : 1;
+    // What is compacted before these tokens are there was decided with the queries until now.
+    const std::vector<float> fed = session.Feed(tokens);
+    if (session.compactions() > seen) {
+      seen = session.compactions();
+      for (uint32_t p = 0; p < kGeometry.planes(); ++p) {
+        std::vector<uint32_t> before = session.before()[p];
+        std::sort(before.begin(), before.end());
+        const std::vector<uint32_t>& now = session.planes().positions(p);
+        std::set<uint32_t> kept(now.begin(), now.end());
+        for (uint32_t i = 0; i < tokens; ++i) kept.erase(session.committed() - 1 - i);
+        ASSERT_EQ(kept, Kept(before, scores(session, p, before), sinks, recent, budget))
+            << "compaction " << seen << " head " << p;
+      }
+    }
+    if (queries == nullptr) continue;
+    for (uint32_t i = 0; i < tokens; ++i) {
+      queries->emplace_back(fed.begin() + i * floats, fed.begin() + (i + 1) * floats);
+    }
+  }
+  EXPECT_GE(seen, 4u);
+}
+
+TEST(KeyScorePolicies, KNormKeepsTheLowestNorms) {
+  const auto policy = Make("knorm", {{"budget", 60}, {"recent", 7}, {"slack", 30}});
+  EXPECT_EQ(policy->NextCompactAt({}), 90u);
+  EXPECT_EQ(policy->Needs().queries, QueryNeed::kSampled);
+  EXPECT_EQ(policy->Needs().planes, PlaneSet{});
+  ExpectPaper(
+      *policy,
+      [](const PolicySession& session, uint32_t plane, const std::vector<uint32_t>& positions) {
+        std::vector<double> scores;
+        for (uint32_t position : positions) scores.push_back(-Norm(session.key(plane, position)));
+        return scores;
+      },
+      0, 7, 60);
+}
+
+}  // namespace
+}  // namespace kvpool
