@@ -60,6 +60,13 @@ const std::vector<PolicySchema>& PolicySchemas() {
         {"recent", "tokens", "newest keys among them", IntegerRange{32, 1, kMaxTokens}},
         {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}},
        RecentWithinBudget},
+      {"keydiff",
+       "KeyDiff (arXiv 2504.15364): keys that are least like the mean of all.",
+       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
+        {"recent", "tokens", "newest keys among them", IntegerRange{32, 1, kMaxTokens}},
+        {"slack", "tokens", "B: growth between two compactions",
+         IntegerRange{128, 16, kMaxTokens}}},
+       RecentWithinBudget},
   };
   return *schemas;
 }

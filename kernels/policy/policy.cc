@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels/policy/full.h"
+#include "kernels/policy/keydiff.h"
 #include "kernels/policy/knorm.h"
 #include "kernels/policy/random.h"
 #include "kernels/policy/scissorhands.h"
@@ -30,6 +31,7 @@ constexpr Row kPolicies[] = {
     {"scissorhands", Make<ScissorhandsPolicy>},
     {"random", Make<RandomPolicy>},
     {"knorm", Make<KNormPolicy>},
+    {"keydiff", Make<KeyDiffPolicy>},
 };
 
 }  // namespace

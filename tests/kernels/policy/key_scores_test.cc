@@ -95,5 +95,30 @@ TEST(KeyScorePolicies, KNormKeepsTheLowestNorms) {
       0, 7, 60);
 }
 
+TEST(KeyScorePolicies, KeyDiffKeepsWhatIsLeastLikeTheMean) {
+  const auto policy = Make("keydiff", {{"budget", 60}, {"recent", 1}, {"slack", 30}});
+  EXPECT_EQ(policy->NextCompactAt({}), 90u);
+  EXPECT_EQ(policy->Needs().planes, PlaneSet{});
+  ExpectPaper(
+      *policy,
+      [](const PolicySession& session, uint32_t plane, const std::vector<uint32_t>& positions) {
+        std::vector<double> anchor(kGeometry.key_dim), scores;
+        for (uint32_t position : positions) {
+          const std::vector<float>& key = session.key(plane, position);
+          for (size_t d = 0; d < key.size(); ++d) {
+            anchor[d] += key[d] / Norm(key) / static_cast<double>(positions.size());
+          }
+        }
+        for (uint32_t position : positions) {
+          const std::vector<float>& key = session.key(plane, position);
+          double dot = 0;
+          for (size_t d = 0; d < key.size(); ++d) dot += key[d] * anchor[d];
+          scores.push_back(-dot / Norm(key));
+        }
+        return scores;
+      },
+      0, 1, 60);
+}
+
 }  // namespace
 }  // namespace kvpool
