@@ -26,6 +26,14 @@ absl::Status RecentWithinBudget(PolicySpec& spec) {
       absl::StrCat("recent must not exceed budget, got ", recent, " > ", budget));
 }
 
+absl::Status SinksAndRecentWithinBudget(PolicySpec& spec) {
+  const int64_t budget = spec.Integer("budget"), sinks = spec.Integer("sinks");
+  const int64_t recent = spec.Integer("recent");
+  if (sinks + recent <= budget) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("sinks + recent must not exceed budget, got ",
+                                                 sinks, " + ", recent, " > ", budget));
+}
+
 }  // namespace
 
 const std::vector<PolicySchema>& PolicySchemas() {
@@ -67,6 +75,20 @@ const std::vector<PolicySchema>& PolicySchemas() {
         {"slack", "tokens", "B: growth between two compactions",
          IntegerRange{128, 16, kMaxTokens}}},
        RecentWithinBudget},
+      {"expected-attention",
+       "Expected Attention (arXiv 2510.00636): keys that future queries are expected to look at.",
+       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
+        {"sinks", "tokens", "first keys among them", IntegerRange{4, 0, kMaxTokens}},
+        {"recent", "tokens", "newest keys among them", IntegerRange{28, 1, kMaxTokens}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}},
+        {"horizon", "tokens", "T: future positions that are averaged over",
+         IntegerRange{512, 1, 65536}},
+        {"epsilon", "", "attention that every key is given beside", NumberRange{0.02, 0, 1}},
+        {"queries", "queries", "kept queries that tell the distribution",
+         IntegerRange{64, 1, 1024}},
+        {"every", "queries", "one query in this many is kept", IntegerRange{8, 1, 64}},
+        {"rope_theta", "", "the model's base of rotation", NumberRange{10000, 1, 1e9}}},
+       SinksAndRecentWithinBudget},
   };
   return *schemas;
 }

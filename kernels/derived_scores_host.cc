@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "kernels/derived_scores.h"
+#include "kernels/scores/expected_attention.h"
 #include "kernels/scores/keys.h"
 #include "kernels/scoring.h"
 
@@ -79,6 +80,8 @@ RowScores DerivedScores(const RowScore& score, const DerivedScoreArgs& args) {
       return KeyNormScores(args);
     case RowScore::Kind::kKeyDiff:
       return KeyDiffScores(args);
+    case RowScore::Kind::kExpectedAttention:
+      return ExpectedAttentionScores(score, args);
     default:
       return WindowScores(score, args);
   }

@@ -29,15 +29,29 @@ struct RowScore {
     kRandom,           // drawn from `seed`, head and position
     kKeyNorm,          // low norm of the key (KNorm)
     kKeyDiff,          // little likeness to the mean of the head's keys (KeyDiff)
+    // What future queries are expected to look at, times the norm of the value, by `future` and the
+    // last `window` kept queries
+    kExpectedAttention,
   };
   // Smoothing along positions, over the rows outside `recent`, `kernel` rows wide and zero beyond.
   enum class Pooling : uint8_t { kNone, kAverage, kMax };
+
+  // Which queries are to come: those of the positions from .. from + horizon - 1.
+  struct Future {
+    uint32_t from = 0;
+    uint32_t horizon = 1;  // at least 1
+    uint32_t sinks = 0;    // rows and queries at positions below do not count
+    double epsilon = 0;    // attention that every row gets beside
+    double rope_theta = 10000;
+    bool operator==(const Future&) const = default;
+  };
 
   Kind kind = Kind::kNone;
   uint32_t window = 0;
   Pooling pooling = Pooling::kNone;
   uint32_t kernel = 1;  // odd
   uint64_t seed = 0;
+  Future future;
 
   bool derived() const { return kind >= Kind::kWindowSum; }
   bool operator==(const RowScore&) const = default;

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "kernels/policy/expected_attention.h"
 #include "kernels/policy/full.h"
 #include "kernels/policy/keydiff.h"
 #include "kernels/policy/knorm.h"
@@ -32,6 +33,7 @@ constexpr Row kPolicies[] = {
     {"random", Make<RandomPolicy>},
     {"knorm", Make<KNormPolicy>},
     {"keydiff", Make<KeyDiffPolicy>},
+    {"expected-attention", Make<ExpectedAttentionPolicy>},
 };
 
 }  // namespace

@@ -120,5 +120,97 @@ TEST(KeyScorePolicies, KeyDiffKeepsWhatIsLeastLikeTheMean) {
       0, 1, 60);
 }
 
+using Matrix = std::vector<std::vector<double>>;
+
+// The rotation of one position as a matrix.
+Matrix Rotation(uint32_t dim, double theta, double position) {
+  Matrix r(dim, std::vector<double>(dim));
+  for (uint32_t i = 0; i < dim / 2; ++i) {
+    const double angle = position * std::pow(theta, -2.0 * i / dim);
+    r[i][i] = r[i + dim / 2][i + dim / 2] = std::cos(angle);
+    r[i][i + dim / 2] = -std::sin(angle);
+    r[i + dim / 2][i] = std::sin(angle);
+  }
+  return r;
+}
+
+// The softmax of the paper's expected logits of one query head for every position from `sinks` on.
+std::vector<double> ExpectedSoftmax(const Matrix& queries, const Matrix& future,
+                                    const PolicySession& session, uint32_t plane,
+                                    const std::vector<uint32_t>& positions, uint32_t sinks) {
+  const uint32_t dim = kGeometry.key_dim;
+  std::vector<double> logits, keyed(dim);
+  double sum = 0;
+  for (uint32_t position : positions) {
+    const std::vector<float>& key = session.key(plane, position);
+    for (uint32_t c = 0; c < dim; ++c) {  // R' k
+      keyed[c] = 0;
+      for (uint32_t r = 0; r < dim; ++r) keyed[c] += future[r][c] * key[r];
+    }
+    double mean = 0, square = 0;  // of q . R' k: E[x] + Var[x] / 2 is the paper's z
+    for (const std::vector<double>& query : queries) {
+      double x = 0;
+      for (uint32_t d = 0; d < dim; ++d) x += query[d] * keyed[d] / std::sqrt(dim);
+      mean += x / static_cast<double>(queries.size());
+      square += x * x / static_cast<double>(queries.size());
+    }
+    logits.push_back(position < sinks ? 0 : std::exp(mean + (square - mean * mean) / 2));
+    sum += logits.back();
+  }
+  for (double& x : logits) x /= sum;
+  return logits;
+}
+
+TEST(KeyScorePolicies, ExpectedAttentionKeepsWhatFutureQueriesLookAt) {
+  constexpr double kTheta = 500, kEpsilon = 0.01;
+  constexpr uint32_t kSinks = 4, kHorizon = 20, kQueries = 24, kEvery = 3;
+  const auto policy = Make("expected-attention", {{"budget", 60},
+                                                  {"recent", 2},
+                                                  {"slack", 30},
+                                                  {"horizon", kHorizon},
+                                                  {"epsilon", kEpsilon},
+                                                  {"queries", kQueries},
+                                                  {"every", kEvery},
+                                                  {"rope_theta", kTheta}});
+  EXPECT_EQ(policy->NextCompactAt({}), 90u);
+  EXPECT_EQ(policy->Needs().sample_every, kEvery);
+  EXPECT_EQ(policy->Needs().planes, PlaneSet{.window_queries = kQueries});
+  const uint32_t dim = kGeometry.key_dim;
+  std::vector<std::vector<float>> pushed;  // [position]
+  ExpectPaper(
+      *policy,
+      [&](const PolicySession& session, uint32_t plane, const std::vector<uint32_t>& positions) {
+        Matrix future(dim, std::vector<double>(dim));
+        for (uint32_t t = 0; t < kHorizon; ++t) {
+          const Matrix r = Rotation(dim, kTheta, static_cast<double>(pushed.size()) + t);
+          for (uint32_t i = 0; i < dim * dim; ++i) {
+            future[i / dim][i % dim] += r[i / dim][i % dim] / kHorizon;
+          }
+        }
+        std::vector<double> scores(positions.size());
+        for (uint32_t i = 0; i < 2; ++i) {  // the group
+          const uint32_t reader = plane / 2 * 4 + plane % 2 * 2 + i;
+          Matrix queries;
+          for (size_t at = pushed.size(); at-- > kSinks && queries.size() < kQueries;) {
+            if (at % kEvery != 0) continue;
+            const Matrix back = Rotation(dim, kTheta, -static_cast<double>(at));
+            queries.emplace_back(dim);
+            for (uint32_t d = 0; d < dim * dim; ++d) {
+              queries.back()[d / dim] +=
+                  back[d / dim][d % dim] * pushed[at][reader * dim + d % dim];
+            }
+          }
+          const std::vector<double> alpha =
+              ExpectedSoftmax(queries, future, session, plane, positions, kSinks);
+          for (size_t row = 0; row < scores.size(); ++row) scores[row] += alpha[row] / 2;
+        }
+        for (size_t row = 0; row < scores.size(); ++row) {
+          scores[row] = (scores[row] + kEpsilon) * Norm(session.value(plane, positions[row]));
+        }
+        return scores;
+      },
+      kSinks, 2, 60, &pushed);
+}
+
 }  // namespace
 }  // namespace kvpool
