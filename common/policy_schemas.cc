@@ -9,6 +9,8 @@ namespace kvpool {
 namespace {
 
 constexpr int64_t kMaxTokens = 1 << 20;
+// R-KV compares each key with every other one of its head.
+constexpr int64_t kMaxCompared = 4096;
 
 absl::Status ScissorhandsRules(PolicySpec& spec) {
   const int64_t budget = spec.Integer("budget"), recent = spec.Integer("recent");
@@ -32,6 +34,17 @@ absl::Status SinksAndRecentWithinBudget(PolicySpec& spec) {
   if (sinks + recent <= budget) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("sinks + recent must not exceed budget, got ",
                                                  sinks, " + ", recent, " > ", budget));
+}
+
+absl::Status RkvRules(PolicySpec& spec) {
+  const int64_t budget = spec.Integer("budget"), window = spec.Integer("window");
+  if (window > budget) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("window must not exceed budget, got ", window, " > ", budget));
+  }
+  if (spec.Integer("kernel") % 2 == 1) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("kernel must be odd, got ", spec.Integer("kernel")));
 }
 
 }  // namespace
@@ -89,6 +102,17 @@ const std::vector<PolicySchema>& PolicySchemas() {
         {"every", "queries", "one query in this many is kept", IntegerRange{8, 1, 64}},
         {"rope_theta", "", "the model's base of rotation", NumberRange{10000, 1, 1e9}}},
        SinksAndRecentWithinBudget},
+      {"rkv",
+       "R-KV (arXiv 2505.24133): keys that the last queries looked at and that repeat no other.",
+       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxCompared}},
+        {"buffer", "tokens", "growth between two compactions", IntegerRange{128, 16, kMaxCompared}},
+        {"window", "queries", "last queries that vote; as many newest keys stay",
+         IntegerRange{8, 1, 256}},
+        {"kernel", "tokens", "width of the maximum along positions, odd", IntegerRange{7, 1, 63}},
+        {"lambda", "", "weight of attention; the rest is that of redundancy",
+         NumberRange{0.1, 0, 1}},
+        {"threshold", "", "cosine above which two keys say the same", NumberRange{0.5, 0, 1}}},
+       RkvRules},
   };
   return *schemas;
 }

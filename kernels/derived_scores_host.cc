@@ -7,6 +7,7 @@
 #include "kernels/derived_scores.h"
 #include "kernels/scores/expected_attention.h"
 #include "kernels/scores/keys.h"
+#include "kernels/scores/redundancy.h"
 #include "kernels/scoring.h"
 
 namespace kvpool {
@@ -82,6 +83,8 @@ RowScores DerivedScores(const RowScore& score, const DerivedScoreArgs& args) {
       return KeyDiffScores(args);
     case RowScore::Kind::kExpectedAttention:
       return ExpectedAttentionScores(score, args);
+    case RowScore::Kind::kRedundancy:
+      return RedundancyScores(score, args);
     default:
       return WindowScores(score, args);
   }

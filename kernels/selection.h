@@ -32,6 +32,7 @@ struct RowScore {
     // What future queries are expected to look at, times the norm of the value, by `future` and the
     // last `window` kept queries
     kExpectedAttention,
+    kRedundancy,  // looked at by the last `window` kept queries and unlike others, by `redundancy`
   };
   // Smoothing along positions, over the rows outside `recent`, `kernel` rows wide and zero beyond.
   enum class Pooling : uint8_t { kNone, kAverage, kMax };
@@ -46,12 +47,21 @@ struct RowScore {
     bool operator==(const Future&) const = default;
   };
 
+  // How looks and likeness are weighed.
+  struct Redundancy {
+    double lambda = 1;      // weight of attention; 1 - lambda that of likeness
+    double threshold = 1;   // cosine above which two keys say the same
+    uint32_t compared = 1;  // most keys that are compared with each other, at least 1
+    bool operator==(const Redundancy&) const = default;
+  };
+
   Kind kind = Kind::kNone;
   uint32_t window = 0;
   Pooling pooling = Pooling::kNone;
   uint32_t kernel = 1;  // odd
   uint64_t seed = 0;
   Future future;
+  Redundancy redundancy;
 
   bool derived() const { return kind >= Kind::kWindowSum; }
   bool operator==(const RowScore&) const = default;
@@ -94,6 +104,10 @@ using KeepRows = std::vector<uint32_t>;
 
 // Scores of every row, [planes][rows].
 using RowScores = std::vector<std::vector<float>>;
+
+// Smooths scores along positions as `how` says, which is not kNone. `rows` are in the order of
+// positions; other rows' scores stay.
+void Pool(const RowScore& how, const std::vector<uint32_t>& rows, std::vector<float>* scores);
 
 // The scores that `score` names, from planes. Requires !score.derived() and the plane it reads.
 RowScores PlaneScores(const RowScore& score, const Planes& planes);

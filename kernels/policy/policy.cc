@@ -10,6 +10,7 @@
 #include "kernels/policy/keydiff.h"
 #include "kernels/policy/knorm.h"
 #include "kernels/policy/random.h"
+#include "kernels/policy/rkv.h"
 #include "kernels/policy/scissorhands.h"
 #include "kernels/policy/streaming.h"
 
@@ -34,6 +35,7 @@ constexpr Row kPolicies[] = {
     {"knorm", Make<KNormPolicy>},
     {"keydiff", Make<KeyDiffPolicy>},
     {"expected-attention", Make<ExpectedAttentionPolicy>},
+    {"rkv", Make<RkvPolicy>},
 };
 
 }  // namespace

@@ -212,5 +212,88 @@ TEST(KeyScorePolicies, ExpectedAttentionKeepsWhatFutureQueriesLookAt) {
       kSinks, 2, 60, &pushed);
 }
 
+// The mean attention of the last `window` queries on every position but the newest `window`, each
+// query by the largest logit of the group, and the maximum of `kernel` neighbours.
+std::vector<double> PaperImportance(const std::vector<std::vector<float>>& pushed,
+                                    const PolicySession& session, uint32_t plane,
+                                    const std::vector<uint32_t>& positions, uint32_t window,
+                                    uint32_t kernel) {
+  const uint32_t dim = kGeometry.key_dim;
+  const auto older = static_cast<int>(positions.size() - window);
+  std::vector<double> mean(positions.size()), pooled(positions.size());
+  for (size_t at = pushed.size() - window; at < pushed.size(); ++at) {
+    std::vector<double> e(older);
+    double sum = 0;
+    for (int i = 0; i < older; ++i) {
+      double logits[2] = {0, 0};
+      for (uint32_t h = 0; h < 2; ++h) {
+        const uint32_t reader = plane / 2 * 4 + plane % 2 * 2 + h;
+        for (uint32_t d = 0; d < dim; ++d) {
+          logits[h] += double{pushed[at][reader * dim + d]} * session.key(plane, positions[i])[d] /
+                       std::sqrt(dim);
+        }
+      }
+      sum += e[i] = std::exp(std::max(logits[0], logits[1]));
+    }
+    for (int i = 0; i < older; ++i) mean[i] += e[i] / sum / window;
+  }
+  for (int i = 0; i < older; ++i) {
+    for (int k = i - static_cast<int>(kernel / 2); k <= i + static_cast<int>(kernel / 2); ++k) {
+      if (k >= 0 && k < older) pooled[i] = std::max(pooled[i], mean[k]);
+    }
+  }
+  return pooled;
+}
+
+std::vector<double> PaperRedundancy(const PolicySession& session, uint32_t plane,
+                                    const std::vector<uint32_t>& positions, double threshold) {
+  const size_t n = positions.size();
+  std::vector<double> mean(n);
+  for (size_t i = 0; i < n; ++i) {
+    const std::vector<float>& a = session.key(plane, positions[i]);
+    std::vector<double> cosines(n);
+    size_t newest = n;
+    for (size_t j = 0; j < n; ++j) {
+      const std::vector<float>& b = session.key(plane, positions[j]);
+      for (size_t d = 0; d < a.size() && i != j; ++d) {
+        cosines[j] += double{a[d]} * b[d] / Norm(a) / Norm(b);
+      }
+      if (cosines[j] > threshold) newest = j;
+    }
+    if (newest < n) cosines[newest] = 0;
+    for (size_t j = 0; j < n; ++j) mean[j] += cosines[j] / static_cast<double>(n);
+  }
+  double sum = 0;
+  for (double& x : mean) sum += x = std::exp(x);
+  for (double& x : mean) x /= sum;
+  return mean;
+}
+
+TEST(KeyScorePolicies, RkvKeepsWhatMattersAndIsNotSaidAlready) {
+  for (double lambda : {0.1, 0.9}) {
+    const auto policy = Make("rkv", {{"budget", 60},
+                                     {"buffer", 30},
+                                     {"window", 6},
+                                     {"kernel", 3},
+                                     {"lambda", lambda},
+                                     {"threshold", 0.3}});
+    EXPECT_EQ(policy->NextCompactAt({}), 90u);
+    EXPECT_EQ(policy->Needs().queries, QueryNeed::kExact);
+    EXPECT_EQ(policy->Needs().prompt_rows, 6u);
+    std::vector<std::vector<float>> pushed;  // [position]
+    ExpectPaper(
+        *policy,
+        [&](const PolicySession& session, uint32_t plane, const std::vector<uint32_t>& positions) {
+          std::vector<double> scores = PaperImportance(pushed, session, plane, positions, 6, 3);
+          const std::vector<double> redundancy = PaperRedundancy(session, plane, positions, 0.3);
+          for (size_t i = 0; i < scores.size(); ++i) {
+            scores[i] = lambda * scores[i] - (1 - lambda) * redundancy[i];
+          }
+          return scores;
+        },
+        0, 6, 60, &pushed);
+  }
+}
+
 }  // namespace
 }  // namespace kvpool

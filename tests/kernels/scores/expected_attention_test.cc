@@ -139,8 +139,10 @@ TEST(ExpectedAttention, MatchesMatricesInFloat64) {
   for (const SessionShape& shape : ScoreShapes()) {
     Geometry shared = TestGeometry(2, 6, 3, 16, 0, Dtype::kF16);
     shared.kv_of_layer = {0, 1, 0};
+    Geometry unread = TestGeometry(2, 2, 1, 8, 8, Dtype::kF32);
+    unread.kv_of_layer = {1};
     for (const Geometry& g : {TestGeometry(2, 4, 2, 20, 12, Dtype::kBf16),
-                              TestGeometry(1, 3, 3, 7, 64, Dtype::kF32), shared}) {
+                              TestGeometry(1, 3, 3, 7, 64, Dtype::kF32), shared, unread}) {
       FutureRig rig(g, shape, ++seed);
       const RowScores scores = DerivedScores(kScore, rig.Args());
       for (uint32_t p = 0; p < g.planes(); ++p) {
