@@ -6,7 +6,7 @@
 // head become their largest, then a softmax over the rows but for the newest w; the mean over the
 // queries is smoothed by a maximum over `kernel` neighbours in the order of positions.
 //
-// R: with S_ij the cosine of keys i and j and S_ii = 0, each i forgives the newest key j that is
+// R: with S_ij the cosine of keys i and j, and S_ii = 0: each i forgives the newest key j that is
 // like it, S_ij > threshold: that S_ij becomes 0, so that of keys that say the same the newest
 // stays. R = softmax over j of the mean over i of S_ij, over all rows of the head.
 //
@@ -25,9 +25,8 @@
 namespace kvpool {
 
 // w = score.window. The newest w rows, which a policy keeps by name, have no I. Queries see rows up
-// to their own position; without a query, or a
-// query head that reads the head, I is 0. A key that is not finite scores NaN and is left
-// out of everything else; one of zeros is like nothing.
+// to their own position; without a query, or a query head that reads the head, I is 0. A key that
+// is not finite scores NaN and is left out of everything else; one of zeros is like nothing.
 RowScores RedundancyScores(const RowScore& score, const DerivedScoreArgs& args);
 
 }  // namespace kvpool
