@@ -9,6 +9,8 @@ namespace kvpool {
 namespace {
 
 constexpr int64_t kMaxTokens = 1 << 20;
+// R-KV compares each key with every other one of its head.
+constexpr int64_t kMaxCompared = 4096;
 
 absl::Status ScissorhandsRules(PolicySpec& spec) {
   const int64_t budget = spec.Integer("budget"), recent = spec.Integer("recent");
@@ -24,6 +26,14 @@ absl::Status RecentWithinBudget(PolicySpec& spec) {
   if (recent <= budget) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("recent must not exceed budget, got ", recent, " > ", budget));
+}
+
+absl::Status SinksAndRecentWithinBudget(PolicySpec& spec) {
+  const int64_t budget = spec.Integer("budget"), sinks = spec.Integer("sinks");
+  const int64_t recent = spec.Integer("recent");
+  if (sinks + recent <= budget) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("sinks + recent must not exceed budget, got ",
+                                                 sinks, " + ", recent, " > ", budget));
 }
 
 // The parameters of policies that look at the prompt's last queries, and `more`.
@@ -131,6 +141,44 @@ const std::vector<PolicySchema>& PolicySchemas() {
         {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}},
         {"seed", "", "another number, another choice", IntegerRange{0, 0, 65535}}},
        RecentWithinBudget},
+      {"knorm",
+       "KNorm (arXiv 2406.11430): keys of low norm, which get most attention.",
+       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
+        {"recent", "tokens", "newest keys among them", IntegerRange{32, 1, kMaxTokens}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}},
+       RecentWithinBudget},
+      {"keydiff",
+       "KeyDiff (arXiv 2504.15364): keys that are least like the mean of all.",
+       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
+        {"recent", "tokens", "newest keys among them", IntegerRange{32, 1, kMaxTokens}},
+        {"slack", "tokens", "B: growth between two compactions",
+         IntegerRange{128, 16, kMaxTokens}}},
+       RecentWithinBudget},
+      {"expected-attention",
+       "Expected Attention (arXiv 2510.00636): keys that future queries are expected to look at.",
+       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
+        {"sinks", "tokens", "first keys among them", IntegerRange{4, 0, kMaxTokens}},
+        {"recent", "tokens", "newest keys among them", IntegerRange{28, 1, kMaxTokens}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}},
+        {"horizon", "tokens", "T: future positions that are averaged over",
+         IntegerRange{512, 1, 65536}},
+        {"epsilon", "", "attention that every key is given beside", NumberRange{0.02, 0, 1}},
+        {"queries", "queries", "kept queries that tell the distribution",
+         IntegerRange{64, 1, 1024}},
+        {"every", "queries", "one query in this many is kept", IntegerRange{8, 1, 64}},
+        {"rope_theta", "", "the model's base of rotation", NumberRange{10000, 1, 1e9}}},
+       SinksAndRecentWithinBudget},
+      {"rkv",
+       "R-KV (arXiv 2505.24133): keys that the last queries looked at and that repeat no other.",
+       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxCompared}},
+        {"buffer", "tokens", "growth between two compactions", IntegerRange{128, 16, kMaxCompared}},
+        {"window", "queries", "last queries that vote; as many newest keys stay",
+         IntegerRange{8, 1, 256}},
+        {"kernel", "tokens", "width of the maximum along positions, odd", IntegerRange{7, 1, 63}},
+        {"lambda", "", "weight of attention; the rest is that of redundancy",
+         NumberRange{0.1, 0, 1}},
+        {"threshold", "", "cosine above which two keys say the same", NumberRange{0.5, 0, 1}}},
+       WindowWithinBudget},
   };
   return *schemas;
 }

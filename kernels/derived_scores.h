@@ -29,6 +29,7 @@ struct DerivedScoreArgs {
 //
 // kWindowSum, kWindowSquareSum: over the last score.window kept queries and the group's query
 // heads, of those queries that came after the last compaction: the older ones saw other keys.
+// The others are in kernels/scores.
 RowScores DerivedScores(const RowScore& score, const DerivedScoreArgs& args);
 
 }  // namespace kvpool

@@ -5,6 +5,9 @@
 #include <numeric>
 
 #include "kernels/derived_scores.h"
+#include "kernels/scores/expected_attention.h"
+#include "kernels/scores/keys.h"
+#include "kernels/scores/redundancy.h"
 #include "kernels/scoring.h"
 
 namespace kvpool {
@@ -71,8 +74,20 @@ RowScores RandomScores(uint64_t seed, const Planes& planes) {
 }  // namespace
 
 RowScores DerivedScores(const RowScore& score, const DerivedScoreArgs& args) {
-  if (score.kind == RowScore::Kind::kRandom) return RandomScores(score.seed, *args.planes);
-  return WindowScores(score, args);
+  switch (score.kind) {
+    case RowScore::Kind::kRandom:
+      return RandomScores(score.seed, *args.planes);
+    case RowScore::Kind::kKeyNorm:
+      return KeyNormScores(args);
+    case RowScore::Kind::kKeyDiff:
+      return KeyDiffScores(args);
+    case RowScore::Kind::kExpectedAttention:
+      return ExpectedAttentionScores(score, args);
+    case RowScore::Kind::kRedundancy:
+      return RedundancyScores(score, args);
+    default:
+      return WindowScores(score, args);
+  }
 }
 
 }  // namespace kvpool

@@ -27,6 +27,18 @@ absl::Status CheckLayerMap(const Geometry& g, const GeometryLimits& limits) {
 
 }  // namespace
 
+std::vector<uint32_t> ReadersOf(const Geometry& g, uint32_t plane) {
+  const uint32_t layer = plane / g.kv_heads, head = plane % g.kv_heads;
+  std::vector<uint32_t> readers;
+  for (uint32_t model_layer = 0; model_layer < g.model_layers(); ++model_layer) {
+    if (g.kv_of_layer[model_layer] != layer) continue;
+    for (uint32_t i = 0; i < g.group_size(); ++i) {
+      readers.push_back(model_layer * g.query_heads + head * g.group_size() + i);
+    }
+  }
+  return readers;
+}
+
 absl::Status CheckGeometry(const Geometry& g, const GeometryLimits& limits) {
   const struct {
     const char* field;

@@ -29,6 +29,10 @@ struct Geometry {
   bool operator==(const Geometry&) const = default;
 };
 
+// Which of a query's vectors [model_layers][query_heads] read (layer, head) number `plane`: those
+// of its group in every model layer that shares the cached layer. Ascending.
+std::vector<uint32_t> ReadersOf(const Geometry& geometry, uint32_t plane);
+
 // Ok, or InvalidArgument that names the field, its value and what is allowed. The limits are those
 // of proto/limits.h, passed on by the caller as plain numbers because kernels include no proto.
 struct GeometryLimits {

@@ -29,17 +29,13 @@ float HitValue(const Planes& planes, uint64_t step) {
 
 // Every query vector that reads (layer, head): [query heads of all model layers that share the
 // cached layer][query_count].
-std::vector<const float*> QueriesOf(const ScoreArgs& args, uint32_t layer, uint32_t head) {
+std::vector<const float*> QueriesOf(const ScoreArgs& args, uint32_t plane) {
   const Geometry& g = args.layout->geometry();
   std::vector<const float*> queries;
-  for (uint32_t model_layer = 0; model_layer < g.model_layers(); ++model_layer) {
-    if (g.kv_of_layer[model_layer] != layer) continue;
-    for (uint32_t i = 0; i < g.group_size(); ++i) {
-      for (uint32_t query = 0; query < args.query_count; ++query) {
-        const size_t vector = (size_t{query} * g.model_layers() + model_layer) * g.query_heads +
-                              head * g.group_size() + i;
-        queries.push_back(args.queries + vector * g.key_dim);
-      }
+  for (uint32_t reader : ReadersOf(g, plane)) {
+    for (uint32_t query = 0; query < args.query_count; ++query) {
+      const size_t vector = size_t{query} * g.model_layers() * g.query_heads + reader;
+      queries.push_back(args.queries + vector * g.key_dim);
     }
   }
   return queries;
@@ -73,7 +69,7 @@ void ScoreOn(const Target& target, const ScoreArgs& args, Planes* planes) {
                                   ? static_cast<float>(rows[i])
                                   : static_cast<float>(args.query_positions[i]) + 1.0f);
     }
-    const std::vector<const float*> queries = QueriesOf(args, layer, head);
+    const std::vector<const float*> queries = QueriesOf(args, plane);
     target.score_head(
         {.head = RowsOf(*args.layout, args.base, args.session, layer, head),
          .queries = queries.data(),

@@ -27,15 +27,41 @@ struct RowScore {
     kWindowSum,        // attention of the last `window` kept queries
     kWindowSquareSum,  // its square
     kRandom,           // drawn from `seed`, head and position
+    kKeyNorm,          // low norm of the key (KNorm)
+    kKeyDiff,          // little likeness to the mean of the head's keys (KeyDiff)
+    // What future queries are expected to look at, times the norm of the value, by `future` and the
+    // last `window` kept queries
+    kExpectedAttention,
+    kRedundancy,  // looked at by the last `window` kept queries and unlike others, by `redundancy`
   };
   // Smoothing along positions, over the rows outside `recent`, `kernel` rows wide and zero beyond.
   enum class Pooling : uint8_t { kNone, kAverage, kMax };
+
+  // Which queries are to come: those of the positions from .. from + horizon - 1.
+  struct Future {
+    uint32_t from = 0;
+    uint32_t horizon = 1;  // at least 1
+    uint32_t sinks = 0;    // rows and queries at positions below do not count
+    double epsilon = 0;    // attention that every row gets beside
+    double rope_theta = 10000;
+    bool operator==(const Future&) const = default;
+  };
+
+  // How looks and likeness are weighed.
+  struct Redundancy {
+    double lambda = 1;      // weight of attention; 1 - lambda that of likeness
+    double threshold = 1;   // cosine above which two keys say the same
+    uint32_t compared = 1;  // most keys that are compared with each other, at least 1
+    bool operator==(const Redundancy&) const = default;
+  };
 
   Kind kind = Kind::kNone;
   uint32_t window = 0;
   Pooling pooling = Pooling::kNone;
   uint32_t kernel = 1;  // odd
   uint64_t seed = 0;
+  Future future;
+  Redundancy redundancy;
 
   bool derived() const { return kind >= Kind::kWindowSum; }
   bool operator==(const RowScore&) const = default;
@@ -80,6 +106,10 @@ using KeepRows = std::vector<uint32_t>;
 
 // Scores of every row, [planes][rows].
 using RowScores = std::vector<std::vector<float>>;
+
+// Smooths scores along positions as `how` says, which is not kNone. `rows` are in the order of
+// positions; other rows' scores stay.
+void Pool(const RowScore& how, const std::vector<uint32_t>& rows, std::vector<float>* scores);
 
 // The scores that `score` names, from planes. Requires !score.derived() and the plane it reads.
 RowScores PlaneScores(const RowScore& score, const Planes& planes);

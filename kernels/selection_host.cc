@@ -55,24 +55,6 @@ uint64_t RecentFrom(const std::vector<uint32_t>& positions, uint32_t recent) {
   return order[recent - 1];
 }
 
-// Scores smoothed along positions. `rows` are in the order of positions.
-void Pool(const RowScore& how, const std::vector<uint32_t>& rows, std::vector<float>* scores) {
-  const auto half = static_cast<ptrdiff_t>(how.kernel / 2);
-  const auto count = static_cast<ptrdiff_t>(rows.size());
-  std::vector<float> pooled(rows.size());
-  for (ptrdiff_t i = 0; i < count; ++i) {
-    const ptrdiff_t from = std::max<ptrdiff_t>(0, i - half), to = std::min(count, i + half + 1);
-    float sum = 0, highest = -std::numeric_limits<float>::infinity();
-    for (ptrdiff_t k = from; k < to; ++k) {
-      sum += (*scores)[rows[k]];
-      highest = std::max(highest, (*scores)[rows[k]]);
-    }
-    pooled[i] =
-        how.pooling == RowScore::Pooling::kMax ? highest : sum / static_cast<float>(how.kernel);
-  }
-  for (ptrdiff_t i = 0; i < count; ++i) (*scores)[rows[i]] = pooled[i];
-}
-
 class Selector {
  public:
   Selector(const Selection& selection, const Geometry& geometry, const Planes& planes,
@@ -237,6 +219,23 @@ std::vector<float> Sums(const Planes& planes, uint32_t plane) {
 }
 
 }  // namespace
+
+void Pool(const RowScore& how, const std::vector<uint32_t>& rows, std::vector<float>* scores) {
+  const auto half = static_cast<ptrdiff_t>(how.kernel / 2);
+  const auto count = static_cast<ptrdiff_t>(rows.size());
+  std::vector<float> pooled(rows.size());
+  for (ptrdiff_t i = 0; i < count; ++i) {
+    const ptrdiff_t from = std::max<ptrdiff_t>(0, i - half), to = std::min(count, i + half + 1);
+    float sum = 0, highest = -std::numeric_limits<float>::infinity();
+    for (ptrdiff_t k = from; k < to; ++k) {
+      sum += (*scores)[rows[k]];
+      highest = std::max(highest, (*scores)[rows[k]]);
+    }
+    pooled[i] =
+        how.pooling == RowScore::Pooling::kMax ? highest : sum / static_cast<float>(how.kernel);
+  }
+  for (ptrdiff_t i = 0; i < count; ++i) (*scores)[rows[i]] = pooled[i];
+}
 
 RowScores PlaneScores(const RowScore& score, const Planes& planes) {
   RowScores scores;

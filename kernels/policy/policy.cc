@@ -7,12 +7,16 @@
 
 #include "kernels/policy/adakv.h"
 #include "kernels/policy/corm.h"
+#include "kernels/policy/expected_attention.h"
 #include "kernels/policy/fastgen.h"
 #include "kernels/policy/full.h"
 #include "kernels/policy/h2o.h"
+#include "kernels/policy/keydiff.h"
+#include "kernels/policy/knorm.h"
 #include "kernels/policy/kvcompress.h"
 #include "kernels/policy/pyramidkv.h"
 #include "kernels/policy/random.h"
+#include "kernels/policy/rkv.h"
 #include "kernels/policy/scissorhands.h"
 #include "kernels/policy/snapkv.h"
 #include "kernels/policy/streaming.h"
@@ -44,6 +48,10 @@ constexpr Row kPolicies[] = {
     {"kvcompress", Make<KvCompressPolicy>},
     {"fastgen", Make<FastGenPolicy>},
     {"random", Make<RandomPolicy>},
+    {"knorm", Make<KNormPolicy>},
+    {"keydiff", Make<KeyDiffPolicy>},
+    {"expected-attention", Make<ExpectedAttentionPolicy>},
+    {"rkv", Make<RkvPolicy>},
 };
 
 }  // namespace

@@ -91,4 +91,23 @@ struct ProfileHeadArgs {
   float* scratch = nullptr;  // [ProfileScratch()]
 };
 
+// Reads rows first .. first + 15 of a head as f32, fewer where sealed rows or all rows end; past
+// those are numbers that mean nothing. `first` is less than the head's rows, and where the tile
+// before ended.
+struct TileArgs {
+  HeadRows head;
+  uint32_t first = 0;
+  float* keys = nullptr;    // [16][key_dim]
+  float* values = nullptr;  // [16][value_dim]; or nullptr
+};
+
+// Dot products of a tile of rows with many vectors, which lie side by side 16 at a time.
+struct ProductArgs {
+  const float* rows = nullptr;     // [16][dim]
+  const float* columns = nullptr;  // [blocks][dim][16]
+  uint32_t dim = 0;
+  uint32_t blocks = 0;
+  float* out = nullptr;  // [16][blocks * 16]
+};
+
 }  // namespace kvpool::simd

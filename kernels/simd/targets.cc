@@ -10,15 +10,18 @@
 
 namespace kvpool::simd {
 
-#define KVPOOL_DECLARE_TARGET(name)                                                 \
-  namespace name {                                                                  \
-  void AttendQuery(const AttendArgs& args);                                         \
-  void AttendChunk(const AttendArgs& args);                                         \
-  void ScoreHead(const ScoreHeadArgs& args);                                        \
-  void ProfileHead(const ProfileHeadArgs& args);                                    \
-  }                                                                                 \
-  constexpr Target k_##name {                                                       \
-#name, name::AttendQuery, name::AttendChunk, name::ScoreHead, name::ProfileHead \
+#define KVPOOL_DECLARE_TARGET(name)                                                  \
+  namespace name {                                                                   \
+  void AttendQuery(const AttendArgs& args);                                          \
+  void AttendChunk(const AttendArgs& args);                                          \
+  void ScoreHead(const ScoreHeadArgs& args);                                         \
+  void ProfileHead(const ProfileHeadArgs& args);                                     \
+  uint32_t ReadTile(const TileArgs& args);                                           \
+  void Multiply(const ProductArgs& args);                                            \
+  }                                                                                  \
+  constexpr Target k_##name {                                                        \
+#name, name::AttendQuery, name::AttendChunk, name::ScoreHead, name::ProfileHead, \
+        name::ReadTile, name::Multiply                                               \
   }
 
 KVPOOL_DECLARE_TARGET(baseline);

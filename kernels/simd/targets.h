@@ -1,7 +1,8 @@
 // The builds of the vector kernels, and the choice among them.
 //
-// attend.cc, profile.cc and score.cc are compiled three times, into the namespaces baseline, avx2
-// and avx512. Which one runs is decided once, from what the processor can do. Any thread.
+// attend.cc, profile.cc, score.cc and tiles.cc are compiled three times, into the namespaces
+// baseline, avx2 and avx512. Which one runs is decided once, from what the processor can do. Any
+// thread.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -22,6 +23,8 @@ struct Target {
   void (*attend_chunk)(const AttendArgs&);  // many lanes, each with its own number of rows
   void (*score_head)(const ScoreHeadArgs&);
   void (*profile_head)(const ProfileHeadArgs&);
+  uint32_t (*read_tile)(const TileArgs&);  // the number of rows read
+  void (*multiply)(const ProductArgs&);
 };
 
 // What this processor can run, fastest first; never empty.

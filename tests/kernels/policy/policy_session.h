@@ -53,6 +53,9 @@ class PolicySession {
   const std::vector<float>& key(uint32_t plane, uint32_t position) const {
     return rows_[plane][position].key;
   }
+  const std::vector<float>& value(uint32_t plane, uint32_t position) const {
+    return rows_[plane][position].value;
+  }
 
   PolicyState State() const {
     return {.geometry = &layout_.geometry(),
