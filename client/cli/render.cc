@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/table.h"
+#include "common/policy_spec.h"
 
 namespace kvpool {
 namespace {
@@ -52,9 +53,12 @@ std::string Policy(const json::object& tenant) {
   const json::object policy = ObjectOf(tenant, "policy");
   std::string parameters;
   for (const auto& field : policy) {
-    if (field.key() == "name" || !field.value().is_int64()) continue;
+    const json::value& value = field.value();
+    if (field.key() == "name" || !(value.is_number() || value.is_string())) continue;
     absl::StrAppend(&parameters, parameters.empty() ? "" : ",", std::string(field.key()), "=",
-                    field.value().get_int64());
+                    ToString(value.is_string()   ? PolicyValue(std::string(value.get_string()))
+                             : value.is_double() ? PolicyValue(value.get_double())
+                                                 : PolicyValue(value.to_number<int64_t>())));
   }
   return Text(policy, "name") + (parameters.empty() ? "" : "(" + parameters + ")");
 }
