@@ -35,8 +35,9 @@ Charge PeakCharge(const Layout& layout, const Policy& policy, const SessionPlan&
     overhead += 2 * 4 * uint64_t{geometry.planes()} * (1 + CeilDiv(tokens, kPageTokens) + tokens);
   }
   if (needs.queries != QueryNeed::kNone) {
-    overhead += uint64_t{limits::kWindowQueries} * 4 *
-                (1 + uint64_t{geometry.model_layers()} * geometry.query_heads * geometry.key_dim);
+    overhead +=
+        uint64_t{limits::kWindowQueries} * 4 *
+        (1 + uint64_t{geometry.model_layers()} * geometry.query_heads * (geometry.key_dim + 1));
   }
   charge.overhead = Bytes(static_cast<int64_t>(overhead));
   return charge;

@@ -208,12 +208,14 @@ absl::StatusOr<DrainJob> Attachment::BeginDrain(uint32_t slot, uint32_t window, 
   session->drained = first + count;
   session->job = AgentSession::Job::kDrain;
   (void)ledger_->Pin(session->id);
-  DrainJob job{.layout = &setup_.layout,
-               .base = setup_.base,
-               .rows = Rows(*session),
-               .planes = std::move(session->planes)};
-  regions_->CopyQueries(window, first, count, &job.positions, &job.queries);
-  return job;
+  WindowQueries queries = regions_->CopyQueries(window, first, count);
+  return DrainJob{.layout = &setup_.layout,
+                  .base = setup_.base,
+                  .rows = Rows(*session),
+                  .planes = std::move(session->planes),
+                  .positions = std::move(queries.positions),
+                  .queries = std::move(queries.vectors),
+                  .lses = std::move(queries.lses)};
 }
 
 void Attachment::EndDrain(uint32_t slot, DrainJob job) {

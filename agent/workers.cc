@@ -37,7 +37,8 @@ shm::ShmSizes SizesOf(const AttachRequest& request) {
           .windows = request.max_running,
           .session_tokens = request.max_session_tokens,
           .planes = geometry.planes(),
-          .query_floats = geometry.model_layers() * geometry.query_heads * geometry.key_dim};
+          .query_floats = geometry.model_layers() * geometry.query_heads * geometry.key_dim,
+          .query_lses = geometry.model_layers() * geometry.query_heads};
 }
 
 }  // namespace

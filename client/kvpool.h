@@ -128,8 +128,13 @@ class Session {
   // Ends the step: `tokens` of it are accepted (the rest was scratch). The device must have
   // finished the step. `queries`: the step's post-RoPE queries, [tokens][model_layers][query_heads]
   // [key_dim], or nullptr when WantsQueries() is false. Waits only for a full window of a policy
-  // that needs every query.
-  virtual absl::Status Commit(uint32_t tokens, const float* queries) = 0;
+  // that needs every query. `lses`: for each of those queries and heads, [tokens][model_layers]
+  // [query_heads], the log-sum-exp of its scaled logits over the keys that it attended, when the
+  // worker's attention tells it: the agent then scores in one pass; or nullptr.
+  virtual absl::Status Commit(uint32_t tokens, const float* queries, const float* lses) = 0;
+  absl::Status Commit(uint32_t tokens, const float* queries) {
+    return Commit(tokens, queries, nullptr);
+  }
   // Whether the next step's queries are wanted at all.
   virtual bool WantsQueries(uint32_t tokens) const = 0;
 

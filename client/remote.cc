@@ -438,13 +438,14 @@ class RemoteConnection final : public Connection {
     shared->range = range_;
     absl::StatusOr<Layout> layout = Layout::Make(options.geometry, slab_bytes);
     if (!layout.ok()) return layout.status();
-    const shm::ShmSizes sizes{.sessions = options.max_sessions,
-                              .windows = options.max_running,
-                              .session_tokens = options.max_session_tokens,
-                              .planes = options.geometry.planes(),
-                              .query_floats = options.geometry.model_layers() *
-                                              options.geometry.query_heads *
-                                              options.geometry.key_dim};
+    const shm::ShmSizes sizes{
+        .sessions = options.max_sessions,
+        .windows = options.max_running,
+        .session_tokens = options.max_session_tokens,
+        .planes = options.geometry.planes(),
+        .query_floats = options.geometry.model_layers() * options.geometry.query_heads *
+                        options.geometry.key_dim,
+        .query_lses = options.geometry.model_layers() * options.geometry.query_heads};
     absl::StatusOr<Mapping> control =
         Mapping::Map(parts.control.get(), Bytes(static_cast<int64_t>(shm::ControlBytes(sizes))),
                      Mapping::Access::kReadWrite);

@@ -31,8 +31,8 @@ Charge Peak(const Policy& policy, uint32_t tokens, uint32_t chunk) {
   return PeakCharge(SmallLayout(), policy, {.max_tokens = tokens, .chunk = chunk});
 }
 
-// 32 queries of 2 model layers x 4 heads x 8 floats, and their positions.
-constexpr int64_t kWindowBytes = 32 * (2 * 4 * 8 + 1) * 4;
+// 32 queries of 2 model layers x 4 heads x 8 floats and a log-sum-exp, and their positions.
+constexpr int64_t kWindowBytes = 32 * (2 * 4 * (8 + 1) + 1) * 4;
 
 TEST(Admission, FullTakesAPageForEverySixteenTokens) {
   const Charge charge = Peak(*Make("full"), 100, 64);
