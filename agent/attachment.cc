@@ -95,6 +95,7 @@ absl::StatusOr<AgentSession*> Attachment::Open(const TenantState& tenant, const 
   session.policy = tenant.policy;
   session.policy_text = ToString(tenant.spec);
   session.needs = tenant.policy->Needs();
+  if (setup_.queries == QueryOffer::kNone) session.needs.queries = QueryNeed::kNone;
   session.charge = charge;
   session.planes = Planes(setup_.layout.geometry(), session.needs.planes);
   charge_ += charge;

@@ -50,12 +50,17 @@ struct ConnectOptions {
   std::chrono::milliseconds timeout{10'000};  // for connecting and for each call
 };
 
+// Whether the worker can give the agent its queries, which many policies choose keys by.
+enum class GivenQueries : uint8_t { kAll, kNone };
+
 struct AttachOptions {
   Geometry geometry;
   uint32_t max_sessions = 64;          // sessions open at once
   uint32_t max_running = 64;           // sessions that step at once
   uint32_t max_session_tokens = 2048;  // longest session
   uint32_t chunk_tokens = 64;          // most tokens appended between two safe points
+  // kNone: Open() refuses sessions of a tenant whose policy cannot do without (InvalidArgument).
+  GivenQueries queries = GivenQueries::kAll;
 };
 
 // A connection to one agent.

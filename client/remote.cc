@@ -393,6 +393,8 @@ class RemoteConnection final : public Connection {
     params.setMaxRunning(options.max_running);
     params.setMaxSessionTokens(options.max_session_tokens);
     params.setChunkTokens(options.chunk_tokens);
+    params.setQueries(options.queries == GivenQueries::kNone ? rpc::QueryOffer::NONE
+                                                             : rpc::QueryOffer::ALL);
     params.setEvents(kj::heap<EventsImpl>(shared));
     parts->tenant = kj::mv(tenant);
     return request.send().then([parts, shared](auto&& response) -> kj::Promise<void> {

@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/admission.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "proto/limits.h"
@@ -75,6 +76,22 @@ TEST(Admission, ChargesGrowWithEveryArgument) {
       before = charge;
     }
   }
+}
+
+TEST(Admission, AWorkerWithoutQueriesServesOnlyPoliciesThatNeedNone) {
+  for (const PolicySchema& schema : PolicySchemas()) {
+    const PolicySpec spec = *MakePolicySpec(schema.name, {});
+    const auto policy = MakePolicy(spec);
+    EXPECT_TRUE(CheckQueries(spec, *policy, QueryOffer::kAll).ok());
+    const QueryNeed need = policy->Needs().queries;
+    const absl::Status status = CheckQueries(spec, *policy, QueryOffer::kNone);
+    EXPECT_EQ(status.ok(), need == QueryNeed::kNone || need == QueryNeed::kSampled) << schema.name;
+  }
+  const PolicySpec corm = *MakePolicySpec("corm", {});
+  const absl::Status status = CheckQueries(corm, *MakePolicy(corm), QueryOffer::kNone);
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("policy corm needs"));
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("full, streaming"));
 }
 
 TEST(Admission, SlabsAreWholeForPagesAndForOverhead) {
