@@ -3,6 +3,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/admission.h"
 
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/ids.h"
 #include "kernels/planes.h"
 #include "proto/limits.h"
@@ -35,8 +40,9 @@ Charge PeakCharge(const Layout& layout, const Policy& policy, const SessionPlan&
     overhead += 2 * 4 * uint64_t{geometry.planes()} * (1 + CeilDiv(tokens, kPageTokens) + tokens);
   }
   if (needs.queries != QueryNeed::kNone) {
-    overhead += uint64_t{limits::kWindowQueries} * 4 *
-                (1 + uint64_t{geometry.model_layers()} * geometry.query_heads * geometry.key_dim);
+    overhead +=
+        uint64_t{limits::kWindowQueries} * 4 *
+        (1 + uint64_t{geometry.model_layers()} * geometry.query_heads * (geometry.key_dim + 1));
   }
   if (needs.planes.flags) overhead += plan.max_tokens;
   if (needs.profile.has_value()) {
@@ -45,6 +51,21 @@ Charge PeakCharge(const Layout& layout, const Policy& policy, const SessionPlan&
   }
   charge.overhead = Bytes(static_cast<int64_t>(overhead));
   return charge;
+}
+
+absl::Status CheckQueries(const PolicySpec& spec, const Policy& policy, QueryOffer offer) {
+  const auto needed = [](const Policy& of) {
+    const QueryNeed need = of.Needs().queries;
+    return need == QueryNeed::kExact || need == QueryNeed::kPrompt;
+  };
+  if (offer == QueryOffer::kAll || !needed(policy)) return absl::OkStatus();
+  std::vector<std::string> allowed;
+  for (const PolicySchema& schema : PolicySchemas()) {
+    if (!needed(*MakePolicy(*MakePolicySpec(schema.name, {})))) allowed.push_back(schema.name);
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "policy ", spec.name, " needs the queries of a session, and this worker said at ",
+      "attach that it pushes none; it can serve tenants with ", absl::StrJoin(allowed, ", ")));
 }
 
 uint32_t OverheadSlabs(const Layout& layout, const Charge& charge) {

@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
+#include "common/policy_spec.h"
 #include "common/units.h"
 #include "kernels/layout.h"
 #include "kernels/policy/policy.h"
@@ -26,6 +28,13 @@ struct Charge {
 
 // The most that a session can take.
 Charge PeakCharge(const Layout& layout, const Policy& policy, const SessionPlan& plan);
+
+// Which queries a worker can push.
+enum class QueryOffer : uint8_t { kAll, kNone };
+
+// InvalidArgument when the policy cannot do without queries and the worker has none to offer; the
+// message names the policies that can.
+absl::Status CheckQueries(const PolicySpec& spec, const Policy& policy, QueryOffer offer);
 
 // Slabs that a charge needs: whole slabs of pages, and whole slabs' worth of overhead.
 uint32_t SlabsFor(const Layout& layout, const Charge& charge);

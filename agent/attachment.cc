@@ -97,6 +97,7 @@ absl::StatusOr<AgentSession*> Attachment::Open(const TenantState& tenant, const 
   session.policy_text = ToString(tenant.spec);
   session.needs = tenant.policy->Needs();
   session.seal = tenant.seal;
+  if (setup_.queries == QueryOffer::kNone) session.needs.queries = QueryNeed::kNone;
   session.charge = charge;
   session.planes = Planes(setup_.layout.geometry(), session.needs.planes);
   charge_ += charge;
@@ -235,12 +236,14 @@ absl::StatusOr<DrainJob> Attachment::BeginDrain(uint32_t slot, uint32_t window, 
   session->drained = first + count;
   session->job = AgentSession::Job::kDrain;
   (void)ledger_->Pin(session->id);
-  DrainJob job{.layout = &setup_.layout,
-               .base = setup_.base,
-               .rows = Rows(*session),
-               .planes = std::move(session->planes)};
-  regions_->CopyQueries(window, first, count, &job.positions, &job.queries);
-  return job;
+  WindowQueries queries = regions_->CopyQueries(window, first, count);
+  return DrainJob{.layout = &setup_.layout,
+                  .base = setup_.base,
+                  .rows = Rows(*session),
+                  .planes = std::move(session->planes),
+                  .positions = std::move(queries.positions),
+                  .queries = std::move(queries.vectors),
+                  .lses = std::move(queries.lses)};
 }
 
 void Attachment::EndDrain(uint32_t slot, DrainJob job) {

@@ -36,6 +36,7 @@ struct AttachmentSetup {
   Layout layout;
   shm::ShmSizes sizes;
   uint32_t chunk_tokens = 1;
+  QueryOffer queries = QueryOffer::kAll;
   std::byte* base = nullptr;  // the device's range, for host kernels
 };
 

@@ -278,15 +278,17 @@ class TenantServer final : public rpc::Tenant::Server {
                     std::string(layout.status().message()));
       return kj::READY_NOW;
     }
-    const absl::StatusOr<WorkerId> id =
-        peer_->deps.workers->Attach({.tenant = tenant_,
-                                     .worker = worker_,
-                                     .layout = *std::move(layout),
-                                     .max_sessions = params.getMaxSessions(),
-                                     .max_running = params.getMaxRunning(),
-                                     .max_session_tokens = params.getMaxSessionTokens(),
-                                     .chunk_tokens = params.getChunkTokens()},
-                                    params.getEvents());
+    const absl::StatusOr<WorkerId> id = peer_->deps.workers->Attach(
+        {.tenant = tenant_,
+         .worker = worker_,
+         .layout = *std::move(layout),
+         .max_sessions = params.getMaxSessions(),
+         .max_running = params.getMaxRunning(),
+         .max_session_tokens = params.getMaxSessionTokens(),
+         .chunk_tokens = params.getChunkTokens(),
+         .queries =
+             params.getQueries() == rpc::QueryOffer::NONE ? QueryOffer::kNone : QueryOffer::kAll},
+        params.getEvents());
     if (!id.ok()) {
       peer_->Refuse(result.initRefused(), id.status());
       return kj::READY_NOW;

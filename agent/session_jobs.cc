@@ -62,6 +62,7 @@ void DrainJob::Run() {
          .fresh_start = rows.fresh_start,
          .queries = queries.data(),
          .query_positions = positions.data(),
+         .lses = lses.empty() ? nullptr : lses.data(),
          .query_count = count,
          .scale = Scale(*layout)},
         &planes);

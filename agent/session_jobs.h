@@ -43,6 +43,7 @@ struct DrainJob {
   Planes planes;                    // one entry a row
   std::vector<uint32_t> positions;  // [count]; clamped here to what is committed
   std::vector<float> queries;       // [count][model_layers][query_heads][key_dim]
+  std::vector<float> lses;          // [count][model_layers][query_heads]; empty, or NaN: not told
 
   void Run();
 };

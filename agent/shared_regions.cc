@@ -122,19 +122,21 @@ bool SharedRegions::TakeIdle(uint32_t index) {
                                                    std::memory_order_acq_rel);
 }
 
-void SharedRegions::CopyQueries(uint32_t window, uint64_t first, uint32_t count,
-                                std::vector<uint32_t>* positions,
-                                std::vector<float>* vectors) const {
+WindowQueries SharedRegions::CopyQueries(uint32_t window, uint64_t first, uint32_t count) const {
   const std::byte* base = control_ + shm::WindowOffset(sizes_, window);
-  const std::byte* rows = base + shm::WindowVectorsOffset();
-  const size_t row_bytes = size_t{sizes_.query_floats} * sizeof(float);
-  positions->resize(count);
-  vectors->resize(size_t{count} * sizes_.query_floats);
+  WindowQueries queries{.positions = std::vector<uint32_t>(count),
+                        .vectors = std::vector<float>(size_t{count} * sizes_.query_floats),
+                        .lses = std::vector<float>(size_t{count} * sizes_.query_lses)};
+  const auto copy = [&](auto& to, uint64_t offset, size_t each, uint32_t i) {
+    const uint64_t entry = (first + i) % shm::kWindowQueries, bytes = each * sizeof(to[0]);
+    memcpy(to.data() + i * each, base + offset + entry * bytes, bytes);
+  };
   for (uint32_t i = 0; i < count; ++i) {
-    const uint64_t entry = (first + i) % shm::kWindowQueries;
-    memcpy(&(*positions)[i], base + entry * sizeof(uint32_t), sizeof(uint32_t));
-    memcpy(vectors->data() + size_t{i} * sizes_.query_floats, rows + entry * row_bytes, row_bytes);
+    copy(queries.positions, 0, 1, i);
+    copy(queries.vectors, shm::WindowVectorsOffset(), sizes_.query_floats, i);
+    copy(queries.lses, shm::WindowLsesOffset(sizes_), sizes_.query_lses, i);
   }
+  return queries;
 }
 
 std::vector<uint8_t> SharedRegions::ReadTokenFlags(uint32_t index, uint32_t first,

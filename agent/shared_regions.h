@@ -30,6 +30,13 @@ struct SlotWords {
   std::vector<PageId> fresh_pages;  // at most sizes.pages(); ids unchecked
 };
 
+// Queries as a worker wrote them: any bits.
+struct WindowQueries {
+  std::vector<uint32_t> positions;  // [count]
+  std::vector<float> vectors;       // [count][query_floats]
+  std::vector<float> lses;          // [count][query_lses]
+};
+
 class SharedRegions {
  public:
   static absl::StatusOr<std::unique_ptr<SharedRegions>> Make(const shm::ShmSizes& sizes);
@@ -61,10 +68,9 @@ class SharedRegions {
   // IDLE -> BUSY; false when the worker was quicker.
   bool TakeIdle(uint32_t index);
 
-  // Copies queries first .. first + count - 1 of a window: positions [count] and vectors
-  // [count][query_floats]. Requires window < sizes.windows and count <= W.
-  void CopyQueries(uint32_t window, uint64_t first, uint32_t count,
-                   std::vector<uint32_t>* positions, std::vector<float>* vectors) const;
+  // Copies queries first .. first + count - 1 of a window. Requires window < sizes.windows and
+  // count <= W.
+  WindowQueries CopyQueries(uint32_t window, uint64_t first, uint32_t count) const;
 
   // Flags of tokens first .. first + count - 1 of a session, cut down to those there are. Requires
   // first + count <= sizes.session_tokens.

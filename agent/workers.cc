@@ -37,7 +37,8 @@ shm::ShmSizes SizesOf(const AttachRequest& request) {
           .windows = request.max_running,
           .session_tokens = request.max_session_tokens,
           .planes = geometry.planes(),
-          .query_floats = geometry.model_layers() * geometry.query_heads * geometry.key_dim};
+          .query_floats = geometry.model_layers() * geometry.query_heads * geometry.key_dim,
+          .query_lses = geometry.model_layers() * geometry.query_heads};
 }
 
 }  // namespace
@@ -66,6 +67,7 @@ absl::StatusOr<WorkerId> Workers::Attach(const AttachRequest& request,
                         .layout = request.layout,
                         .sizes = sizes,
                         .chunk_tokens = request.chunk_tokens,
+                        .queries = request.queries,
                         .base = deps_.device->base()},
                        deps_.ledger);
   if (!attachment.ok()) {
@@ -217,6 +219,10 @@ absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
     return absl::OutOfRangeError(absl::StrCat("maxTokens is ", max_tokens,
                                               ", the attachment was made for at most ",
                                               setup.sizes.session_tokens));
+  }
+  if (absl::Status status = CheckQueries(tenant->spec, *tenant->policy, setup.queries);
+      !status.ok()) {
+    return status;
   }
   const SessionPlan plan{
       .prompt_tokens = prompt_tokens, .max_tokens = max_tokens, .chunk = setup.chunk_tokens};

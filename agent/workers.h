@@ -39,6 +39,7 @@ struct AttachRequest {
   uint32_t max_running = 0;
   uint32_t max_session_tokens = 0;
   uint32_t chunk_tokens = 0;
+  QueryOffer queries = QueryOffer::kAll;
 };
 
 // One attached worker.

@@ -52,12 +52,17 @@ struct ConnectOptions {
   std::chrono::milliseconds timeout{10'000};  // for connecting and for each call
 };
 
+// Whether the worker can give the agent its queries, which many policies choose keys by.
+enum class GivenQueries : uint8_t { kAll, kNone };
+
 struct AttachOptions {
   Geometry geometry;
   uint32_t max_sessions = 64;          // sessions open at once
   uint32_t max_running = 64;           // sessions that step at once
   uint32_t max_session_tokens = 2048;  // longest session
   uint32_t chunk_tokens = 64;          // most tokens appended between two safe points
+  // kNone: Open() refuses sessions of a tenant whose policy cannot do without (InvalidArgument).
+  GivenQueries queries = GivenQueries::kAll;
 };
 
 // A connection to one agent.
@@ -140,8 +145,13 @@ class Session {
   // Ends the step: `tokens` of it are accepted (the rest was scratch). The device must have
   // finished the step. `queries`: the step's post-RoPE queries, [tokens][model_layers][query_heads]
   // [key_dim], or nullptr when WantsQueries() is false. Waits only for a full window of a policy
-  // that needs every query.
-  virtual absl::Status Commit(uint32_t tokens, const float* queries) = 0;
+  // that needs every query. `lses`: for each of those queries and heads, [tokens][model_layers]
+  // [query_heads], the log-sum-exp of its scaled logits over the keys that it attended, when the
+  // worker's attention tells it: the agent then scores in one pass; or nullptr.
+  virtual absl::Status Commit(uint32_t tokens, const float* queries, const float* lses) = 0;
+  absl::Status Commit(uint32_t tokens, const float* queries) {
+    return Commit(tokens, queries, nullptr);
+  }
   // Whether the next step's queries are wanted at all.
   virtual bool WantsQueries(uint32_t tokens) const = 0;
 

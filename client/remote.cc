@@ -425,6 +425,8 @@ class RemoteConnection final : public Connection {
     params.setMaxRunning(options.max_running);
     params.setMaxSessionTokens(options.max_session_tokens);
     params.setChunkTokens(options.chunk_tokens);
+    params.setQueries(options.queries == GivenQueries::kNone ? rpc::QueryOffer::NONE
+                                                             : rpc::QueryOffer::ALL);
     params.setEvents(kj::heap<EventsImpl>(shared));
     parts->tenant = kj::mv(tenant);
     return request.send().then([parts, shared](auto&& response) -> kj::Promise<void> {
@@ -470,13 +472,14 @@ class RemoteConnection final : public Connection {
     shared->range = range_;
     absl::StatusOr<Layout> layout = Layout::Make(options.geometry, slab_bytes);
     if (!layout.ok()) return layout.status();
-    const shm::ShmSizes sizes{.sessions = options.max_sessions,
-                              .windows = options.max_running,
-                              .session_tokens = options.max_session_tokens,
-                              .planes = options.geometry.planes(),
-                              .query_floats = options.geometry.model_layers() *
-                                              options.geometry.query_heads *
-                                              options.geometry.key_dim};
+    const shm::ShmSizes sizes{
+        .sessions = options.max_sessions,
+        .windows = options.max_running,
+        .session_tokens = options.max_session_tokens,
+        .planes = options.geometry.planes(),
+        .query_floats = options.geometry.model_layers() * options.geometry.query_heads *
+                        options.geometry.key_dim,
+        .query_lses = options.geometry.model_layers() * options.geometry.query_heads};
     absl::StatusOr<Mapping> control =
         Mapping::Map(parts.control.get(), Bytes(static_cast<int64_t>(shm::ControlBytes(sizes))),
                      Mapping::Access::kReadWrite);

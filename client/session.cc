@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <limits>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -178,7 +179,7 @@ bool SessionImpl::PushWanted(uint32_t position, uint32_t index, uint32_t tokens)
   return PushNeeded(position, index, tokens) || (sampled && position % opened_.sample_every == 0);
 }
 
-absl::Status SessionImpl::Commit(uint32_t tokens, const float* queries) {
+absl::Status SessionImpl::Commit(uint32_t tokens, const float* queries, const float* lses) {
   const uint32_t first = committed_;
   committed_ += tokens;
   if (profiler_ != nullptr) {
@@ -188,18 +189,22 @@ absl::Status SessionImpl::Commit(uint32_t tokens, const float* queries) {
   words_->committed.store(committed_, std::memory_order_release);
   if (queries == nullptr) return absl::OkStatus();
   const size_t floats = tenant_.setup_.sizes.query_floats;
+  const size_t heads = tenant_.setup_.sizes.query_lses;
   for (uint32_t i = 0; i < tokens; ++i) {
     if (!PushWanted(first + i, i, tokens)) continue;
     const Patience patience =
         PushNeeded(first + i, i, tokens) ? Patience::kWaits : Patience::kDrops;
-    if (absl::Status status = PushQuery(first + i, queries + i * floats, patience); !status.ok()) {
+    if (absl::Status status = PushQuery(first + i, queries + i * floats,
+                                        lses == nullptr ? nullptr : lses + i * heads, patience);
+        !status.ok()) {
       return status;
     }
   }
   return absl::OkStatus();
 }
 
-absl::Status SessionImpl::PushQuery(uint32_t position, const float* query, Patience patience) {
+absl::Status SessionImpl::PushQuery(uint32_t position, const float* query, const float* lses,
+                                    Patience patience) {
   const auto full = [this] { return pushed_ - progress_->drained.load() >= shm::kWindowQueries; };
   if (window_ == kNoWindow) {
     if (tenant_.free_windows_.empty()) {
@@ -221,6 +226,11 @@ absl::Status SessionImpl::PushQuery(uint32_t position, const float* query, Patie
   memcpy(window + entry * sizeof(uint32_t), &position, sizeof(position));
   const size_t bytes = size_t{sizes.query_floats} * sizeof(float);
   memcpy(window + shm::WindowVectorsOffset() + entry * bytes, query, bytes);
+  auto* entry_lses =
+      reinterpret_cast<float*>(window + shm::WindowLsesOffset(sizes)) + entry * sizes.query_lses;
+  for (uint32_t i = 0; i < sizes.query_lses; ++i) {
+    entry_lses[i] = lses == nullptr ? std::numeric_limits<float>::quiet_NaN() : lses[i];
+  }
   ++pushed_;
   return absl::OkStatus();
 }

@@ -103,7 +103,8 @@ class SessionImpl final : public Session {
   }
   bool WantsProfile() const override { return profiler_ && profiler_->Wants(committed_); }
   void Profile(const AttendedChunk& chunk) override;
-  absl::Status Commit(uint32_t tokens, const float* queries) override;
+  using Session::Commit;
+  absl::Status Commit(uint32_t tokens, const float* queries, const float* lses) override;
   bool WantsQueries(uint32_t tokens) const override;
   void Park() override;
 
@@ -130,7 +131,9 @@ class SessionImpl final : public Session {
   // Whether it has a use for it.
   bool PushWanted(uint32_t position, uint32_t index, uint32_t tokens) const;
   enum class Patience : uint8_t { kWaits, kDrops };  // when the window is full
-  absl::Status PushQuery(uint32_t position, const float* query, Patience patience);
+  // `lses` or nullptr.
+  absl::Status PushQuery(uint32_t position, const float* query, const float* lses,
+                         Patience patience);
   uint64_t pending() const { return pushed_ - submitted_; }
 
   TenantImpl& tenant_;

@@ -1,7 +1,9 @@
 // Scoring: drains queries of a session's window into its planes, each query exactly once, against
-// the keys present. Probabilities are recomputed; they equal the worker's as long as nothing was
-// evicted between the query and its drain, which the agent ensures. The host twin needs 128 bytes
-// of scratch memory for each row of the longest head, whatever the number of queries.
+// the keys present. With the log-sum-exp of the worker's own attention it is one pass over the
+// keys, and probabilities are the worker's even if keys have gone since. Without it they are
+// recomputed: the same as long as nothing was evicted between the query and its drain, which the
+// agent ensures. The host twin needs 128 bytes of scratch memory for each row of the longest head,
+// whatever the number of queries.
 //
 // Pure function of its arguments but for the planes it updates; any thread.
 //
@@ -25,6 +27,10 @@ struct ScoreArgs {
   const float* queries = nullptr;  // [query_count][model_layers][query_heads][key_dim], post-RoPE
   // [query_count] logical position p of each query: it saw the fresh rows at positions <= p.
   const uint32_t* query_positions = nullptr;
+  // [query_count][model_layers][query_heads] log-sum-exp of the scaled logits over the keys that
+  // each query saw; or nullptr. Unless all are finite, none is used. Any value is safe: a
+  // probability that would be above 1 counts as 1.
+  const float* lses = nullptr;
   uint32_t query_count = 0;  // 1..32
   float scale = 1.0f;
 };

@@ -3,6 +3,7 @@
 //
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -27,18 +28,26 @@ float HitValue(const Planes& planes, uint64_t step) {
       std::min<uint64_t>(step - planes.hit_base(), std::numeric_limits<uint16_t>::max()));
 }
 
-// Every query vector that reads (layer, head): [query heads of all model layers that share the
-// cached layer][query_count].
-std::vector<const float*> QueriesOf(const ScoreArgs& args, uint32_t plane) {
+// For every query vector that reads (layer, head), [query heads of all model layers that share the
+// cached layer][query_count]: where its part of `data` is, [query_count][model_layers][query_heads]
+// [floats].
+std::vector<const float*> PartsOf(const ScoreArgs& args, uint32_t plane, const float* data,
+                                  uint32_t floats) {
   const Geometry& g = args.layout->geometry();
-  std::vector<const float*> queries;
+  std::vector<const float*> parts;
   for (uint32_t reader : ReadersOf(g, plane)) {
     for (uint32_t query = 0; query < args.query_count; ++query) {
       const size_t vector = size_t{query} * g.model_layers() * g.query_heads + reader;
-      queries.push_back(args.queries + vector * g.key_dim);
+      parts.push_back(data + vector * floats);
     }
   }
-  return queries;
+  return parts;
+}
+
+bool AllFinite(const ScoreArgs& args) {
+  const Geometry& g = args.layout->geometry();
+  const size_t count = size_t{args.query_count} * g.model_layers() * g.query_heads;
+  return std::all_of(args.lses, args.lses + count, [](float lse) { return std::isfinite(lse); });
 }
 
 }  // namespace
@@ -56,6 +65,7 @@ void ScoreOn(const Target& target, const ScoreArgs& args, Planes* planes) {
     longest = std::max(longest, args.session.Length(plane));
   }
   const auto scratch = std::make_unique_for_overwrite<float[]>(ScoreScratch(g, longest));
+  const bool one_pass = args.lses != nullptr && AllFinite(args);
   std::vector<float> thresholds(args.query_count), hits(args.query_count);
   std::vector<uint32_t> rows(args.query_count);
   for (uint32_t i = 0; i < args.query_count; ++i) {
@@ -69,10 +79,13 @@ void ScoreOn(const Target& target, const ScoreArgs& args, Planes* planes) {
                                   ? static_cast<float>(rows[i])
                                   : static_cast<float>(args.query_positions[i]) + 1.0f);
     }
-    const std::vector<const float*> queries = QueriesOf(args, plane);
+    const std::vector<const float*> queries = PartsOf(args, plane, args.queries, g.key_dim);
+    std::vector<const float*> lses;
+    if (one_pass) lses = PartsOf(args, plane, args.lses, 1);
     target.score_head(
         {.head = RowsOf(*args.layout, args.base, args.session, layer, head),
          .queries = queries.data(),
+         .lses = one_pass ? lses.data() : nullptr,
          .query_rows = rows.data(),
          .thresholds = thresholds.data(),
          .hits = hits.data(),

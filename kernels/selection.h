@@ -91,6 +91,10 @@ struct Selection {
                  // hold the same rows keep the same rows (TOVA)
   } scope = Scope::kHead;
   uint32_t floor = 0;  // kLayer, kSession
+  // Above 0: every layer's total is its share of the sum of the totals, by the persistence of its
+  // keys over the last score.window queries (persistence.h, Scissorhands); recent is the least.
+  // Requires a single rule for all heads.
+  double persistence_gain = 0;
   // Rows that a head is expected to keep, as the mean over heads: an estimate, by which memory
   // pressure plans.
   uint32_t expected = 0;

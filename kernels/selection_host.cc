@@ -7,6 +7,7 @@
 #include <limits>
 #include <numeric>
 
+#include "kernels/persistence.h"
 #include "kernels/selection.h"
 
 namespace kvpool {
@@ -62,6 +63,7 @@ class Selector {
       : selection_(selection), geometry_(geometry), planes_(planes), scores_(scores) {}
 
   std::vector<KeepRows> Run() {
+    ShareLayers();
     Rank();
     heads_.resize(planes_.planes());
     for (uint32_t plane = 0; plane < planes_.planes(); ++plane) KeepNamed(plane);
@@ -77,6 +79,21 @@ class Selector {
   }
 
  private:
+  void ShareLayers() {
+    if (selection_.persistence_gain <= 0) return;
+    const HeadRule rule = selection_.heads.front();
+    const std::vector<double> persistence =
+        LayerPersistence(geometry_, planes_, selection_.score.window);
+    selection_.heads.clear();
+    for (uint32_t total : ShareByPersistence(persistence, selection_.persistence_gain, rule.total,
+                                             std::min(rule.recent, rule.total))) {
+      for (uint32_t head = 0; head < geometry_.kv_heads; ++head) {
+        selection_.heads.push_back(rule);
+        selection_.heads.back().total = total;
+      }
+    }
+  }
+
   bool ranked() const { return selection_.score.kind != RowScore::Kind::kNone; }
 
   // Makes scores comparable and, as the selection says, averages and smooths them.
@@ -194,7 +211,7 @@ class Selector {
     KeepBest(&candidates, static_cast<uint32_t>(std::min<uint64_t>(places, candidates.size())));
   }
 
-  const Selection& selection_;
+  Selection selection_;
   const Geometry& geometry_;
   const Planes& planes_;
   RowScores scores_;

@@ -88,6 +88,12 @@ struct AttachParams @0xec7429d0a1f8b563 {
   maxSessionTokens @3 :UInt32;  # longest session, at most kSessionTokens
   chunkTokens @4 :UInt32;       # most tokens the worker appends between two safe points
   events @5 :WorkerEvents;      # what the agent calls
+  queries @6 :QueryOffer;       # which queries the worker can push
+}
+
+enum QueryOffer @0xbe41c7d92a5f6038 {
+  all @0;                       # whichever a policy needs
+  none @1;                      # none: sessions under a policy that needs some are refused
 }
 
 struct AttachResult @0x81d5b7e0f69c34a2 {

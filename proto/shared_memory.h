@@ -5,7 +5,7 @@
 // `Tables` is written by the agent alone and mapped read-only by the worker (sealed against future
 // write mappings), so it needs no checks by a worker that trusts its agent.
 //
-// All integers are little endian. Sizes follow from five numbers (ShmSizes) that both sides know
+// All integers are little endian. Sizes follow from six numbers (ShmSizes) that both sides know
 // from attach. Atomics are lock-free words; the release/acquire pairs are stated at each field.
 //
 // SPDX-License-Identifier: Apache-2.0
@@ -25,13 +25,14 @@ inline constexpr uint32_t kVersion = 2;
 // RUNNING -> BUSY by the worker just before handOver; BUSY -> RUNNING or IDLE by the agent alone.
 enum class State : uint32_t { kFree = 0, kIdle = 1, kRunning = 2, kBusy = 3, kFailed = 4 };
 
-// The five numbers that fix every offset.
+// The six numbers that fix every offset.
 struct ShmSizes {
   uint32_t sessions = 0;        // session slots
   uint32_t windows = 0;         // query windows
   uint32_t session_tokens = 0;  // longest session
   uint32_t planes = 0;          // cached layers * KV heads
   uint32_t query_floats = 0;    // model layers * query heads * key dim: floats of one query
+  uint32_t query_lses = 0;      // model layers * query heads: log-sum-exps of one query
 
   constexpr uint32_t pages() const { return (session_tokens + 15) / 16; }
 };
@@ -69,7 +70,9 @@ struct alignas(64) SessionSlot {
 };
 
 // One query window in Control: a ring of W entries: u32 positions [W], then f32 vectors
-// [W][query_floats]. Query number n of a session lies in entry n % W.
+// [W][query_floats], then f32 log-sum-exps [W][query_lses]: of each query's scaled logits over the
+// keys that its own attention saw, or NaN where the worker's kernel does not tell it. Query number
+// n of a session lies in entry n % W.
 inline constexpr uint32_t kWindowQueries = 32;  // limits::kWindowQueries
 
 // One session's header in Tables, then two buffers (see TableBufferBytes).
@@ -100,8 +103,11 @@ constexpr uint64_t TokenFlagsOffset(const ShmSizes& s, uint32_t slot) {
 }
 constexpr uint64_t WindowsOffset(const ShmSizes& s) { return SlotOffset(s, s.sessions); }
 constexpr uint64_t WindowVectorsOffset() { return AlignUp(uint64_t{kWindowQueries} * 4); }
-constexpr uint64_t WindowStride(const ShmSizes& s) {
+constexpr uint64_t WindowLsesOffset(const ShmSizes& s) {
   return WindowVectorsOffset() + AlignUp(uint64_t{kWindowQueries} * s.query_floats * 4);
+}
+constexpr uint64_t WindowStride(const ShmSizes& s) {
+  return WindowLsesOffset(s) + AlignUp(uint64_t{kWindowQueries} * s.query_lses * 4);
 }
 constexpr uint64_t WindowOffset(const ShmSizes& s, uint32_t window) {
   return WindowsOffset(s) + window * WindowStride(s);

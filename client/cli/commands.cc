@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "client/cli/policy_table.h"
 #include "client/cli/render.h"
 #include "common/quantity.h"
 #include "common/tenant_json.h"
@@ -40,6 +41,10 @@ absl::Status Commands::Print(const absl::StatusOr<json::object>& answer,
   if (!answer.ok()) return answer.status();
   out_ << (format_ == OutputFormat::kJson ? json::serialize(*answer) + "\n" : render(*answer));
   return absl::OkStatus();
+}
+
+absl::Status Commands::ShowPolicies() {
+  return Print(PolicyDocument(), [](const json::object&) { return PolicyTable(); });
 }
 
 absl::Status Commands::GetTenants(const std::string& name) {

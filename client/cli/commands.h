@@ -46,6 +46,8 @@ class Commands {
   absl::Status DeleteAgent(const std::string& name);
   absl::Status CreateToken(const std::string& tenant);
   absl::Status RevokeToken(const std::string& tenant, const std::string& id);
+  // Asks nobody.
+  absl::Status ShowPolicies();
   // Prints one screen after the other, `before_each` first, until it says stop.
   enum class Next { kShow, kStop };
   absl::Status Top(const std::function<Next()>& before_each);

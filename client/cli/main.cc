@@ -30,6 +30,7 @@ constexpr char kFooter[] = R"(Examples:
   kvpoolctl set tenant chat --limit "12 GiB"
   kvpoolctl set tenant chat --policy scissorhands --param budget=512
   (umask 077; kvpoolctl token create chat > chat.token)
+  kvpoolctl policies
   kvpoolctl top
 
 Exit codes:
@@ -161,6 +162,10 @@ void AddOthers(CLI::App& app, Flags& f, Command& command) {
   CLI::App* apply = app.add_subcommand("apply", "Create and update the tenants of a file");
   apply->add_option("-f,--file", f.file, "tenants file (YAML), - for standard input")->required();
   apply->callback([&] { command = [&f](Commands& c) { return c.Apply(f.file); }; });
+
+  CLI::App* policies =
+      app.add_subcommand("policies", "Show the policies a tenant can have, and their parameters");
+  policies->callback([&] { command = [](Commands& c) { return c.ShowPolicies(); }; });
 
   CLI::App* token = app.add_subcommand("token", "Create or revoke a tenant's worker tokens");
   token->require_subcommand(1);

@@ -2,7 +2,10 @@
 // when it is full, the m keys that the last w queries most often found low (alpha < 1 / t, t the
 // absolute step) go, older first among equals; the newest r always stay.
 //
-// Parameters: budget B, window w, recent r, drop m.
+// Parameters: budget B, window w, recent r, drop m, layers, gain. Heads of a layer always have the
+// same budget. Layers have it too (even), or shares of the same sum that grow with how much the
+// important keys of a layer change (persistence: B_l in proportion to 1 + gain * (1 - persistence
+// ratio)): section 5 gives more to layers that persist less, without a formula.
 //
 // Algorithm 1 appends, and compresses when n > B. Here a session is handed over at length B, before
 // the next append: B -> B - m, then the append, which leaves the same B - m + 1 keys. A chunk can
@@ -24,14 +27,13 @@ class ScissorhandsPolicy : public Policy {
   explicit ScissorhandsPolicy(const PolicySpec& spec);
   PolicyNeeds Needs() const override;
   uint32_t PeakTokens(const SessionPlan& plan) const override { return budget_.PeakTokens(plan); }
-  std::optional<uint32_t> NextCompactAt(const PolicyState&) const override {
-    return budget_.CompactAt();
-  }
+  std::optional<uint32_t> NextCompactAt(const PolicyState& state) const override;
   std::optional<Selection> Compact(const PolicyState& state) const override;
 
  private:
   const uint32_t window_, recent_, drop_;
   const Budget budget_;
+  const double gain_;  // 0: even
 };
 
 }  // namespace kvpool

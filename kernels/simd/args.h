@@ -64,6 +64,7 @@ struct AttendArgs {
 struct ScoreHeadArgs {
   HeadRows head;
   const float* const* queries = nullptr;  // [heads][query_count], each [key_dim]
+  const float* const* lses = nullptr;     // [heads][query_count], each one float; or nullptr
   const uint32_t* query_rows = nullptr;   // [query_count] rows that a query saw
   const float* thresholds = nullptr;      // [query_count] alpha below this is low
   const float* hits = nullptr;            // [query_count] what a query leaves in last_hits

@@ -41,10 +41,7 @@ class ScorePass {
     }
     for (uint32_t h = 0; h < args_.heads; ++h) {
       LoadQueries(h);
-      highest_ = Fill(-kInfinity);
-      for (uint32_t first = 0; first < rows_;) first += Logits(first);
-      Exponentials();
-      for (uint32_t first = 0; first < rows_; first += kTileRows) AddMass(first);
+      args_.lses != nullptr ? ScoreInOnePass(h) : ScoreInTwoPasses();
     }
     if (args_.low_counts != nullptr) {
       for (uint32_t first = 0; first < rows_; first += kTileRows) AddLowCounts(first);
@@ -74,6 +71,39 @@ class ScorePass {
       UnpackTile(head_, first, keys_, nullptr);
       return Min(kTileRows, Min(sealed, rows_) - first);
     }
+    // The sum over all rows is known: every logit is a probability at once.
+    void ScoreInOnePass(uint32_t h) {
+      Floats lse = {};
+      for (uint32_t lane = 0; lane < lanes_; ++lane) {
+        lse[lane] = *args_.lses[h * args_.query_count + first_query_ + lane] * kLog2E;
+      }
+      for (uint32_t first = 0; first < rows_;) {
+        const uint32_t rows = LoadKeys(first);
+        Floats alpha[kTileRows];
+        TileLogits(keys_, queries_, head_.key_dim, alpha);
+        for (uint32_t row = 0; row < rows; ++row) {
+          const Floats x = alpha[row] - lse;
+          // NaN passes. Lanes that do not see the row have no mass from it.
+          alpha[row] = Sees(first + row) ? Exp2(x > 0.0f ? Floats{} : x) : Floats{};
+        }
+        AddMass(first, rows, alpha);
+        first += rows;
+      }
+    }
+
+    void ScoreInTwoPasses() {
+      highest_ = Fill(-kInfinity);
+      for (uint32_t first = 0; first < rows_;) first += Logits(first);
+      Exponentials();
+      for (uint32_t first = 0; first < rows_; first += kTileRows) {
+        Floats alpha[kTileRows];
+        for (uint32_t row = 0; row < kTileRows; ++row) {
+          alpha[row] = Load(logits_ + size_t{first + row} * kLanes) * inverse_;
+        }
+        AddMass(first, Min(kTileRows, rows_ - first), alpha);
+      }
+    }
+
     Tile tile;
     Locate(head_, first - sealed, rows_ - sealed, &tile);
     for (uint32_t row = 0; row < kTileRows; ++row) {
@@ -105,22 +135,22 @@ class ScorePass {
     inverse_ = 1.0f / total;
   }
 
-  void AddMass(uint32_t first) {
-    Floats mass[kTileRows];
-    for (uint32_t row = 0; row < kTileRows; ++row) {
+  // Of the rows `first` .. first + rows - 1, at most a tile. Uses up `alpha`.
+  void AddMass(uint32_t first, uint32_t rows, Floats* alpha) {
+    for (uint32_t row = rows; row < kTileRows; ++row) alpha[row] = Floats{};
+    for (uint32_t row = 0; row < rows; ++row) {
       const size_t at = size_t{first + row} * kLanes;
-      const Floats alpha = Load(logits_ + at) * inverse_;
       // Comparisons with NaN are false: such an alpha adds nothing and leaves its row low. So does
       // 0 * infinity, the alpha of a query that saw no row at all.
-      Store(low_ + at, alpha >= threshold_ ? Floats{} : Load(low_ + at));
-      mass[row] = alpha >= 0.0f ? alpha : Floats{};
+      Store(low_ + at, alpha[row] >= threshold_ ? Floats{} : Load(low_ + at));
+      alpha[row] = alpha[row] >= 0.0f ? alpha[row] : Floats{};
     }
     if (args_.square_sum != nullptr) {
       Floats squares[kTileRows];
-      for (uint32_t row = 0; row < kTileRows; ++row) squares[row] = mass[row] * mass[row];
-      AddTile(squares, args_.square_sum + first, Min(kTileRows, rows_ - first));
+      for (uint32_t row = 0; row < kTileRows; ++row) squares[row] = alpha[row] * alpha[row];
+      AddTile(squares, args_.square_sum + first, rows);
     }
-    AddTile(mass, args_.mass + first, Min(kTileRows, rows_ - first));
+    AddTile(alpha, args_.mass + first, rows);
   }
 
   // to[row] += the sum of values[row]'s lanes. Uses up `values`.

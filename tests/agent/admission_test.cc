@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/admission.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "proto/limits.h"
@@ -31,8 +32,8 @@ Charge Peak(const Policy& policy, uint32_t tokens, uint32_t chunk) {
   return PeakCharge(SmallLayout(), policy, {.max_tokens = tokens, .chunk = chunk});
 }
 
-// 32 queries of 2 model layers x 4 heads x 8 floats, and their positions.
-constexpr int64_t kWindowBytes = 32 * (2 * 4 * 8 + 1) * 4;
+// 32 queries of 2 model layers x 4 heads x 8 floats and a log-sum-exp, and their positions.
+constexpr int64_t kWindowBytes = 32 * (2 * 4 * (8 + 1) + 1) * 4;
 
 TEST(Admission, FullTakesAPageForEverySixteenTokens) {
   const Charge charge = Peak(*Make("full"), 100, 64);
@@ -75,6 +76,22 @@ TEST(Admission, ChargesGrowWithEveryArgument) {
       before = charge;
     }
   }
+}
+
+TEST(Admission, AWorkerWithoutQueriesServesOnlyPoliciesThatNeedNone) {
+  for (const PolicySchema& schema : PolicySchemas()) {
+    const PolicySpec spec = *MakePolicySpec(schema.name, {});
+    const auto policy = MakePolicy(spec);
+    EXPECT_TRUE(CheckQueries(spec, *policy, QueryOffer::kAll).ok());
+    const QueryNeed need = policy->Needs().queries;
+    const absl::Status status = CheckQueries(spec, *policy, QueryOffer::kNone);
+    EXPECT_EQ(status.ok(), need == QueryNeed::kNone || need == QueryNeed::kSampled) << schema.name;
+  }
+  const PolicySpec corm = *MakePolicySpec("corm", {});
+  const absl::Status status = CheckQueries(corm, *MakePolicy(corm), QueryOffer::kNone);
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("policy corm needs"));
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("full, streaming"));
 }
 
 TEST(Admission, SlabsAreWholeForPagesAndForOverhead) {

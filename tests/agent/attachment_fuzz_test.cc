@@ -26,8 +26,12 @@ namespace {
 constexpr TenantId kHostile{1}, kHonest{2};
 constexpr uint32_t kSlabs = 10, kHostileSlabs = 6, kHonestSlabs = 2;
 constexpr Bytes kSlabBytes = 64_KiB;  // 16 pages
-constexpr shm::ShmSizes kSizes{
-    .sessions = 6, .windows = 3, .session_tokens = 256, .planes = 4, .query_floats = 2 * 4 * 8};
+constexpr shm::ShmSizes kSizes{.sessions = 6,
+                               .windows = 3,
+                               .session_tokens = 256,
+                               .planes = 4,
+                               .query_floats = 2 * 4 * 8,
+                               .query_lses = 2 * 4};
 
 Layout SmallLayout() {
   return *Layout::Make({.layers = 2,

@@ -19,8 +19,12 @@ namespace {
 
 using ::testing::ElementsAre;
 
-constexpr shm::ShmSizes kSizes{
-    .sessions = 3, .windows = 2, .session_tokens = 100, .planes = 4, .query_floats = 24};
+constexpr shm::ShmSizes kSizes{.sessions = 3,
+                               .windows = 2,
+                               .session_tokens = 100,
+                               .planes = 4,
+                               .query_floats = 24,
+                               .query_lses = 6};
 
 std::unique_ptr<SharedRegions> Regions(const shm::ShmSizes& sizes = kSizes) {
   auto regions = SharedRegions::Make(sizes);
@@ -86,7 +90,8 @@ TEST(SharedRegions, PartsDoNotOverlap) {
                           .windows = draw(20),
                           .session_tokens = draw(3000),
                           .planes = draw(100),
-                          .query_floats = draw(5000)};
+                          .query_floats = draw(5000),
+                          .query_lses = draw(200)};
     using Part = std::pair<uint64_t, uint64_t>;  // first byte, bytes
     std::vector<Part> control = {{0, sizeof(shm::ControlHeader)},
                                  {shm::GrantRingOffset(), sizeof(shm::PageRing)},
@@ -105,6 +110,8 @@ TEST(SharedRegions, PartsDoNotOverlap) {
       control.emplace_back(start, 4 * shm::kWindowQueries);
       control.emplace_back(start + shm::WindowVectorsOffset(),
                            4 * uint64_t{shm::kWindowQueries} * s.query_floats);
+      control.emplace_back(start + shm::WindowLsesOffset(s),
+                           4 * uint64_t{shm::kWindowQueries} * s.query_lses);
     }
     control.emplace_back(shm::ControlBytes(s), 0);
     tables.emplace_back(shm::TablesBytes(s), 0);
@@ -156,19 +163,22 @@ TEST(SharedRegions, QueriesAreCopiedAroundTheEndOfTheirWindow) {
   auto* window = reinterpret_cast<std::byte*>(&regions->header()) + shm::WindowOffset(kSizes, 1);
   auto* positions = reinterpret_cast<uint32_t*>(window);
   auto* vectors = reinterpret_cast<float*>(window + shm::WindowVectorsOffset());
+  auto* lses = reinterpret_cast<float*>(window + shm::WindowLsesOffset(kSizes));
   for (uint32_t i = 0; i < shm::kWindowQueries; ++i) {
     positions[i] = 100 + i;
     std::fill_n(vectors + i * kSizes.query_floats, kSizes.query_floats, static_cast<float>(i));
+    std::fill_n(lses + i * kSizes.query_lses, kSizes.query_lses, static_cast<float>(i) / 2);
   }
-  std::vector<uint32_t> copied_positions;
-  std::vector<float> copied;
   // The highest numbers that there are: entries 30, 31, 0, 1.
   const uint64_t first = ~uint64_t{0} - 33;
-  regions->CopyQueries(1, first, 4, &copied_positions, &copied);
-  EXPECT_THAT(copied_positions, ElementsAre(130, 131, 100, 101));
-  ASSERT_EQ(copied.size(), 4u * kSizes.query_floats);
-  EXPECT_EQ(copied.front(), 30.0f);
-  EXPECT_EQ(copied.back(), 1.0f);
+  const WindowQueries copied = regions->CopyQueries(1, first, 4);
+  EXPECT_THAT(copied.positions, ElementsAre(130, 131, 100, 101));
+  ASSERT_EQ(copied.vectors.size(), 4u * kSizes.query_floats);
+  EXPECT_EQ(copied.vectors.front(), 30.0f);
+  EXPECT_EQ(copied.vectors.back(), 1.0f);
+  ASSERT_EQ(copied.lses.size(), 4u * kSizes.query_lses);
+  EXPECT_EQ(copied.lses.front(), 15.0f);
+  EXPECT_EQ(copied.lses.back(), 0.5f);
 }
 
 TEST(SharedRegions, APublishedEpochIsReadBackAndTheOneBeforeStays) {

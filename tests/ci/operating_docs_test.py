@@ -1,6 +1,7 @@
-"""docs/operating.md says the same as the programs: their settings, word by word, and the names of all metrics.
+"""docs/operating.md says the same as the programs: their settings and the policies, word by word, and the names of
+all metrics.
 
-    operating_docs_test.py KVPOOL-AGENT KVPOOL-MANAGER
+    operating_docs_test.py KVPOOL-AGENT KVPOOL-MANAGER KVPOOLCTL
 
 SPDX-License-Identifier: Apache-2.0
 """
@@ -30,12 +31,18 @@ class OperatingDocsTest(unittest.TestCase):
     maxDiff = None
 
     def test_settings_are_what_the_programs_print(self):
-        self.assertEqual(len(PROGRAMS), 2)
-        for program in PROGRAMS:
+        self.assertEqual(len(PROGRAMS), 3)
+        for program in PROGRAMS[:2]:
             name = pathlib.Path(program).name
             with self.subTest(name):
                 done = subprocess.run([program, "--print-settings"], capture_output=True, check=True, encoding="utf-8")
                 self.assertEqual(table(section(name)), done.stdout.splitlines())
+
+    def test_policies_are_what_kvpoolctl_prints(self):
+        done = subprocess.run([PROGRAMS[2], "policies"], capture_output=True, check=True, encoding="utf-8")
+        block = re.search(r"```text\n(.*?)```", section("Policies"), re.DOTALL)
+        self.assertIsNotNone(block)
+        self.assertEqual(block.group(1), done.stdout)
 
     def test_metrics_are_those_in_the_sources(self):
         for source in ("agent/agent_metrics.cc", "manager/manager_metrics.cc"):

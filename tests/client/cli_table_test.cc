@@ -5,8 +5,10 @@
 #include <gtest/gtest.h>
 
 #include "client/cli/commands.h"
+#include "client/cli/policy_table.h"
 #include "client/cli/render.h"
 #include "client/cli/table.h"
+#include "common/tenant_json.h"
 
 namespace kvpool {
 namespace {
@@ -55,6 +57,49 @@ TEST(CliTableTest, AnswersOfAnotherVersionAreShownAsFarAsPossible) {
   EXPECT_THAT(RenderTenant({}, {}), HasSubstr("none"));
   EXPECT_THAT(RenderTop({}, {}), HasSubstr("TENANT"));
   EXPECT_EQ(RenderChanges({}), "");
+}
+
+TEST(CliTableTest, APolicyIsShownWithEveryKindOfParameter) {
+  const boost::json::object tenant{{"name", "a"},
+                                   {"policy",
+                                    {{"name", "adakv"},
+                                     {"budget", 64},
+                                     {"floor", 0.25},
+                                     {"scorer", "snapkv"},
+                                     {"odd", nullptr}}}};
+  EXPECT_THAT(RenderTenants({tenant}), HasSubstr("adakv(budget=64,floor=0.25,scorer=snapkv)"));
+}
+
+TEST(CliPolicyTest, TheTableNamesEveryParameterWithWhatIsAllowed) {
+  const std::string text = PolicyTable();
+  const boost::json::array policies = PolicyDocument().at("policies").as_array();
+  ASSERT_EQ(policies.size(), PolicySchemas().size());
+  for (size_t i = 0; i < policies.size(); ++i) {
+    const PolicySchema& schema = PolicySchemas()[i];
+    EXPECT_THAT(text, HasSubstr(schema.name + ": " + schema.summary));
+    const boost::json::object& policy = policies[i].as_object();
+    EXPECT_EQ(policy.at("name"), boost::json::value(schema.name));
+    const boost::json::array& parameters = policy.at("parameters").as_array();
+    ASSERT_EQ(parameters.size(), schema.parameters.size());
+    for (size_t k = 0; k < parameters.size(); ++k) {
+      const boost::json::object& parameter = parameters[k].as_object();
+      const std::string allowed = AllowedText(schema.parameters[k]);
+      EXPECT_THAT(text, HasSubstr(allowed));
+      EXPECT_EQ(parameter.at("allowed"), boost::json::value(allowed));
+      // What it says is allowed, and the default, is what the checks take.
+      const auto take = [&](const boost::json::value& value) {
+        boost::json::object json{{"name", schema.name}};
+        json[parameter.at("name").as_string()] = value;
+        return PolicyFromJson(json).status();
+      };
+      EXPECT_TRUE(take(parameter.at("default")).ok()) << allowed;
+      if (!parameter.contains("choices")) continue;
+      for (const boost::json::value& choice : parameter.at("choices").as_array()) {
+        EXPECT_TRUE(take(choice).ok()) << choice;
+      }
+      EXPECT_THAT(std::string(take("neither").message()), HasSubstr("must be " + allowed));
+    }
+  }
 }
 
 TEST(CliPolicyTest, ParametersChangeAloneOrWithThePolicy) {

@@ -58,13 +58,14 @@ class Loopback {
                     .ok());
     const Layout layout = *Layout::Make(options.geometry, options.slab_bytes);
     worker_ = *ledger_->AddWorker(kTenant, layout);
-    const shm::ShmSizes sizes{.sessions = 8,
-                              .windows = 8,
-                              .session_tokens = options.session_tokens,
-                              .planes = options.geometry.planes(),
-                              .query_floats = options.geometry.model_layers() *
-                                              options.geometry.query_heads *
-                                              options.geometry.key_dim};
+    const shm::ShmSizes sizes{
+        .sessions = 8,
+        .windows = 8,
+        .session_tokens = options.session_tokens,
+        .planes = options.geometry.planes(),
+        .query_floats = options.geometry.model_layers() * options.geometry.query_heads *
+                        options.geometry.key_dim,
+        .query_lses = options.geometry.model_layers() * options.geometry.query_heads};
     attachment_ = *Attachment::Make({.id = worker_,
                                      .tenant = kTenant,
                                      .layout = layout,

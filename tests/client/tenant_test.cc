@@ -10,6 +10,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <set>
 
@@ -46,8 +47,14 @@ class Driver {
         }
       }
     }
-    return session->Commit(tokens, session->WantsQueries(tokens) ? queries.data() : nullptr);
+    if (!session->WantsQueries(tokens)) return session->Commit(tokens, nullptr);
+    if (!lse_offset_.has_value()) return session->Commit(tokens, queries.data());
+    const std::vector<float> lses = LogSumExps(session, tokens, queries);
+    return session->Commit(tokens, queries.data(), lses.data());
   }
+
+  // From now on commits tell the log-sum-exps of the queries, plus `offset`.
+  void TellLogSumExps(float offset) { lse_offset_ = offset; }
 
   // Every row that the session still has, by (layer, head), must be one that was written; returns
   // the positions.
@@ -76,8 +83,33 @@ class Driver {
   }
 
  private:
+  // [tokens][layers][query_heads], from the attention of the step under way.
+  std::vector<float> LogSumExps(Session* session, uint32_t tokens,
+                                const std::vector<float>& queries) {
+    const Layout& layout = loop_->tenant().layout();
+    const Geometry& g = layout.geometry();
+    std::vector<float> lses(size_t{tokens} * g.layers * g.query_heads);
+    std::vector<float> out(g.query_heads * g.value_dim);
+    for (uint32_t i = 0; i < tokens; ++i) {
+      for (uint32_t l = 0; l < g.layers; ++l) {
+        const size_t first = (size_t{i} * g.layers + l) * g.query_heads;
+        Attention({.layout = &layout,
+                   .base = loop_->tenant().base(),
+                   .layer = l,
+                   .session = session->View(i + 1),
+                   .queries = queries.data() + first * g.key_dim,
+                   .scale = 1.0f / std::sqrt(static_cast<float>(g.key_dim)),
+                   .out = out.data(),
+                   .lse = lses.data() + first});
+      }
+    }
+    for (float& lse : lses) lse += *lse_offset_;
+    return lses;
+  }
+
   float Random() { return std::normal_distribution<float>()(random_); }
 
+  std::optional<float> lse_offset_;
   Loopback* loop_;
   std::mt19937 random_{7};
   std::map<std::tuple<Session*, uint32_t, uint32_t, uint32_t>, std::vector<float>> rows_;
@@ -138,6 +170,33 @@ TEST(TenantTest, ScissorhandsNeverHoldsMoreThanItsBudgetAndKeepsTheRecent) {
   EXPECT_TRUE(loop.ledger().CheckInvariants().ok());
   session.reset();
   EXPECT_EQ(loop.used_pages(), 0u);
+}
+
+// The agent takes a worker's own log-sum-exps for what they are, and makes them itself without.
+TEST(TenantTest, LogSumExpsOfTheWorkerAreUsed) {
+  const auto live = [](std::optional<float> offset) {
+    Loopback loop(
+        {.policy = *MakePolicySpec("h2o", {{"budget", 64}, {"recent", 32}, {"slack", 16}})});
+    Driver driver(&loop);
+    if (offset.has_value()) driver.TellLogSumExps(*offset);
+    auto session = *loop.tenant().Open({.prompt_tokens = 60, .max_tokens = 300});
+    EXPECT_TRUE(driver.Advance(session.get(), 60).ok());
+    for (int i = 0; i < 60; ++i) EXPECT_TRUE(driver.Advance(session.get(), 1).ok());
+    EXPECT_GE(loop.compactions().size(), 2u);
+    return std::pair(loop.attachment().Find(0)->planes, loop.compactions());
+  };
+  const auto [without, compactions] = live(std::nullopt);
+  const auto [with, same] = live(0.0f);
+  const auto [half, shrunk] = live(std::log(2.0f));
+  for (uint32_t plane = 0; plane < 4; ++plane) {
+    ASSERT_EQ(with.positions(plane), without.positions(plane));
+    for (uint32_t row = 0; row < with.rows(plane); ++row) {
+      EXPECT_NEAR(with.Sum(plane, row), without.Sum(plane, row), 1e-3);
+      EXPECT_NEAR(half.Sum(plane, row), without.Sum(plane, row) / 2, 1e-3)
+          << "as if keys that have gone had taken half";
+    }
+  }
+  EXPECT_NEAR(same[0].recovery_mean, compactions[0].recovery_mean, 1e-4);
 }
 
 // However the prompt is cut into chunks, and with a chunk of one token at its end.

@@ -1,6 +1,7 @@
 // A real kvpool-agent process, the real client library, and a manager that does as it is told.
 //
 // SPDX-License-Identifier: Apache-2.0
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -194,6 +195,29 @@ TEST_F(AgentTest, AdmissionRefusesWhatDoesNotFitNowAndWhatNeverWill) {
             absl::StatusCode::kOutOfRange);
   EXPECT_EQ(tenant->Open({.prompt_tokens = 0, .max_tokens = 10}).status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(AgentTest, AWorkerThatPushesNoQueriesIsRefusedAPolicyThatNeedsThem) {
+  SetTenant(4, *MakePolicySpec("corm", {}));
+  StartAgent();
+  auto connection = Connect();
+  AttachOptions options = Options();
+  options.queries = GivenQueries::kNone;
+  auto tenant = connection->Attach(kTenantToken, options);
+  ASSERT_TRUE(tenant.ok()) << tenant.status();
+  const auto refused = (*tenant)->Open({.prompt_tokens = 10, .max_tokens = 100});
+  EXPECT_TRUE(absl::IsInvalidArgument(refused.status())) << refused.status();
+  EXPECT_THAT(refused.status().ToString(),
+              testing::HasSubstr("it can serve tenants with full, streaming"));
+  // A policy that only samples does without.
+  SetTenant(4, *MakePolicySpec("streaming", {{"sinks", 4}, {"recent", 28}}));
+  auto session = (*tenant)->Open({.prompt_tokens = 10, .max_tokens = 300});
+  ASSERT_TRUE(session.ok()) << session.status();
+  for (int i = 0; i < 150; ++i) {
+    EXPECT_FALSE((*session)->WantsQueries(1));
+    ASSERT_TRUE(Advance(**tenant, session->get(), 1).ok());
+  }
+  EXPECT_LT((*session)->View(0).Length(0), 100u);
 }
 
 TEST_F(AgentTest, ScissorhandsSessionsStayWithinTheirBudgetAcrossTheWire) {

@@ -68,7 +68,8 @@ class RawWorker {
               .windows = 4,
               .session_tokens = 256,
               .planes = geometry.planes(),
-              .query_floats = geometry.model_layers() * geometry.query_heads * geometry.key_dim};
+              .query_floats = geometry.model_layers() * geometry.query_heads * geometry.key_dim,
+              .query_lses = geometry.model_layers() * geometry.query_heads};
     return Call([&, this]() -> kj::Promise<Word> {
       auto request = KJ_ASSERT_NONNULL(caps_->tenant).attachRequest();
       auto params = request.getParams();

@@ -37,8 +37,10 @@ struct Expected {
   std::vector<uint32_t> low, near, hit, near_hit;
 };
 
-Expected Oracle(const TestSession& session, const ScoreArgs& args, Threshold threshold,
-                uint32_t plane) {
+// The keys that are there made up 1 / `gone` of each query's sum when it came: the others have gone
+// since. Writes the log-sum-exp that the worker saw then into `lses`.
+Expected Oracle(const TestSession& session, const ScoreArgs& args, Threshold threshold, double gone,
+                uint32_t plane, std::vector<float>* lses) {
   const Geometry& g = session.layout().geometry();
   const uint32_t rows = session.View().Length(plane);
   const uint32_t compacted = session.View().CompactedLength(plane);
@@ -60,8 +62,10 @@ Expected Oracle(const TestSession& session, const ScoreArgs& args, Threshold thr
       for (uint32_t i = 0; i < g.group_size(); ++i) {
         const size_t vector = (size_t{q} * g.model_layers() + ml) * g.query_heads +
                               plane % g.kv_heads * g.group_size() + i;
-        const OracleHead head =
+        OracleHead head =
             OracleAttention(session, plane, args.queries + vector * g.key_dim, args.scale, sees);
+        (*lses)[vector] = static_cast<float>(head.lse + std::log(gone));
+        for (double& alpha : head.alpha) alpha /= gone;
         for (uint32_t row = 0; row < rows; ++row) {
           e.mass[row] += head.alpha[row];
           e.squares[row] += head.alpha[row] * head.alpha[row];
@@ -86,26 +90,36 @@ Expected Oracle(const TestSession& session, const ScoreArgs& args, Threshold thr
   return e;
 }
 
-void ExpectMatchesOracle(const simd::Target& target, TestSession& session, uint32_t fresh_start,
-                         const std::vector<uint32_t>& positions, const PlaneSet& set) {
+// Recomputed: without the worker's log-sum-exp. Told: with it, `gone` as for Oracle.
+enum class Sums : uint8_t { kRecomputed, kTold };
+
+void ExpectMatches(const simd::Target& target, TestSession& session, uint32_t fresh_start,
+                   const std::vector<uint32_t>& positions, const PlaneSet& set, Sums sums,
+                   double gone) {
   const Geometry& g = session.layout().geometry();
   const auto count = static_cast<uint32_t>(positions.size());
   const std::vector<float> queries =
       session.RandomRow(count * g.model_layers() * g.query_heads * g.key_dim);
-  const ScoreArgs args{.layout = &session.layout(),
-                       .base = session.base(),
-                       .session = session.View(),
-                       .fresh_start = fresh_start,
-                       .queries = queries.data(),
-                       .query_positions = positions.data(),
-                       .query_count = count,
-                       .scale = 1.0f / std::sqrt(static_cast<float>(g.key_dim))};
+  ScoreArgs args{.layout = &session.layout(),
+                 .base = session.base(),
+                 .session = session.View(),
+                 .fresh_start = fresh_start,
+                 .queries = queries.data(),
+                 .query_positions = positions.data(),
+                 .query_count = count,
+                 .scale = 1.0f / std::sqrt(static_cast<float>(g.key_dim))};
   Planes planes = PlanesFor(session, set);
   const uint32_t newest = *std::max_element(positions.begin(), positions.end()) + 1;
   planes.BeginDrain(count, newest);
+  std::vector<Expected> expected;
+  std::vector<float> lses(size_t{count} * g.model_layers() * g.query_heads);
+  for (uint32_t plane = 0; plane < g.planes(); ++plane) {
+    expected.push_back(Oracle(session, args, set.threshold, gone, plane, &lses));
+  }
+  if (sums == Sums::kTold) args.lses = lses.data();
   simd::ScoreOn(target, args, &planes);
   for (uint32_t plane = 0; plane < g.planes(); ++plane) {
-    const Expected e = Oracle(session, args, set.threshold, plane);
+    const Expected& e = expected[plane];
     for (uint32_t row = 0; row < planes.rows(plane); ++row) {
       ASSERT_NEAR(planes.mass(plane)[row], e.mass[row], 1e-5 * (1 + e.mass[row])) << target.name;
       if (set.sum) {
@@ -127,6 +141,61 @@ void ExpectMatchesOracle(const simd::Target& target, TestSession& session, uint3
       const uint32_t low = planes.low_counts(plane, 0)[row];
       ASSERT_GE(low, e.low[row]) << target.name << " row " << row;
       ASSERT_LE(low, e.low[row] + e.near[row]) << target.name << " row " << row;
+    }
+  }
+}
+
+void ExpectMatchesOracle(const simd::Target& target, TestSession& session, uint32_t fresh_start,
+                         const std::vector<uint32_t>& positions, const PlaneSet& set) {
+  ExpectMatches(target, session, fresh_start, positions, set, Sums::kRecomputed, 1);
+  ExpectMatches(target, session, fresh_start, positions, set, Sums::kTold, 1);
+}
+
+// With the worker's sums, probabilities are those of the step at which the query came.
+TEST(Scoring, KnowsWhatKeysThatHaveGoneTook) {
+  for (const simd::Target& target : simd::Targets()) {
+    for (uint32_t count : {1u, 5u, 16u, 32u}) {
+      TestSession session(TestGeometry(2, 4, 2, 32, 32, Dtype::kBf16),
+                          {.max_compacted = 60, .fresh = 45}, count);
+      std::vector<uint32_t> positions;
+      for (uint32_t i = 0; i < count; ++i) positions.push_back(100 + 45 - count + i);
+      ExpectMatches(target, session, 100, positions, kEveryPlane, Sums::kTold, 1.5);
+    }
+  }
+}
+
+// A worker may write anything there.
+TEST(Scoring, SumsThatCannotBeAreHarmless) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const simd::Target& target : simd::Targets()) {
+    TestSession session(TestGeometry(1, 2, 2, 16, 16, Dtype::kF32), {.fresh = 20}, 4);
+    const std::vector<float> queries = session.RandomRow(2 * 2 * 16);
+    const std::vector<uint32_t> positions = {18, 19};
+    const auto score = [&](const std::vector<float>& lses) {
+      Planes planes = PlanesFor(session, kEveryPlane);
+      planes.BeginDrain(2, 20);
+      simd::ScoreOn(target,
+                    {.layout = &session.layout(),
+                     .base = session.base(),
+                     .session = session.View(),
+                     .queries = queries.data(),
+                     .query_positions = positions.data(),
+                     .lses = lses.empty() ? nullptr : lses.data(),
+                     .query_count = 2},
+                    &planes);
+      return planes;
+    };
+    const Planes recomputed = score({});
+    for (float bad : {std::nanf(""), kInfinity, -kInfinity}) {
+      EXPECT_EQ(score({1, 1, bad, 1}).mass(0), recomputed.mass(0)) << "one is not told: none is";
+    }
+    for (float bad : {-1e38f, -1e4f, 1e4f, 1e38f}) {
+      const Planes planes = score({bad, bad, bad, bad});
+      for (uint32_t row = 0; row < 20; ++row) {
+        EXPECT_GE(planes.mass(0)[row], 0.0f);
+        EXPECT_LE(planes.mass(0)[row], 2.0f) << "at most 1 a query and head";
+        EXPECT_LE(planes.low_counts(0, 0)[row], 2);
+      }
     }
   }
 }

@@ -1,0 +1,66 @@
+// From the table of schemas to JSON and to text.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "client/cli/policy_table.h"
+
+#include "client/cli/table.h"
+#include "common/policy_spec.h"
+
+namespace kvpool {
+namespace {
+
+namespace json = boost::json;
+
+json::value ToJson(const PolicyValue& value) {
+  return std::visit([](const auto& held) { return json::value(held); }, value);
+}
+
+json::object ParameterDocument(const PolicyParameter& parameter) {
+  json::object document{{"name", parameter.name},
+                        {"unit", parameter.unit},
+                        {"description", parameter.description},
+                        {"default", ToJson(parameter.DefaultValue())},
+                        {"allowed", AllowedText(parameter)}};
+  if (const auto* choices = std::get_if<Choices>(&parameter.allowed)) {
+    document["choices"] = json::array(choices->names.begin(), choices->names.end());
+  } else if (const auto* integers = std::get_if<IntegerRange>(&parameter.allowed)) {
+    document["min"] = integers->min;
+    document["max"] = integers->max;
+  } else {
+    const auto& numbers = std::get<NumberRange>(parameter.allowed);
+    document["min"] = numbers.min;
+    document["max"] = numbers.max;
+  }
+  return document;
+}
+
+}  // namespace
+
+json::object PolicyDocument() {
+  json::array policies;
+  for (const PolicySchema& schema : PolicySchemas()) {
+    json::array parameters;
+    for (const PolicyParameter& parameter : schema.parameters) {
+      parameters.push_back(ParameterDocument(parameter));
+    }
+    policies.push_back(
+        {{"name", schema.name}, {"summary", schema.summary}, {"parameters", parameters}});
+  }
+  return {{"policies", policies}};
+}
+
+std::string PolicyTable() {
+  std::string text;
+  for (const PolicySchema& schema : PolicySchemas()) {
+    text += (text.empty() ? "" : "\n") + schema.name + ": " + schema.summary + "\n";
+    Table table({{"PARAMETER"}, {"DEFAULT", Align::kRight}, {"ALLOWED"}, {"MEANING"}});
+    for (const PolicyParameter& parameter : schema.parameters) {
+      table.Add({parameter.name, ToString(parameter.DefaultValue()), AllowedText(parameter),
+                 parameter.description});
+    }
+    text += table.ToText(2);
+  }
+  return text;
+}
+
+}  // namespace kvpool
