@@ -63,6 +63,39 @@ class ScorePass {
     }
   }
 
+  // The sum over all rows is known: every logit is a probability at once.
+  void ScoreInOnePass(uint32_t h) {
+    Floats lse = {};
+    for (uint32_t lane = 0; lane < lanes_; ++lane) {
+      lse[lane] = *args_.lses[h * args_.query_count + first_query_ + lane] * kLog2E;
+    }
+    for (uint32_t first = 0; first < rows_;) {
+      const uint32_t rows = LoadKeys(first);
+      Floats alpha[kTileRows];
+      TileLogits(keys_, queries_, head_.key_dim, alpha);
+      for (uint32_t row = 0; row < rows; ++row) {
+        const Floats x = alpha[row] - lse;
+        // NaN passes. Lanes that do not see the row have no mass from it.
+        alpha[row] = Sees(first + row) ? Exp2(x > 0.0f ? Floats{} : x) : Floats{};
+      }
+      AddMass(first, rows, alpha);
+      first += rows;
+    }
+  }
+
+  void ScoreInTwoPasses() {
+    highest_ = Fill(-kInfinity);
+    for (uint32_t first = 0; first < rows_;) first += Logits(first);
+    Exponentials();
+    for (uint32_t first = 0; first < rows_; first += kTileRows) {
+      Floats alpha[kTileRows];
+      for (uint32_t row = 0; row < kTileRows; ++row) {
+        alpha[row] = Load(logits_ + size_t{first + row} * kLanes) * inverse_;
+      }
+      AddMass(first, Min(kTileRows, rows_ - first), alpha);
+    }
+  }
+
   // Widens the keys of rows `first` .. and returns how many: 16, or fewer where sealed rows or all
   // rows end.
   uint32_t LoadKeys(uint32_t first) {
@@ -71,39 +104,6 @@ class ScorePass {
       UnpackTile(head_, first, keys_, nullptr);
       return Min(kTileRows, Min(sealed, rows_) - first);
     }
-    // The sum over all rows is known: every logit is a probability at once.
-    void ScoreInOnePass(uint32_t h) {
-      Floats lse = {};
-      for (uint32_t lane = 0; lane < lanes_; ++lane) {
-        lse[lane] = *args_.lses[h * args_.query_count + first_query_ + lane] * kLog2E;
-      }
-      for (uint32_t first = 0; first < rows_;) {
-        const uint32_t rows = LoadKeys(first);
-        Floats alpha[kTileRows];
-        TileLogits(keys_, queries_, head_.key_dim, alpha);
-        for (uint32_t row = 0; row < rows; ++row) {
-          const Floats x = alpha[row] - lse;
-          // NaN passes. Lanes that do not see the row have no mass from it.
-          alpha[row] = Sees(first + row) ? Exp2(x > 0.0f ? Floats{} : x) : Floats{};
-        }
-        AddMass(first, rows, alpha);
-        first += rows;
-      }
-    }
-
-    void ScoreInTwoPasses() {
-      highest_ = Fill(-kInfinity);
-      for (uint32_t first = 0; first < rows_;) first += Logits(first);
-      Exponentials();
-      for (uint32_t first = 0; first < rows_; first += kTileRows) {
-        Floats alpha[kTileRows];
-        for (uint32_t row = 0; row < kTileRows; ++row) {
-          alpha[row] = Load(logits_ + size_t{first + row} * kLanes) * inverse_;
-        }
-        AddMass(first, Min(kTileRows, rows_ - first), alpha);
-      }
-    }
-
     Tile tile;
     Locate(head_, first - sealed, rows_ - sealed, &tile);
     for (uint32_t row = 0; row < kTileRows; ++row) {
