@@ -2,6 +2,8 @@
 // name is made in kernels/policy/policy.cc.
 //
 // SPDX-License-Identifier: Apache-2.0
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "common/policy_spec.h"
 
@@ -53,10 +55,9 @@ absl::Status WindowWithinBudget(PolicySpec& spec) {
       absl::StrCat("kernel must be odd, got ", spec.Integer("kernel")));
 }
 
-}  // namespace
-
-const std::vector<PolicySchema>& PolicySchemas() {
-  static const auto* const schemas = new std::vector<PolicySchema>{
+// Policies that keep a session within bounds as it grows.
+std::vector<PolicySchema> GrowthPolicies() {
+  return {
       {"full",
        "Keeps every key; never compacted.",
        {{"recovery_every", "queries", "one query in this many is scored, for recovery; 0: none",
@@ -94,6 +95,19 @@ const std::vector<PolicySchema>& PolicySchemas() {
        "TOVA (arXiv 2401.06104): keys that the last query looked at, the same in all heads.",
        {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
         {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}}},
+      {"random",
+       "The newest keys and a random choice of the others: the yardstick at the same budget.",
+       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
+        {"recent", "tokens", "newest keys among them", IntegerRange{32, 1, kMaxTokens}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}},
+        {"seed", "", "another number, another choice", IntegerRange{0, 0, 65535}}},
+       RecentWithinBudget},
+  };
+}
+
+// Policies that shrink the prompt once.
+std::vector<PolicySchema> PromptPolicies() {
+  return {
       {"snapkv", "SnapKV (arXiv 2404.14469): of the prompt, what its last queries looked at; once.",
        ObservationParameters(1024, 32, 5, "average"), WindowWithinBudget},
       {"pyramidkv",
@@ -116,14 +130,18 @@ const std::vector<PolicySchema>& PolicySchemas() {
                              {{"votes", "", "which queries of the prompt: the window, or all",
                                Choices{{"window", "all"}}}}),
        WindowWithinBudget},
-      {"random",
-       "The newest keys and a random choice of the others: the yardstick at the same budget.",
-       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
-        {"recent", "tokens", "newest keys among them", IntegerRange{32, 1, kMaxTokens}},
-        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}},
-        {"seed", "", "another number, another choice", IntegerRange{0, 0, 65535}}},
-       RecentWithinBudget},
   };
+}
+
+}  // namespace
+
+const std::vector<PolicySchema>& PolicySchemas() {
+  static const auto* const schemas = [] {
+    auto* const all = new std::vector<PolicySchema>(GrowthPolicies());
+    std::vector<PolicySchema> prompt = PromptPolicies();
+    for (PolicySchema& schema : prompt) all->push_back(std::move(schema));
+    return all;
+  }();
   return *schemas;
 }
 
