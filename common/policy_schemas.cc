@@ -75,10 +75,9 @@ std::vector<PolicyParameter> FastGenParameters() {
           {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}};
 }
 
-}  // namespace
-
-const std::vector<PolicySchema>& PolicySchemas() {
-  static const auto* const schemas = new std::vector<PolicySchema>{
+// Policies that keep a session within bounds as it grows, by attention or by place.
+std::vector<PolicySchema> GrowthPolicies() {
+  return {
       {"full",
        "Keeps every key; never compacted.",
        {{"recovery_every", "queries", "one query in this many is scored, for recovery; 0: none",
@@ -99,8 +98,6 @@ const std::vector<PolicySchema>& PolicySchemas() {
          Choices{{"even", "persistence"}}},
         {"gain", "", "for persistence: how much more", NumberRange{1, 0, 16}}},
        ScissorhandsRules},
-      {"fastgen", "FastGen (arXiv 2310.01801): a class for each head, by the prompt's attention.",
-       FastGenParameters()},
       {"corm",
        "CORM (arXiv 2404.15949): keys that one of the last `window` queries found important.",
        {{"window", "queries", "w: how many last queries vote", IntegerRange{256, 1, 32768}},
@@ -118,6 +115,12 @@ const std::vector<PolicySchema>& PolicySchemas() {
        "TOVA (arXiv 2401.06104): keys that the last query looked at, the same in all heads.",
        {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
         {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}}},
+  };
+}
+
+// Policies that look at the prompt and act at its end.
+std::vector<PolicySchema> PromptPolicies() {
+  return {
       {"snapkv", "SnapKV (arXiv 2404.14469): of the prompt, what its last queries looked at; once.",
        ObservationParameters(1024, 32, 5, "average"), WindowWithinBudget},
       {"pyramidkv",
@@ -136,7 +139,18 @@ const std::vector<PolicySchema>& PolicySchemas() {
        WindowWithinBudget},
       {"kvcompress",
        "KV-Compress (arXiv 2410.00161): best squared attention over all layers and heads.",
-       ObservationParameters(1024, 8, 7, "max"), WindowWithinBudget},
+       ObservationParameters(1024, 8, 7, "max",
+                             {{"votes", "", "which queries of the prompt: the window, or all",
+                               Choices{{"window", "all"}}}}),
+       WindowWithinBudget},
+      {"fastgen", "FastGen (arXiv 2310.01801): a class for each head, by the prompt's attention.",
+       FastGenParameters()},
+  };
+}
+
+// Policies that keep a session within bounds by chance or by what its keys are.
+std::vector<PolicySchema> KeyPolicies() {
+  return {
       {"random",
        "The newest keys and a random choice of the others: the yardstick at the same budget.",
        {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
@@ -183,6 +197,18 @@ const std::vector<PolicySchema>& PolicySchemas() {
         {"threshold", "", "cosine above which two keys say the same", NumberRange{0.5, 0, 1}}},
        WindowWithinBudget},
   };
+}
+
+}  // namespace
+
+const std::vector<PolicySchema>& PolicySchemas() {
+  static const auto* const schemas = [] {
+    auto* const all = new std::vector<PolicySchema>;
+    for (const auto group : {GrowthPolicies, PromptPolicies, KeyPolicies}) {
+      for (PolicySchema& schema : group()) all->push_back(std::move(schema));
+    }
+    return all;
+  }();
   return *schemas;
 }
 

@@ -81,7 +81,7 @@ absl::StatusOr<PolicySpec> MakePolicySpec(const std::string& name, const PolicyV
 // What a tenant has unless somebody says otherwise: `full` with its defaults.
 PolicySpec DefaultPolicySpec();
 
-// "scissorhands(budget=256,drop=128,recent=10,window=400)"
+// "streaming(recent=252,sinks=4,slack=64)"
 std::string ToString(const PolicySpec& spec);
 
 }  // namespace kvpool

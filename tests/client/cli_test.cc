@@ -152,22 +152,24 @@ TEST_F(CliTest, ExitCodes) {
   EXPECT_EQ(Ctl({"set", "tenant", "chat", "--guaranteed", "11 MiB"}).code, 1);
   EXPECT_EQ(Bare({"--token-file", folder_ / "none", "get", "tenants"}).code, 1);
   // 2: wrong usage.
-  for (const std::vector<std::string>& args :
-       std::vector<std::vector<std::string>>{{},
-                                             {"fly"},
-                                             {"get"},
-                                             {"get", "cats"},
-                                             {"get", "tenants", "--fast"},
-                                             {"get", "tenants", "-o", "xml"},
-                                             {"set", "tenant", "chat"},
-                                             {"set", "tenant", "chat", "--limit", "12 GB"},
-                                             {"set", "tenant", "chat", "--policy", "best"},
-                                             {"set", "tenant", "chat", "--param", "budget=many"},
-                                             {"set", "tenant", "chat", "--param", "budget=512"},
-                                             {"apply"},
-                                             {"token"},
-                                             {"--server", "nowhere", "get", "tenants"},
-                                             {"top", "--interval", "2"}}) {
+  for (const std::vector<std::string>& args : std::vector<std::vector<std::string>>{
+           {},
+           {"fly"},
+           {"get"},
+           {"get", "cats"},
+           {"get", "tenants", "--fast"},
+           {"get", "tenants", "-o", "xml"},
+           {"set", "tenant", "chat"},
+           {"set", "tenant", "chat", "--limit", "12 GB"},
+           {"set", "tenant", "chat", "--policy", "best"},
+           {"set", "tenant", "chat", "--param", "budget=many"},
+           {"set", "tenant", "chat", "--param", "budget=512"},
+           {"set", "tenant", "chat", "--policy", "adakv", "--param", "floor=2"},
+           {"set", "tenant", "chat", "--policy", "corm", "--param", "threshold=often"},
+           {"apply"},
+           {"token"},
+           {"--server", "nowhere", "get", "tenants"},
+           {"top", "--interval", "2"}}) {
     const Outcome outcome = Ctl(args);
     EXPECT_EQ(outcome.code, 2) << outcome.output;
     EXPECT_THAT(outcome.output, StartsWith("error: "));
@@ -194,6 +196,9 @@ TEST_F(CliTest, ExitCodes) {
   EXPECT_EQ(outcome.code, 5);
   EXPECT_THAT(outcome.output, HasSubstr("is kvpool-manager running?"));
   EXPECT_EQ(Bare({"--version"}).code, 0);
+  EXPECT_THAT(Bare({"policies"}).output, HasSubstr("corm: CORM")) << "asks nobody";
+  EXPECT_EQ(json::parse(Bare({"-o", "json", "policies"}).output).at("policies").at(0).at("name"),
+            "full");
   EXPECT_THAT(Bare({"--help"}).output, HasSubstr("Exit codes:"));
 }
 

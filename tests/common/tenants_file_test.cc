@@ -32,7 +32,8 @@ tenants:
   EXPECT_EQ(chat.name, "chat");
   EXPECT_EQ(chat.guaranteed, 8_MiB);
   EXPECT_EQ(chat.limit, 24_MiB);
-  EXPECT_EQ(ToString(chat.policy), "scissorhands(budget=512,drop=256,recent=10,window=400)");
+  EXPECT_EQ(ToString(chat.policy),
+            "scissorhands(budget=512,drop=256,gain=1,layers=even,recent=10,window=400)");
   EXPECT_EQ((*tenants)[1], (TenantSpec{.name = "batch-2", .limit = 4_MiB}));
 }
 
@@ -83,6 +84,18 @@ TEST(TenantsFileTest, EveryMistakeIsNamedWithItsLine) {
       {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n"
        "  policy: {name: scissorhands, budget: many}",
        "t.yaml:6", "many"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n"
+       "  policy: {name: scissorhands, budget: 31}",
+       "t.yaml:6", "budget = 31 is not allowed; it must be 32..1048576 tokens"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n"
+       "  policy: {name: adakv, floor: 1.5}",
+       "t.yaml:6", "floor = 1.5 is not allowed; it must be 0..1"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n"
+       "  policy: {name: corm, threshold: often}",
+       "t.yaml:6", "threshold = often is not allowed; it must be inv_step or inv_cached"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n"
+       "  policy: {name: snapkv, kernel: 4}",
+       "t.yaml:6", "kernel must be odd"},
       {"version: 1\ntenants:\n- name: a\n  limit: [1, 2]\n  guaranteed: 0", "t.yaml:4",
        "single value"},
   };

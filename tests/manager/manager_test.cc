@@ -162,6 +162,17 @@ TEST_F(ManagerTest, WrongBodiesAreExplained) {
               HasSubstr("not known"));
   EXPECT_THAT(error(R"({"guaranteed": 0, "limit": 1, "policy": {"name": "full", "x": 1}})"),
               HasSubstr("no parameter"));
+  const auto policy_error = [&](const std::string& policy) {
+    return error(R"({"guaranteed": 0, "limit": 1, "policy": )" + policy + "}");
+  };
+  EXPECT_THAT(policy_error(R"({"name": "h2o", "budget": 15})"), HasSubstr("16..1048576 tokens"));
+  EXPECT_THAT(policy_error(R"({"name": "h2o", "budget": 64.5})"), HasSubstr("16..1048576 tokens"));
+  EXPECT_THAT(policy_error(R"({"name": "adakv", "floor": -0.1})"), HasSubstr("must be 0..1"));
+  EXPECT_THAT(policy_error(R"({"name": "corm", "threshold": 1})"),
+              HasSubstr("inv_step or inv_cached"));
+  EXPECT_THAT(policy_error(R"({"name": "tova", "recent": 1})"), HasSubstr("it has budget, slack"));
+  EXPECT_THAT(policy_error(R"({"name": "pyramidkv", "budget": 16, "window": 17})"),
+              HasSubstr("window must not exceed budget"));
   EXPECT_THAT(Error(Call("PUT", "/v1/tenants/A_b", R"({"guaranteed": 0, "limit": 1})"), 400),
               HasSubstr("not allowed"));
   EXPECT_EQ(Call("PUT", "/v1/tenants/a", std::string(limits::kHttpBodyBytes + 1, ' ')).status, 413);

@@ -21,12 +21,14 @@ constexpr uint32_t kWindow = 16;
 // queries, as the code of SnapKV has it (zeros beyond the ends, the average over the whole kernel).
 std::vector<double> Scores(const StepOracle& oracle, uint32_t plane, RowScore::Kind kind,
                            RowScore::Pooling pooling, int kernel) {
+  const uint32_t voters = kind == RowScore::Kind::kSquareSum ? kPlan.prompt_tokens : kWindow;
   const int n = static_cast<int>(kPlan.prompt_tokens - kWindow);
   std::vector<double> raw(n), smooth(n);
   for (const StepMarks& step : oracle.marks(plane)) {
-    if (step.step <= kPlan.prompt_tokens - kWindow || step.step > kPlan.prompt_tokens) continue;
+    if (step.step <= kPlan.prompt_tokens - voters || step.step > kPlan.prompt_tokens) continue;
     const auto& source = kind == RowScore::Kind::kWindowSum ? step.sum : step.squares;
-    for (int p = 0; p < n; ++p) raw[p] += source[p];
+    const int saw = std::min(n, static_cast<int>(step.step));
+    for (int p = 0; p < saw; ++p) raw[p] += source[p];
   }
   for (int p = 0; p < n; ++p) {
     for (int k = std::max(0, p - kernel / 2); k <= std::min(n - 1, p + kernel / 2); ++k) {
@@ -36,11 +38,6 @@ std::vector<double> Scores(const StepOracle& oracle, uint32_t plane, RowScore::K
   }
   return smooth;
 }
-
-struct Choice {
-  double score;
-  uint32_t plane, position;
-};
 
 // Runs a session through its prompt and one token more; checks that the window stayed in every
 // head, and returns for each (head, position) before it whether it did, with its score.
@@ -189,12 +186,16 @@ TEST(AdaKv, AWholeFloorIsSnapKv) {
 }
 
 TEST(KvCompress, AllHeadsOfAllLayersShareOneBudget) {
-  const PromptRun run("kvcompress", {{"budget", 60}}, RowScore::Kind::kWindowSquareSum,
-                      RowScore::Pooling::kMax, 7);
-  size_t sum = 0;
-  for (uint32_t plane = 0; plane < kGeometry.planes(); ++plane) sum += run.kept(plane);
-  EXPECT_EQ(sum, kGeometry.planes() * (60 - kWindow));
-  run.ExpectBest(0, kGeometry.planes() - 1, 0);
+  for (const char* votes : {"window", "all"}) {
+    const PromptRun run(
+        "kvcompress", {{"budget", 60}, {"votes", votes}},
+        votes == std::string("all") ? RowScore::Kind::kSquareSum : RowScore::Kind::kWindowSquareSum,
+        RowScore::Pooling::kMax, 7);
+    size_t sum = 0;
+    for (uint32_t plane = 0; plane < kGeometry.planes(); ++plane) sum += run.kept(plane);
+    EXPECT_EQ(sum, kGeometry.planes() * (60 - kWindow));
+    run.ExpectBest(0, kGeometry.planes() - 1, 0);
+  }
 }
 
 TEST(PromptOnce, IsDueOnceAndOnlyAboveTheBudget) {
