@@ -1,7 +1,9 @@
 // The table of policies: names, parameters, bounds and the rules between them. The class behind a
-// name is made in kernels/policy/policy.cc.
+// name is made in kernels/policy/policy.cc. What every policy has (its format) is added at the end.
 //
 // SPDX-License-Identifier: Apache-2.0
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "common/policy_spec.h"
 
@@ -53,10 +55,9 @@ absl::Status WindowWithinBudget(PolicySpec& spec) {
       absl::StrCat("kernel must be odd, got ", spec.Integer("kernel")));
 }
 
-}  // namespace
-
-const std::vector<PolicySchema>& PolicySchemas() {
-  static const auto* const schemas = new std::vector<PolicySchema>{
+// Policies that may compact a session at any length.
+std::vector<PolicySchema> PoliciesOfSessions() {
+  return {
       {"full",
        "Keeps every key; never compacted.",
        {{"recovery_every", "queries", "one query in this many is scored, for recovery; 0: none",
@@ -102,6 +103,12 @@ const std::vector<PolicySchema>& PolicySchemas() {
        "TOVA (arXiv 2401.06104): keys that the last query looked at, the same in all heads.",
        {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
         {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}}},
+  };
+}
+
+// Policies that compact the prompt once.
+std::vector<PolicySchema> PoliciesOfPrompts() {
+  return {
       {"snapkv", "SnapKV (arXiv 2404.14469): of the prompt, what its last queries looked at; once.",
        ObservationParameters(1024, 32, 5, "average"), WindowWithinBudget},
       {"pyramidkv",
@@ -121,14 +128,43 @@ const std::vector<PolicySchema>& PolicySchemas() {
       {"kvcompress",
        "KV-Compress (arXiv 2410.00161): best squared attention over all layers and heads.",
        ObservationParameters(1024, 8, 7, "max"), WindowWithinBudget},
-      {"random",
-       "The newest keys and a random choice of the others: the yardstick at the same budget.",
-       {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
-        {"recent", "tokens", "newest keys among them", IntegerRange{32, 1, kMaxTokens}},
-        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}},
-        {"seed", "", "another number, another choice", IntegerRange{0, 0, 65535}}},
-       RecentWithinBudget},
   };
+}
+
+PolicySchema Yardstick() {
+  return {"random",
+          "The newest keys and a random choice of the others: the yardstick at the same budget.",
+          {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
+           {"recent", "tokens", "newest keys among them", IntegerRange{32, 1, kMaxTokens}},
+           {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}},
+           {"seed", "", "another number, another choice", IntegerRange{0, 0, 65535}}},
+          RecentWithinBudget};
+}
+
+// In what the rows lie that a policy keeps; read by SealRuleOf (kernels/policy/policy.h).
+std::vector<PolicyParameter> FormatParameters() {
+  return {{"format", "", "what a session's older rows are quantised to",
+           Choices{{"native", "fp8", "int8", "int4"}}},
+          {"open", "tokens", "last rows of a head that stay native; only with a format",
+           IntegerRange{128, 0, kMaxTokens}}};
+}
+
+std::vector<PolicySchema> AllPolicies() {
+  std::vector<PolicySchema> all = PoliciesOfSessions();
+  for (PolicySchema& schema : PoliciesOfPrompts()) all.push_back(std::move(schema));
+  all.push_back(Yardstick());
+  for (PolicySchema& schema : all) {
+    for (PolicyParameter& parameter : FormatParameters()) {
+      schema.parameters.push_back(std::move(parameter));
+    }
+  }
+  return all;
+}
+
+}  // namespace
+
+const std::vector<PolicySchema>& PolicySchemas() {
+  static const auto* const schemas = new std::vector<PolicySchema>(AllPolicies());
   return *schemas;
 }
 

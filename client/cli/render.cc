@@ -47,14 +47,19 @@ std::string Share(const json::object& object, const char* key) {
   return text;
 }
 
-// "scissorhands(budget=256,drop=128)"
+// "256", "0.95", "int4".
+std::string ParameterText(const json::value& value) {
+  return value.is_string() ? std::string(value.get_string()) : json::serialize(value);
+}
+
+// "scissorhands(budget=256,drop=128,format=int4)"
 std::string Policy(const json::object& tenant) {
   const json::object policy = ObjectOf(tenant, "policy");
   std::string parameters;
   for (const auto& field : policy) {
-    if (field.key() == "name" || !field.value().is_int64()) continue;
+    if (field.key() == "name") continue;
     absl::StrAppend(&parameters, parameters.empty() ? "" : ",", std::string(field.key()), "=",
-                    field.value().get_int64());
+                    ParameterText(field.value()));
   }
   return Text(policy, "name") + (parameters.empty() ? "" : "(" + parameters + ")");
 }

@@ -31,6 +31,7 @@ class ScissorhandsPolicy : public Policy {
 
  private:
   const uint32_t window_, recent_, drop_;
+  const bool seals_;
   const Budget budget_;
 };
 

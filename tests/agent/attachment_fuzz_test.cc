@@ -170,7 +170,7 @@ class Rig {
   absl::StatusOr<AgentSession*> Open(Attachment& attachment) {
     const TenantState& tenant = *book_.Find(attachment.setup().tenant);
     const SessionPlan plan{.max_tokens = kSizes.session_tokens, .chunk = 32};
-    return attachment.Open(tenant, plan, PeakCharge(layout_, *tenant.policy, plan));
+    return attachment.Open(tenant, plan, PeakCharge(layout_, *tenant.policy, tenant.seal, plan));
   }
 
   static void Commit(Attachment& attachment, const std::vector<PageId>& pages, uint32_t tokens) {

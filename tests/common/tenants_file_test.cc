@@ -32,7 +32,8 @@ tenants:
   EXPECT_EQ(chat.name, "chat");
   EXPECT_EQ(chat.guaranteed, 8_MiB);
   EXPECT_EQ(chat.limit, 24_MiB);
-  EXPECT_EQ(ToString(chat.policy), "scissorhands(budget=512,drop=256,recent=10,window=400)");
+  EXPECT_EQ(ToString(chat.policy),
+            "scissorhands(budget=512,drop=256,format=native,open=128,recent=10,window=400)");
   EXPECT_EQ((*tenants)[1], (TenantSpec{.name = "batch-2", .limit = 4_MiB}));
 }
 

@@ -43,6 +43,20 @@ TEST(Policy, FullNeverCompacts) {
   EXPECT_EQ(Make("full", {{"recovery_every", 0}})->Needs().queries, QueryNeed::kNone);
 }
 
+// The last rows that stay native are by default as many as KIVI's residual (arXiv 2402.02750).
+TEST(Policy, EveryPolicyHasAFormat) {
+  for (const PolicySchema& schema : PolicySchemas()) {
+    EXPECT_EQ(SealRuleOf(*MakePolicySpec(schema.name, {})), SealRule()) << schema.name;
+    for (SealedFormat format : kSealedFormats) {
+      const auto spec = MakePolicySpec(schema.name, {{"format", NameOf(format)}});
+      ASSERT_TRUE(spec.ok()) << schema.name << ": " << spec.status();
+      EXPECT_EQ(SealRuleOf(*spec), (SealRule{.format = format, .open_rows = 128}));
+    }
+    const absl::Status bad = MakePolicySpec(schema.name, {{"format", "int2"}}).status();
+    EXPECT_NE(bad.message().find("native or fp8 or int8 or int4"), std::string::npos) << bad;
+  }
+}
+
 TEST(Policy, StreamingKeepsSinksAndTheNewest) {
   const auto policy = Make("streaming", {{"sinks", 4}, {"recent", 60}, {"slack", 16}});
   EXPECT_EQ(policy->NextCompactAt({}), 80u);
