@@ -242,7 +242,7 @@ TEST_F(AgentTest, FullWithInt4HoldsEveryKeyInHalfTheBytes) {
     ASSERT_LT(value[5], 128.0f);
   }
   ASSERT_TRUE(Eventually([&] { return !manager_.Reclaims(1).empty(); }));
-  for (const std::string& reclaim : manager_.Reclaims(1)) EXPECT_EQ(reclaim, "3:0");
+  for (const std::string& reclaim : manager_.Reclaims(1)) EXPECT_EQ(reclaim, "3:1");
   EXPECT_EQ(manager_.Use(1).compactions, 0u);
   session.reset();
   EXPECT_TRUE(Eventually([&] { return manager_.Use(1).used_bytes == 0; }));
