@@ -76,9 +76,11 @@ class Rig {
     };
     EXPECT_TRUE(book_
                     .Apply(1, TenantBook::Coverage::kComplete,
-                           {order(kHostile,
-                                  *MakePolicySpec("scissorhands",
-                                                  {{"budget", 64}, {"window", 64}, {"recent", 8}})),
+                           {order(kHostile, *MakePolicySpec("scissorhands", {{"budget", 96},
+                                                                             {"window", 64},
+                                                                             {"recent", 8},
+                                                                             {"format", "int4"},
+                                                                             {"open", 0}})),
                             order(kHonest, DefaultPolicySpec())})
                     .ok());
     honest_ = Attach(kHonest);
@@ -135,6 +137,7 @@ class Rig {
     EXPECT_GT(drains_, 1000u);
     EXPECT_GT(compactions_, 1000u);
     EXPECT_GT(moves_, 20u);
+    EXPECT_GT(sealings_, 20u);
     EXPECT_GT(slabs_freed_, 20u);
   }
 
@@ -405,6 +408,7 @@ class Rig {
     const CompactionOutcome outcome =
         hostile_->EndCompaction(slot, std::move(compaction), shm::State::kRunning);
     EXPECT_LE(outcome.freed_pages, kHostileSlabs * layout_.pages_per_slab());
+    if (outcome.sealing == CompactionOutcome::Sealing::kSealed) ++sealings_;
     EXPECT_FALSE(outcome.recovery.mean > 1.001f);
     EXPECT_FALSE(outcome.cumulative.mean > 1.001f);
   }
@@ -453,7 +457,7 @@ class Rig {
   std::vector<PageId> honest_pages_;
   std::map<SlabIndex, std::vector<std::byte>> honest_bytes_;
   uint64_t past_failures_ = 0, past_returns_ = 0;
-  uint64_t drains_ = 0, compactions_ = 0, moves_ = 0, slabs_freed_ = 0;
+  uint64_t drains_ = 0, compactions_ = 0, moves_ = 0, sealings_ = 0, slabs_freed_ = 0;
 };
 
 TEST(AttachmentFuzz, AMillionWritesBreakNothing) {
