@@ -3,12 +3,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/admission.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/ids.h"
+#include "kernels/places.h"
 #include "kernels/planes.h"
 #include "proto/limits.h"
 
@@ -26,13 +28,17 @@ Charge& Charge::operator-=(const Charge& other) {
   return *this;
 }
 
-Charge PeakCharge(const Layout& layout, const Policy& policy, const SessionPlan& plan) {
+Charge PeakCharge(const Layout& layout, const Policy& policy, const SealRule& seal,
+                  const SessionPlan& plan) {
   const Geometry& geometry = layout.geometry();
   const uint32_t tokens = policy.PeakTokens(plan);
-  const bool compacts = policy.NextCompactAt({.geometry = &geometry, .plan = plan}).has_value();
+  const bool seals = seal.format != SealedFormat::kNone;
+  const bool compacts =
+      seals || policy.NextCompactAt({.geometry = &geometry, .plan = plan}).has_value();
   Charge charge;
   // A compacted segment's last block and the first fresh page may each be partly empty.
   charge.pages = CeilDiv(tokens, kPageTokens) + (compacts ? 1 : 0);
+  if (seals) charge.pages += SparePages(layout, seal.format);
   const PolicyNeeds needs = policy.Needs();
   uint64_t overhead = PlaneBytes(geometry, needs.planes, tokens);
   if (compacts) {
@@ -66,6 +72,23 @@ absl::Status CheckQueries(const PolicySpec& spec, const Policy& policy, QueryOff
   return absl::InvalidArgumentError(absl::StrCat(
       "policy ", spec.name, " needs the queries of a session, and this worker said at ",
       "attach that it pushes none; it can serve tenants with ", absl::StrJoin(allowed, ", ")));
+}
+
+uint32_t SparePages(const Layout& layout, SealedFormat format) {
+  return CeilDiv(layout.geometry().planes(), PagePlaces(layout, format).per_page());
+}
+
+absl::Status CheckFormat(const Layout& layout, std::span<const SealedFormat> device,
+                         SealedFormat format) {
+  std::vector<std::string> allowed = {NameOf(SealedFormat::kNone)};
+  for (SealedFormat known : device) {
+    if (RowsThatFreeAPage(layout, known) > 0) allowed.emplace_back(NameOf(known));
+  }
+  const std::string name = NameOf(format);
+  if (std::find(allowed.begin(), allowed.end(), name) != allowed.end()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "the policy's format is ", name, ", which this device cannot read or in which ",
+      "this cache would take no less room; it must be ", absl::StrJoin(allowed, " or ")));
 }
 
 uint32_t OverheadSlabs(const Layout& layout, const Charge& charge) {

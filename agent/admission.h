@@ -2,18 +2,21 @@
 // its policy's peak fits beside the peaks of all that are open, so the oldest can always finish.
 //
 // Charged are pages (the cache) and overhead: planes, tables and a query window, by a formula in
-// the geometry. Pure, any thread.
+// the geometry. What sealing saves is not counted on: it needs free pages to begin, and it does not
+// happen to a worker that hands nothing over. Pure, any thread.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "absl/status/status.h"
 #include "common/policy_spec.h"
 #include "common/units.h"
 #include "kernels/layout.h"
 #include "kernels/policy/policy.h"
+#include "kernels/sealing.h"
 
 namespace kvpool {
 
@@ -26,8 +29,18 @@ struct Charge {
   bool operator==(const Charge&) const = default;
 };
 
-// The most that a session can take.
-Charge PeakCharge(const Layout& layout, const Policy& policy, const SessionPlan& plan);
+// The most that a session can take: every row native, and the pages that a sealing goes through.
+Charge PeakCharge(const Layout& layout, const Policy& policy, const SealRule& seal,
+                  const SessionPlan& plan);
+
+// Free pages that a sealing begins with: room for one block of every head. Requires that blocks of
+// this format fit a page.
+uint32_t SparePages(const Layout& layout, SealedFormat format);
+
+// FailedPrecondition when a session of this layout cannot be sealed to `format`, because the device
+// has no kernels for it or because it would take no less room; names the formats that can be had.
+absl::Status CheckFormat(const Layout& layout, std::span<const SealedFormat> device,
+                         SealedFormat format);
 
 // Which queries a worker can push.
 enum class QueryOffer : uint8_t { kAll, kNone };

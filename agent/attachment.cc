@@ -8,9 +8,17 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "agent/admission.h"
 #include "kernels/places.h"
 
 namespace kvpool {
+namespace {
+
+// Rows of a head that are sealed together at least, when nothing presses: a hand-over rewrites a
+// head's last blocks, and costs the worker a call.
+constexpr uint32_t kSealBatch = 64;
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<Attachment>> Attachment::Make(AttachmentSetup setup,
                                                              PoolLedger* ledger) {
@@ -101,8 +109,9 @@ absl::StatusOr<AgentSession*> Attachment::Open(const TenantState& tenant, const 
   session.charge = charge;
   session.planes = Planes(setup_.layout.geometry(), session.needs.planes);
   charge_ += charge;
+  session.policy_asked = true;
   regions_->ResetSlot(slot);
-  SetCompactAt(session);
+  SetCompactAt(&session);
   return &sessions_.emplace(slot, std::move(session)).first->second;
 }
 
@@ -203,11 +212,35 @@ SessionRows Attachment::Rows(const AgentSession& session) {
           .fresh_tokens = session.committed - session.fresh_start};
 }
 
-void Attachment::SetCompactAt(const AgentSession& session) {
-  const PolicyState state = session.State(setup_.layout.geometry());
-  regions_->table(session.slot)
-      .compact_at.store(session.policy->NextCompactAt(state).value_or(0),
-                        std::memory_order_relaxed);
+std::optional<uint32_t> Attachment::SealAt(const AgentSession& session) const {
+  if (session.seal.format == SealedFormat::kNone) return std::nullopt;
+  const uint32_t frees = RowsThatFreeAPage(setup_.layout, session.seal.format);
+  if (frees == 0) return std::nullopt;
+  const uint32_t wanted = session.seal.open_rows + std::max(kSealBatch, frees);
+  const uint32_t missing = wanted - std::min(wanted, session.open_now());
+  // When nothing could be sealed, for want of free pages, not before every step again.
+  return session.cache_tokens() + std::max(missing, kSealedRows);
+}
+
+void Attachment::SetCompactAt(AgentSession* session) {
+  if (session->policy_asked) {
+    session->policy_at = session->policy->NextCompactAt(session->State(setup_.layout.geometry()));
+    session->policy_asked = false;
+  }
+  std::optional<uint32_t> at = session->policy_at;
+  // Only where the step after it cannot pass what the policy waits for: else both in one hand-over.
+  if (const std::optional<uint32_t> seal_at = SealAt(*session);
+      seal_at.has_value() && (!at.has_value() || *seal_at + session->plan.chunk <= *at)) {
+    at = seal_at;
+  }
+  regions_->table(session->slot).compact_at.store(at.value_or(0), std::memory_order_relaxed);
+}
+
+// Whether the policy has its say in a hand-over at this length. Without a format it always has.
+bool Attachment::PolicyTurn(const AgentSession& session, Pressure pressure) {
+  if (session.seal.format == SealedFormat::kNone || pressure == Pressure::kYes) return true;
+  return session.policy_at.has_value() &&
+         session.cache_tokens() + session.plan.chunk > *session.policy_at;
 }
 
 // ---- Drain ------------------------------------------------------------------------------------
@@ -272,13 +305,17 @@ uint32_t Attachment::PagesFreedByCompaction(const AgentSession& session) const {
 }
 
 uint32_t Attachment::PagesFreedBySealing(const AgentSession& session) const {
+  return PagesFreedBySealing(session,
+                             session.policy->Compact(session.State(setup_.layout.geometry())));
+}
+
+uint32_t Attachment::PagesFreedBySealing(const AgentSession& session,
+                                         const std::optional<Selection>& selection) const {
   const uint32_t planes = setup_.layout.geometry().planes();
   const uint32_t places = PagePlaces(setup_.layout, session.seal.format).per_page();
   if (session.sealable_tokens() == 0 || places == 0) return 0;
   // What the policy drops first is not there to be sealed.
   uint32_t sealed = session.sealable_tokens();
-  const std::optional<Selection> selection =
-      session.policy->Compact(session.State(setup_.layout.geometry()));
   if (selection.has_value()) {
     const uint32_t rows = session.cache_tokens();
     sealed -= std::min(sealed, rows - std::min(rows, selection->expected));
@@ -321,7 +358,7 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_
       static_cast<uint32_t>(shm::State::kBusy)) {
     return absl::FailedPreconditionError(absl::StrCat("session slot ", slot, " is not BUSY"));
   }
-  regions_->table(slot).hand_over.store(0, std::memory_order_relaxed);
+  const bool asked = regions_->table(slot).hand_over.exchange(0, std::memory_order_relaxed) != 0;
   if (absl::Status status = Snapshot(session); !status.ok()) return status;
 
   const std::span<const PageId> owned =
@@ -335,18 +372,20 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_
     if (replacements.empty()) evacuate.clear();
   }
   const bool profile = TakeProfile(session);
-  std::optional<Selection> selection =
-      session->policy->Compact(session->State(setup_.layout.geometry()));
+  const bool pressed = asked || resting == shm::State::kIdle;
+  session->policy_asked = PolicyTurn(*session, pressed ? Pressure::kYes : Pressure::kNo);
+  std::optional<Selection> selection;
+  if (session->policy_asked) {
+    selection = session->policy->Compact(session->State(setup_.layout.geometry()));
+  }
   std::vector<PageId> spare;
-  if (PagesFreedBySealing(*session) > 0) {
-    // Room for one block of every head: the rest follows into what those have left.
-    const PagePlaces places(setup_.layout, session->seal.format);
-    spare =
-        GrantReplacements(session, CeilDiv(setup_.layout.geometry().planes(), places.per_page()));
+  if (PagesFreedBySealing(*session, selection) > 0) {
+    // The rest follows into what those blocks have left.
+    spare = GrantReplacements(session, SparePages(setup_.layout, session->seal.format));
   }
   if (!selection.has_value() && evacuate.empty() && spare.empty()) {
     if (profile) regions_->DropProfile(slot);
-    SetCompactAt(*session);
+    SetCompactAt(session);
     regions_->SetState(slot, resting);
     return std::nullopt;
   }
@@ -413,7 +452,7 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
       session->selected_step = session->committed;
       session->selected_tokens = session->compacted_tokens;
     }
-    SetCompactAt(*session);
+    SetCompactAt(session);
     regions_->Publish(slot, session->epoch, session->fresh_start, job.result, session->planes);
   }
   (void)ledger_->Release(session->id, unused);

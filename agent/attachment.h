@@ -98,7 +98,8 @@ class Attachment {
 
   // The session is BUSY: by its worker's word (hand-over) or because TakeIdle succeeded. Compacts
   // as far as the policy's parameters allow now, moves out of slabs that are being evacuated, and
-  // seals what the session's rule says, if there are free pages to do it through.
+  // seals what the session's rule says, if there are free pages to do it through. A hand-over for
+  // sealing alone does not compact: a format does not change when and what a policy drops.
   // No job (nullopt) when there is nothing to do: the session is given back in `resting`. Errors as
   // BeginDrain.
   absl::StatusOr<std::optional<CompactionJob>> BeginCompaction(uint32_t slot, shm::State resting);
@@ -122,8 +123,16 @@ class Attachment {
   // Takes up the classes of a profile that the worker has published since the last hand-over.
   bool TakeProfile(AgentSession* session);
   SessionRows Rows(const AgentSession& session);
-  // Tells the worker when its policy wants the session next.
-  void SetCompactAt(const AgentSession& session);
+  // Rows of the longest head at which a session with a format is due to be sealed, under pressure
+  // or not; nullopt: never.
+  std::optional<uint32_t> SealAt(const AgentSession& session) const;
+  enum class Pressure : uint8_t { kNo, kYes };
+  static bool PolicyTurn(const AgentSession& session, Pressure pressure);
+  // Tells the worker when the session is due next, by its policy or to be sealed. The policy is
+  // asked anew if it had its say in the last hand-over.
+  void SetCompactAt(AgentSession* session);
+  uint32_t PagesFreedBySealing(const AgentSession& session,
+                               const std::optional<Selection>& selection) const;
   // What a job left becomes what the session is.
   static void TakeResult(AgentSession* session, const CompactionJob& job,
                          CompactionOutcome* outcome);

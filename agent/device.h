@@ -15,17 +15,20 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "common/ids.h"
 #include "common/units.h"
+#include "kernels/format.h"
 
 namespace kvpool {
 
 struct DeviceInfo {
   std::string name;  // "host", or the accelerator's name; for people
   Bytes slab_bytes;
-  uint32_t slabs = 0;  // slots in the virtual range
+  uint32_t slabs = 0;                 // slots in the virtual range
+  std::vector<SealedFormat> formats;  // sealed ones that its kernels write and read
 };
 
 // What a device can say about the memory of a slab that it destroyed.

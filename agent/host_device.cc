@@ -66,7 +66,10 @@ absl::StatusOr<std::unique_ptr<HostDevice>> HostDevice::Make(Bytes slab_bytes, u
     return absl::ResourceExhaustedError(
         absl::StrCat("cannot reserve ", bytes, " bytes of address space: ", std::strerror(errno)));
   }
-  DeviceInfo info{.name = "host", .slab_bytes = slab_bytes, .slabs = slabs};
+  DeviceInfo info{.name = "host",
+                  .slab_bytes = slab_bytes,
+                  .slabs = slabs,
+                  .formats = {std::begin(kSealedFormats), std::end(kSealedFormats)}};
   return std::unique_ptr<HostDevice>(
       new HostDevice(std::move(info), static_cast<std::byte*>(base)));
 }

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "agent/admission.h"
@@ -39,6 +40,8 @@ struct AgentSession {
   std::vector<PageId> fresh_pages;      // as last checked
   uint32_t selected_step = 0;           // tokens fed when its policy last compacted it
   uint32_t selected_tokens = 0;         // rows of the longest head that this left
+  std::optional<uint32_t> policy_at;    // rows of the longest head at which its policy is due
+  bool policy_asked = false;            // by the last hand-over
   uint64_t drained = 0;                 // number of the next query to drain
   std::vector<float> recovery_product;  // [planes] over its compactions; negative: never measured
   std::vector<uint8_t> head_classes;    // what its policy found in the prompt; see PolicyState
@@ -49,9 +52,11 @@ struct AgentSession {
   bool closed = false;  // its capability is gone; freed when the job ends
   bool failed = false;
 
-  // Rows of a head that a sealing would seal now, by what was last checked; in whole blocks.
+  // Most rows of a head that are not sealed, by what was last checked.
+  uint32_t open_now() const { return open_tokens + committed - fresh_start; }
+  // Rows of a head that a sealing would seal now; in whole blocks.
   uint32_t sealable_tokens() const {
-    const uint32_t open = open_tokens + committed - fresh_start;
+    const uint32_t open = open_now();
     if (seal.format == SealedFormat::kNone || open < seal.open_rows) return 0;
     return (open - seal.open_rows) / kSealedRows * kSealedRows;
   }

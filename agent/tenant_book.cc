@@ -27,6 +27,7 @@ void ApplyOrder(uint64_t epoch, const TenantOrder& order, TenantState* state) {
   if (state->policy == nullptr || !(state->spec == order.policy)) {
     state->spec = order.policy;
     state->policy = MakePolicy(order.policy);
+    state->seal = SealRuleOf(order.policy);
   }
   // The same message again gives back no lease that a complete one without this tenant has taken.
   if (std::pair(epoch, order.seq) == std::pair(state->lease_epoch, state->lease_seq)) return;

@@ -226,7 +226,13 @@ absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
   }
   const SessionPlan plan{
       .prompt_tokens = prompt_tokens, .max_tokens = max_tokens, .chunk = setup.chunk_tokens};
-  const Charge charge = PeakCharge(setup.layout, *tenant->policy, plan);
+  if (absl::Status format =
+          CheckFormat(setup.layout, deps_.device->info().formats, tenant->seal.format);
+      !format.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("tenant ", tenant->name, ": ", std::string(format.message())));
+  }
+  const Charge charge = PeakCharge(setup.layout, *tenant->policy, tenant->seal, plan);
   const uint32_t alone = SlabsFor(setup.layout, charge);
   const PoolConfig& pool = deps_.ledger->config();
   const uint32_t most = std::min(tenant->limit_slabs, pool.slabs - pool.reserve_slabs);

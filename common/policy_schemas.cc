@@ -1,7 +1,9 @@
 // The table of policies: names, parameters, bounds and the rules between them. The class behind a
-// name is made in kernels/policy/policy.cc.
+// name is made in kernels/policy/policy.cc. What every policy has (its format) is added at the end.
 //
 // SPDX-License-Identifier: Apache-2.0
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "common/policy_spec.h"
 
@@ -199,13 +201,26 @@ std::vector<PolicySchema> KeyPolicies() {
   };
 }
 
+// In what the rows lie that a policy keeps; read by SealRuleOf (kernels/policy/policy.h).
+std::vector<PolicyParameter> FormatParameters() {
+  return {{"format", "", "what a session's older rows are quantised to",
+           Choices{{"native", "fp8", "int8", "int4"}}},
+          {"open", "tokens", "last rows of a head that stay native; only with a format",
+           IntegerRange{128, 0, kMaxTokens}}};
+}
+
 }  // namespace
 
 const std::vector<PolicySchema>& PolicySchemas() {
   static const auto* const schemas = [] {
     auto* const all = new std::vector<PolicySchema>;
     for (const auto group : {GrowthPolicies, PromptPolicies, KeyPolicies}) {
-      for (PolicySchema& schema : group()) all->push_back(std::move(schema));
+      for (PolicySchema& schema : group()) {
+        for (PolicyParameter& format : FormatParameters()) {
+          schema.parameters.push_back(std::move(format));
+        }
+        all->push_back(std::move(schema));
+      }
     }
     return all;
   }();

@@ -28,6 +28,10 @@ enum class Dtype : uint8_t { kF32 = 1, kBf16 = 2, kF16 = 3 };
 
 enum class SealedFormat : uint8_t { kNone = 0, kFp8 = 1, kInt8 = 2, kInt4 = 3 };
 
+// Every one but kNone.
+inline constexpr SealedFormat kSealedFormats[] = {SealedFormat::kFp8, SealedFormat::kInt8,
+                                                  SealedFormat::kInt4};
+
 inline constexpr uint32_t kSealedRows = 32;     // rows of a sealed block
 inline constexpr uint32_t kValueChannels = 32;  // channels of a row that share a scale and a zero
 

@@ -32,4 +32,13 @@ uint64_t RowsPerPage(const Layout& layout, SealedFormat format) {
   return uint64_t{PagePlaces(layout, format).per_page()} * rows;
 }
 
+uint32_t RowsThatFreeAPage(const Layout& layout, SealedFormat format) {
+  const uint32_t planes = layout.geometry().planes();
+  const uint32_t twice = 2 * PagePlaces(layout, format).per_page();
+  if (twice <= planes) return 0;
+  // n blocks of every head leave 2 n pages and take ceil(n * planes / per_page), which is less as
+  // soon as n * (2 - planes / per_page) is a whole page.
+  return CeilDiv(twice / 2, twice - planes) * kSealedRows;
+}
+
 }  // namespace kvpool

@@ -48,4 +48,9 @@ class PagePlaces {
 // says how much smaller a format makes a session. kNone gives 16 * layers * kv_heads.
 uint64_t RowsPerPage(const Layout& layout, SealedFormat format);
 
+// How many rows of every head to seal together, in whole sealed blocks, so that pages surely come
+// free; 0: they never do, because a page takes no more rows of this format than native ones.
+// Requires format != kNone.
+uint32_t RowsThatFreeAPage(const Layout& layout, SealedFormat format);
+
 }  // namespace kvpool

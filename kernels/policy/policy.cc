@@ -63,4 +63,13 @@ std::unique_ptr<const Policy> MakePolicy(const PolicySpec& spec) {
   return nullptr;
 }
 
+SealRule SealRuleOf(const PolicySpec& spec) {
+  for (SealedFormat format : kSealedFormats) {
+    if (spec.Choice("format") == NameOf(format)) {
+      return {.format = format, .open_rows = spec.Count("open")};
+    }
+  }
+  return {};
+}
+
 }  // namespace kvpool

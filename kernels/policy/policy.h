@@ -15,6 +15,7 @@
 #include "kernels/geometry.h"
 #include "kernels/planes.h"
 #include "kernels/profile.h"
+#include "kernels/sealing.h"
 #include "kernels/selection.h"
 
 namespace kvpool {
@@ -84,5 +85,9 @@ class Policy {
 // Requires a spec made by MakePolicySpec. Never nullptr: a test holds the registry against the
 // table of schemas.
 std::unique_ptr<const Policy> MakePolicy(const PolicySpec& spec);
+
+// What the parameters `format` and `open`, which every policy has, want sealed. Requires a spec
+// made by MakePolicySpec.
+SealRule SealRuleOf(const PolicySpec& spec);
 
 }  // namespace kvpool

@@ -13,14 +13,15 @@ ScissorhandsPolicy::ScissorhandsPolicy(const PolicySpec& spec)
     : window_(spec.Count("window")),
       recent_(spec.Count("recent")),
       drop_(spec.Count("drop")),
+      seals_(SealRuleOf(spec).format != SealedFormat::kNone),
       budget_{.kept = spec.Count("budget") - drop_, .slack = drop_},
       gain_(spec.Choice("layers") == "persistence" ? spec.Number("gain") : 0) {}
 
 PolicyNeeds ScissorhandsPolicy::Needs() const {
-  // Full drains fill an entry each. Every hand-over, one in m queries, ends one entry early, though
-  // never more than every other entry (Planes::BeginDrain joins small drains).
+  // Full drains fill an entry each. Every hand-over, one in m queries or wherever sealing is due,
+  // ends one entry early, though never more than every other (Planes::BeginDrain joins small ones).
   const uint32_t full = CeilDiv(window_, kDrainQueries);
-  const uint32_t early = std::min(full, CeilDiv(window_, drop_));
+  const uint32_t early = seals_ ? full : std::min(full, CeilDiv(window_, drop_));
   return {.planes = {.low_count_ring = full + early + 1},
           .queries = QueryNeed::kExact,
           .prompt_rows = window_};

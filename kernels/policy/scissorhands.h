@@ -32,6 +32,7 @@ class ScissorhandsPolicy : public Policy {
 
  private:
   const uint32_t window_, recent_, drop_;
+  const bool seals_;
   const Budget budget_;
   const double gain_;  // 0: even
 };

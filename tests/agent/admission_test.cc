@@ -29,7 +29,7 @@ std::unique_ptr<const Policy> Make(const std::string& name, const PolicyValues& 
 
 // Of a session of at most `tokens` tokens, fed in chunks of `chunk`.
 Charge Peak(const Policy& policy, uint32_t tokens, uint32_t chunk) {
-  return PeakCharge(SmallLayout(), policy, {.max_tokens = tokens, .chunk = chunk});
+  return PeakCharge(SmallLayout(), policy, {}, {.max_tokens = tokens, .chunk = chunk});
 }
 
 // 32 queries of 2 model layers x 4 heads x 8 floats and a log-sum-exp, and their positions.
@@ -92,6 +92,40 @@ TEST(Admission, AWorkerWithoutQueriesServesOnlyPoliciesThatNeedNone) {
   EXPECT_TRUE(absl::IsInvalidArgument(status));
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("policy corm needs"));
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("full, streaming"));
+}
+
+// What sealing saves is not counted on: a session is charged its native peak, the tables of a
+// compacted segment, and the pages that a sealing goes through.
+TEST(Admission, AFormatCostsThePagesThatASealingGoesThrough) {
+  const auto policy = Make("full");
+  // An int4 block takes 512 bytes of a layer's 2 KiB: a page has 8 places for the blocks of 4
+  // heads.
+  const SealRule int4{.format = SealedFormat::kInt4, .open_rows = 16};
+  ASSERT_EQ(SparePages(SmallLayout(), SealedFormat::kInt4), 1u);
+  const Charge charge = PeakCharge(SmallLayout(), *policy, int4, {.max_tokens = 100, .chunk = 64});
+  EXPECT_EQ(charge.pages, 7u + 1 + 1);
+  EXPECT_EQ(charge.overhead.value(), 8 * 4 * 100 + 2 * 4 * 4 * (1 + 7 + 100) + kWindowBytes);
+}
+
+TEST(Admission, AFormatThatSavesNothingOrCannotBeReadIsRefusedByTheNamesOfOthers) {
+  const Layout four = *Layout::Make({.layers = 2,
+                                     .query_heads = 4,
+                                     .kv_heads = 1,
+                                     .key_dim = 128,
+                                     .value_dim = 128,
+                                     .dtype = Dtype::kBf16,
+                                     .kv_of_layer = {0, 1}},
+                                    1_MiB);
+  EXPECT_TRUE(CheckFormat(four, kSealedFormats, SealedFormat::kNone).ok());
+  EXPECT_TRUE(CheckFormat(four, kSealedFormats, SealedFormat::kInt4).ok());
+  // 17 granules of fp8 do not fit where 16 of bf16 were.
+  const absl::Status large = CheckFormat(four, kSealedFormats, SealedFormat::kFp8);
+  EXPECT_EQ(large.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(large.message().find("fp8"), std::string::npos) << large;
+  EXPECT_NE(large.message().find("must be native or int4"), std::string::npos) << large;
+  const absl::Status none = CheckFormat(four, {}, SealedFormat::kInt4);
+  EXPECT_NE(none.message().find("must be native"), std::string::npos) << none;
+  EXPECT_TRUE(CheckFormat(four, {}, SealedFormat::kNone).ok());
 }
 
 TEST(Admission, SlabsAreWholeForPagesAndForOverhead) {

@@ -80,9 +80,11 @@ class Rig {
     };
     EXPECT_TRUE(book_
                     .Apply(1, TenantBook::Coverage::kComplete,
-                           {order(kHostile,
-                                  *MakePolicySpec("scissorhands",
-                                                  {{"budget", 64}, {"window", 64}, {"recent", 8}})),
+                           {order(kHostile, *MakePolicySpec("scissorhands", {{"budget", 96},
+                                                                             {"window", 64},
+                                                                             {"recent", 8},
+                                                                             {"format", "int4"},
+                                                                             {"open", 0}})),
                             order(kHonest, DefaultPolicySpec())})
                     .ok());
     honest_ = Attach(kHonest);
@@ -139,6 +141,7 @@ class Rig {
     EXPECT_GT(drains_, 1000u);
     EXPECT_GT(compactions_, 1000u);
     EXPECT_GT(moves_, 20u);
+    EXPECT_GT(sealings_, 20u);
     EXPECT_GT(slabs_freed_, 20u);
   }
 
@@ -174,7 +177,7 @@ class Rig {
   absl::StatusOr<AgentSession*> Open(Attachment& attachment) {
     const TenantState& tenant = *book_.Find(attachment.setup().tenant);
     const SessionPlan plan{.max_tokens = kSizes.session_tokens, .chunk = 32};
-    return attachment.Open(tenant, plan, PeakCharge(layout_, *tenant.policy, plan));
+    return attachment.Open(tenant, plan, PeakCharge(layout_, *tenant.policy, tenant.seal, plan));
   }
 
   static void Commit(Attachment& attachment, const std::vector<PageId>& pages, uint32_t tokens) {
@@ -409,6 +412,7 @@ class Rig {
     const CompactionOutcome outcome =
         hostile_->EndCompaction(slot, std::move(compaction), shm::State::kRunning);
     EXPECT_LE(outcome.freed_pages, kHostileSlabs * layout_.pages_per_slab());
+    if (outcome.sealing == CompactionOutcome::Sealing::kSealed) ++sealings_;
     EXPECT_FALSE(outcome.recovery.mean > 1.001f);
     EXPECT_FALSE(outcome.cumulative.mean > 1.001f);
   }
@@ -457,7 +461,7 @@ class Rig {
   std::vector<PageId> honest_pages_;
   std::map<SlabIndex, std::vector<std::byte>> honest_bytes_;
   uint64_t past_failures_ = 0, past_returns_ = 0;
-  uint64_t drains_ = 0, compactions_ = 0, moves_ = 0, slabs_freed_ = 0;
+  uint64_t drains_ = 0, compactions_ = 0, moves_ = 0, sealings_ = 0, slabs_freed_ = 0;
 };
 
 TEST(AttachmentFuzz, AMillionWritesBreakNothing) {

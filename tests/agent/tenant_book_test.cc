@@ -141,6 +141,16 @@ TEST_F(TenantBookTest, APolicyIsMadeAnewOnlyWhenItChanges) {
   EXPECT_FALSE(before->NextCompactAt({}).has_value()) << "sessions that have the old one keep it";
 }
 
+TEST_F(TenantBookTest, WhatIsSealedFollowsThePolicy) {
+  TenantOrder order = Order(kA, 1, 10);
+  ASSERT_TRUE(Apply(1, {order}).ok());
+  EXPECT_EQ(book_.Find(kA)->seal, SealRule());
+  order.seq = 2;
+  order.policy = *MakePolicySpec("streaming", {{"format", "fp8"}, {"open", 7}});
+  ASSERT_TRUE(Apply(1, {order}).ok());
+  EXPECT_EQ(book_.Find(kA)->seal, (SealRule{.format = SealedFormat::kFp8, .open_rows = 7}));
+}
+
 TEST_F(TenantBookTest, PromisesWhatIsHeldUntilItHasComeBack) {
   ASSERT_TRUE(Apply(1, {Order(kA, 1, 4)}).ok());
   EXPECT_EQ(TenantBook::Promise(*book_.Find(kA), 9), 9u);

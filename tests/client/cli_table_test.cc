@@ -106,7 +106,7 @@ TEST(CliPolicyTest, ParametersChangeAloneOrWithThePolicy) {
   const PolicySpec now = *MakePolicySpec("streaming", {{"recent", 60}});
   EXPECT_EQ(ChangedPolicy(now, {})->Integer("recent"), 60);
   EXPECT_EQ(ToString(*ChangedPolicy(now, {.parameters = {"sinks=2"}})),
-            "streaming(recent=60,sinks=2,slack=64)");
+            "streaming(format=native,open=128,recent=60,sinks=2,slack=64)");
   EXPECT_EQ(
       ChangedPolicy(now, {.policy = "streaming", .parameters = {"sinks=2"}})->Integer("recent"),
       60);

@@ -35,7 +35,6 @@ class Loopback {
     uint32_t chunk = 64;
     uint32_t session_tokens = 1024;
     PolicySpec policy = DefaultPolicySpec();
-    SealRule seal;
   };
 
   static constexpr TenantId kTenant{1};
@@ -122,13 +121,12 @@ class Loopback {
       return absl::ResourceExhaustedError("no pages");
     }
     absl::StatusOr<OpenedSession> Open(const OpenOptions& options) override {
-      TenantState tenant = *loop_.book_.Find(kTenant);
-      tenant.seal = loop_.options_.seal;
+      const TenantState& tenant = *loop_.book_.Find(kTenant);
       const SessionPlan plan{.prompt_tokens = options.prompt_tokens,
                              .max_tokens = options.max_tokens,
                              .chunk = loop_.options_.chunk};
       const absl::StatusOr<AgentSession*> session = loop_.attachment_->Open(
-          tenant, plan, PeakCharge(loop_.attachment_->layout(), *tenant.policy, plan));
+          tenant, plan, PeakCharge(loop_.attachment_->layout(), *tenant.policy, tenant.seal, plan));
       if (!session.ok()) return session.status();
       const PolicyNeeds& needs = (*session)->needs;
       return OpenedSession{.handle = (*session)->slot,

@@ -7,6 +7,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <numeric>
@@ -259,57 +260,139 @@ TEST(TenantTest, CormIsDueAgainAfterItsSlack) {
   EXPECT_GT(loop.compactions().size(), 10u);
 }
 
-// A worker reads sealed rows through the same view; the ledger counts pages whatever they hold.
-TEST(TenantTest, ASealedSessionTakesFewerPagesAndAttendsTheSame) {
-  for (SealedFormat format : {SealedFormat::kFp8, SealedFormat::kInt8, SealedFormat::kInt4}) {
-    Loopback loop({.policy = *MakePolicySpec("streaming", {{"sinks", 4}, {"recent", 500}}),
-                   .seal = {.format = format, .open_rows = 16}});
-    Driver driver(&loop);
-    auto session = *loop.tenant().Open({.prompt_tokens = 64, .max_tokens = 1000});
-    for (int i = 0; i < 6; ++i) ASSERT_TRUE(driver.Advance(session.get(), 64).ok());
-    const SessionView before = session->View(0);
-    ASSERT_EQ(before.Length(0), 384u);
-    loop.attachment().SnapshotAll();
-    const uint64_t pages_before = loop.used_pages();
-    ASSERT_EQ(pages_before, 24u);
-    const Geometry& g = loop.tenant().layout().geometry();
-    const auto attend = [&] {
-      std::vector<float> query(g.query_heads * g.key_dim, 0.1f), out(g.query_heads * g.value_dim);
-      Attention({.layout = &loop.tenant().layout(),
-                 .base = loop.tenant().base(),
-                 .layer = 1,
-                 .session = session->View(0),
-                 .queries = query.data(),
-                 .scale = 0.2f,
-                 .out = out.data()});
-      return out;
-    };
-    const std::vector<float> exact = attend();
-    loop.attachment().AskHandOver(0);
-    ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
-    ASSERT_EQ(loop.compactions().size(), 1u);
-    EXPECT_EQ(loop.compactions()[0].sealing, CompactionOutcome::Sealing::kSealed);
-    const SessionView after = session->View(0);
-    EXPECT_EQ(after.sealed_format, format);
-    EXPECT_EQ(after.SealedLength(0), 352u);  // 384 less 16, in whole blocks
-    EXPECT_EQ(after.Length(0), 385u);
-    EXPECT_EQ(pages_before - loop.compactions()[0].sealing_freed, loop.used_pages());
-    EXPECT_LT(loop.used_pages() * 2, pages_before);
-    const std::vector<float> sealed = attend();
-    for (size_t i = 0; i < exact.size(); ++i) ASSERT_NEAR(sealed[i], exact[i], 0.1) << i;
-    EXPECT_TRUE(loop.ledger().CheckInvariants().ok());
-    // Sealed rows are dropped like others, and what comes after is sealed in its turn.
-    for (int i = 0; i < 5; ++i) {
-      ASSERT_TRUE(driver.Advance(session.get(), 64).ok());
-      ASSERT_LE(session->View(0).Length(0), 504u + 64);
+std::vector<float> Attend(Loopback& loop, const Session& session) {
+  const Geometry& g = loop.tenant().layout().geometry();
+  std::vector<float> query(g.query_heads * g.key_dim, 0.1f), out(g.query_heads * g.value_dim);
+  Attention({.layout = &loop.tenant().layout(),
+             .base = loop.tenant().base(),
+             .layer = 1,
+             .session = session.View(0),
+             .queries = query.data(),
+             .scale = 0.2f,
+             .out = out.data()});
+  return out;
+}
+
+uint64_t UsedNow(Loopback& loop) {
+  loop.attachment().SnapshotAll();
+  return loop.used_pages();
+}
+
+// Nothing presses, and yet the older rows are sealed as the session grows. A worker reads them
+// through the same view; the ledger counts pages whatever they hold.
+TEST(TenantTest, FullWithAFormatKeepsEveryKeyInHalfThePages) {
+  for (const std::string format : {"fp8", "int8", "int4"}) {
+    SCOPED_TRACE(format);
+    Loopback native({}),
+        sealed({.policy = *MakePolicySpec("full", {{"format", format}, {"open", 16}})});
+    Driver as_it_was(&native), as_it_is(&sealed);
+    auto expected = *native.tenant().Open({.prompt_tokens = 64, .max_tokens = 1000});
+    auto session = *sealed.tenant().Open({.prompt_tokens = 64, .max_tokens = 1000});
+    for (int i = 0; i < 306; ++i) {
+      const uint32_t tokens = i < 6 ? 64 : 1;
+      ASSERT_TRUE(as_it_was.Advance(expected.get(), tokens).ok());
+      ASSERT_TRUE(as_it_is.Advance(session.get(), tokens).ok());
+      const SessionView view = session->View(0);
+      for (uint32_t p = 0; p < 4; ++p) {
+        ASSERT_EQ(view.Length(p), expected->View(0).Length(p));
+        ASSERT_LE(view.Length(p) - view.SealedLength(p), 16u + 64 + 64) << "after " << i;
+      }
     }
-    ASSERT_GE(loop.compactions().size(), 2u);
-    EXPECT_EQ(loop.compactions().back().effect, CompactionOutcome::Effect::kCompacted);
-    EXPECT_GT(session->View(0).SealedLength(0), 352u);
-    EXPECT_TRUE(loop.ledger().CheckInvariants().ok());
+    EXPECT_EQ(session->View(0).sealed_format,
+              SealRuleOf(*MakePolicySpec("full", {{"format", format}})).format);
+    EXPECT_LT(UsedNow(sealed) * 2, UsedNow(native));
+    const std::vector<float> exact = Attend(native, *expected), now = Attend(sealed, *session);
+    for (size_t i = 0; i < exact.size(); ++i) ASSERT_NEAR(now[i], exact[i], 0.1) << i;
+    ASSERT_GE(sealed.compactions().size(), 5u);
+    EXPECT_LE(sealed.compactions().size(), 12u);
+    for (const CompactionOutcome& outcome : sealed.compactions()) {
+      EXPECT_EQ(outcome.sealing, CompactionOutcome::Sealing::kSealed);
+      EXPECT_EQ(outcome.effect, CompactionOutcome::Effect::kMoved);
+      EXPECT_FALSE(outcome.recovery.measured());
+    }
+    EXPECT_TRUE(sealed.ledger().CheckInvariants().ok());
     session.reset();
-    EXPECT_EQ(loop.used_pages(), 0u);
+    EXPECT_EQ(sealed.used_pages(), 0u);
   }
+}
+
+// A format changes neither when a policy compacts nor how many keys it leaves.
+TEST(TenantTest, ScissorhandsWithAFormatHoldsAsManyKeysAtEveryStep) {
+  for (const uint32_t chunk : {16u, 64u}) {
+    SCOPED_TRACE(chunk);
+    const PolicyValues values = {{"budget", 256}, {"window", 64}, {"recent", 8}};
+    PolicyValues with_format = values;
+    with_format.insert({{"format", "int4"}, {"open", 32}});
+    Loopback native({.chunk = chunk, .policy = *MakePolicySpec("scissorhands", values)});
+    Loopback sealed({.chunk = chunk, .policy = *MakePolicySpec("scissorhands", with_format)});
+    Driver as_it_was(&native), as_it_is(&sealed);
+    auto expected = *native.tenant().Open({.prompt_tokens = 160, .max_tokens = 1000});
+    auto session = *sealed.tenant().Open({.prompt_tokens = 160, .max_tokens = 1000});
+    uint64_t pages = 0, native_pages = 0;  // summed over the steps
+    while (session->position() < 900) {
+      const uint32_t tokens = session->position() < 160 ? std::min(chunk, 40u) : 1;
+      ASSERT_TRUE(as_it_was.Advance(expected.get(), tokens).ok());
+      ASSERT_TRUE(as_it_is.Advance(session.get(), tokens).ok());
+      for (uint32_t p = 0; p < 4; ++p) {
+        ASSERT_EQ(session->View(0).Length(p), expected->View(0).Length(p)) << session->position();
+        ASSERT_LE(session->View(0).Length(p), 256u);
+      }
+      pages += UsedNow(sealed);
+      native_pages += UsedNow(native);
+    }
+    EXPECT_GT(session->View(0).SealedLength(0), 0u);
+    EXPECT_LT(pages * 4, native_pages * 3);
+    const auto compacted = [](const CompactionOutcome& outcome) {
+      return outcome.effect == CompactionOutcome::Effect::kCompacted;
+    };
+    EXPECT_EQ(std::ranges::count_if(sealed.compactions(), compacted),
+              std::ranges::count_if(native.compactions(), compacted));
+    EXPECT_TRUE(sealed.ledger().CheckInvariants().ok());
+  }
+}
+
+// A sealing needs a free page to begin with. Without one the session stays as it is, and its worker
+// is not asked for it at every step; it is sealed later, when there is room.
+TEST(TenantTest, ASessionThatCannotBeSealedNowIsDueAgainLater) {
+  Loopback loop({.slabs = 1,
+                 .lease = 1,
+                 .policy = *MakePolicySpec("full", {{"format", "int4"}, {"open", 0}})});
+  Driver driver(&loop);
+  const auto due = [&] { return loop.attachment().regions().table(0).compact_at.load(); };
+  auto session = *loop.tenant().Open({.prompt_tokens = 60, .max_tokens = 200});
+  EXPECT_EQ(due(), 64u);
+  ASSERT_TRUE(driver.Advance(session.get(), 60).ok());
+  std::vector<PageId> others(12);  // of 16: the session has the other four
+  ASSERT_EQ(loop.attachment().Fill(12), 12u);
+  ASSERT_TRUE(loop.magazine().Take(others));
+  for (int i = 0; i < 4; ++i) ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
+  EXPECT_EQ(driver.Advance(session.get(), 1).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(loop.compactions().empty());
+  EXPECT_EQ(due(), 96u);
+  ASSERT_TRUE(loop.magazine().Return(others));
+  loop.attachment().Collect();
+  while (session->position() < 97) ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
+  ASSERT_EQ(loop.compactions().size(), 1u);
+  EXPECT_EQ(session->View(0).SealedLength(0), 96u);
+}
+
+// Under pressure a session is sealed before it is due, and its policy has its say.
+TEST(TenantTest, UnderPressureASessionIsSealedEarlier) {
+  Loopback loop(
+      {.policy = *MakePolicySpec(
+           "streaming",
+           {{"sinks", 4}, {"recent", 60}, {"slack", 900}, {"format", "int4"}, {"open", 16}})});
+  Driver driver(&loop);
+  auto session = *loop.tenant().Open({.prompt_tokens = 64, .max_tokens = 1000});
+  for (int i = 0; i < 70; ++i) ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
+  ASSERT_TRUE(loop.compactions().empty());
+  loop.attachment().AskHandOver(0);
+  ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
+  ASSERT_EQ(loop.compactions().size(), 1u);
+  EXPECT_EQ(loop.compactions()[0].effect, CompactionOutcome::Effect::kCompacted);
+  EXPECT_EQ(loop.compactions()[0].sealing, CompactionOutcome::Sealing::kSealed);
+  EXPECT_EQ(session->View(0).Length(0), 65u);
+  EXPECT_EQ(session->View(0).SealedLength(0), 32u);
 }
 
 TEST(TenantTest, AttentionAfterCompactionEqualsAttentionOverTheKeptRows) {

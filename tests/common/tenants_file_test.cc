@@ -33,7 +33,8 @@ tenants:
   EXPECT_EQ(chat.guaranteed, 8_MiB);
   EXPECT_EQ(chat.limit, 24_MiB);
   EXPECT_EQ(ToString(chat.policy),
-            "scissorhands(budget=512,drop=256,gain=1,layers=even,recent=10,window=400)");
+            "scissorhands(budget=512,drop=256,format=native,gain=1,layers=even,open=128,recent=10,"
+            "window=400)");
   EXPECT_EQ((*tenants)[1], (TenantSpec{.name = "batch-2", .limit = 4_MiB}));
 }
 

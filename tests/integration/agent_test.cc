@@ -237,6 +237,57 @@ TEST_F(AgentTest, ScissorhandsSessionsStayWithinTheirBudgetAcrossTheWire) {
   EXPECT_TRUE(Eventually([&] { return !manager_.Reclaims(1).empty(); }));
 }
 
+// Nothing presses: the lease has room for twice as much. int4 blocks of this geometry take half the
+// room of native ones.
+TEST_F(AgentTest, FullWithInt4HoldsEveryKeyInHalfTheBytes) {
+  SetTenant(8, *MakePolicySpec("full", {{"format", "int4"}, {"open", 32}}));
+  StartAgent();
+  auto connection = Connect();
+  auto tenant = *connection->Attach(kTenantToken, Options());
+  auto session = *tenant->Open({.prompt_tokens = 512, .max_tokens = 1000});
+  while (session->position() < 512) ASSERT_TRUE(Advance(*tenant, session.get(), 64).ok());
+  while (session->position() < 900) {
+    const absl::Status status = Advance(*tenant, session.get(), 1);
+    ASSERT_TRUE(status.ok()) << status << " at " << session->position();
+  }
+  const SessionView view = session->View(0);
+  for (uint32_t p = 0; p < 4; ++p) {
+    EXPECT_EQ(view.Length(p), 900u);
+    EXPECT_GE(view.SealedLength(p), 900u - 32 - 64 - 32);
+  }
+  const int64_t native = 57 * 8192;  // 900 / 16 pages
+  const int64_t used = tenant->Statistics()->used_bytes;
+  EXPECT_LE(used, native * 6 / 10);
+  EXPECT_GE(used, native * 4 / 10);
+  // A value's channels are all the same here, which 4 bits and a zero hold exactly.
+  std::vector<float> key(32), value(32);
+  for (uint32_t row = 0; row < 900; ++row) {
+    ReadRow(tenant->layout(), tenant->base(), view, 3, row, key.data(), value.data());
+    ASSERT_EQ(value[5], static_cast<float>(row % 128)) << row;
+  }
+  ASSERT_TRUE(Eventually([&] { return !manager_.Reclaims(1).empty(); }));
+  for (const std::string& reclaim : manager_.Reclaims(1)) EXPECT_EQ(reclaim, "3:1");
+  EXPECT_EQ(manager_.Use(1).compactions, 0u);
+  session.reset();
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).used_bytes == 0; }));
+}
+
+// 17 granules of 512 bytes for a block of fp8 do not fit where a single head's 16 of bf16 were.
+TEST_F(AgentTest, AFormatThatSavesNothingHereIsRefusedByTheNamesOfOthers) {
+  SetTenant(8, *MakePolicySpec("full", {{"format", "fp8"}}));
+  StartAgent();
+  auto connection = Connect();
+  AttachOptions options = Options();
+  options.geometry.kv_heads = 1;
+  options.geometry.key_dim = options.geometry.value_dim = 128;
+  auto tenant = *connection->Attach(kTenantToken, options);
+  const absl::Status refused = tenant->Open({.prompt_tokens = 10, .max_tokens = 100}).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
+  EXPECT_NE(refused.message().find("must be native or int4"), std::string::npos) << refused;
+  SetTenant(8, *MakePolicySpec("full", {{"format", "int4"}}));
+  EXPECT_TRUE(tenant->Open({.prompt_tokens = 10, .max_tokens = 100}).ok());
+}
+
 TEST_F(AgentTest, AShrunkLeaseComesBackByEvacuationWhileSessionsGoOn) {
   SetTenant(8);
   StartAgent();

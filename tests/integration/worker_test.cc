@@ -273,6 +273,51 @@ TEST_F(WorkerTest, ARestartedManagerKeepsTenantsAndTakesNothingFromTheAgent) {
       [&] { return cluster_.GetTenant("library").at("leased").to_number<int64_t>() > 0; }));
 }
 
+// Every key stays, nearly all in 4 bits: the model predicts a text as well as with all 16.
+TEST_F(WorkerTest, FullWithInt4PredictsATextAsWellAsNative) {
+  cluster_.StartAgent("a", 32);
+  const auto perplexity = [&](const std::string& tenant, const std::string& format) {
+    cluster_.PutTenant(tenant, R"({"guaranteed": "16 MiB", "limit": "32 MiB", "policy":
+        {"name": "full", "format": ")" +
+                                   format + R"(", "open": 32}})");
+    cluster_.MakeToken(tenant);
+    AwaitLease(tenant);
+    std::vector<std::string> args = PoolArgs(tenant);
+    args.insert(args.end(),
+                {"--score", SourcePath("worker/demo/text.txt"), "--context", "512", "--windows",
+                 "4", "--chunk", "32", "--json", cluster_.File(tenant + ".json")});
+    EXPECT_EQ(RunWorker(args, cluster_.File(tenant + ".log")), 0)
+        << ReadAll(cluster_.File(tenant + ".log"));
+    const auto summary = boost::json::parse(ReadAll(cluster_.File(tenant + ".json")));
+    return summary.at("score").at("perplexity").to_number<double>();
+  };
+  const double native = perplexity("library", "native"), int4 = perplexity("press", "int4");
+  EXPECT_GT(native, 1.0);
+  EXPECT_NE(int4, native) << "nothing was quantised";
+  EXPECT_NEAR(int4 / native, 1.0, 0.02);
+  // Four windows of 512 tokens are 128 pages of 48 KiB; of what is sealed at least a third is
+  // freed.
+  std::string body;
+  EXPECT_TRUE(Eventually([&] {
+    const HttpResponse answer = cluster_.Call("GET", "/v1/tenants/press/reclaims");
+    body = answer.body;
+    const boost::json::object reclaims = Cluster::Json(answer);
+    int64_t freed = 0;
+    for (const auto& entry : reclaims.at("reclaims").as_array()) {
+      if (entry.at("step") != "requantisation" || entry.at("reason") != "scheduled") continue;
+      freed += entry.at("bytes").to_number<int64_t>();
+    }
+    return freed > 128 * 48 * 1024 / 3;
+  })) << body;
+  EXPECT_EQ(body.find("\"compaction\""), std::string::npos) << body;
+
+  const HttpResponse refused = cluster_.Call(
+      "PUT", "/v1/tenants/press",
+      R"({"guaranteed": "16 MiB", "limit": "32 MiB", "policy": {"name": "full", "format": "int2"}})");
+  EXPECT_EQ(refused.status, 400) << refused.body;
+  EXPECT_NE(refused.body.find("native or fp8 or int8 or int4"), std::string::npos) << refused.body;
+}
+
 TEST_F(WorkerTest, ASessionShorterThanAChunkRuns) {
   cluster_.StartAgent("a", 8);
   cluster_.PutTenant("library", R"({"guaranteed": "8 MiB", "limit": "16 MiB"})");

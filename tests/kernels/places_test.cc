@@ -70,5 +70,28 @@ TEST(PagePlaces, RowsOfAPage) {
   EXPECT_EQ(gain(TestGeometry(4, 8, 1, 128, 128, Dtype::kBf16), SealedFormat::kInt4), 2.0);
 }
 
+// What a sealing of that many rows leaves and takes, counted in whole pages.
+TEST(PagePlaces, RowsThatFreeAPageDo) {
+  for (uint32_t heads : {1u, 2u, 3u, 8u}) {
+    for (uint32_t dim : {8u, 32u, 72u, 128u}) {
+      for (Dtype dtype : {Dtype::kBf16, Dtype::kF32}) {
+        const Layout layout = *Layout::Make(TestGeometry(3, heads, heads, dim, dim, dtype), 32_MiB);
+        for (SealedFormat format : kSealedFormats) {
+          const uint32_t rows = RowsThatFreeAPage(layout, format);
+          const bool saves = RowsPerPage(layout, format) > RowsPerPage(layout, SealedFormat::kNone);
+          ASSERT_EQ(rows > 0, saves) << NameOf(format) << " " << heads << " " << dim;
+          if (rows == 0) continue;
+          ASSERT_EQ(rows % kSealedRows, 0u);
+          for (uint32_t more = rows; more < 8 * rows; more += kSealedRows) {
+            const uint32_t blocks = more / kSealedRows * layout.geometry().planes();
+            ASSERT_LT(CeilDiv(blocks, PagePlaces(layout, format).per_page()), more / kPageTokens)
+                << NameOf(format) << " " << heads << " " << dim;
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kvpool

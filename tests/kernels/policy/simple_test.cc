@@ -64,5 +64,19 @@ TEST(Policy, StreamingKeepsSinksAndTheNewest) {
   }
 }
 
+// The last rows that stay native are by default as many as KIVI's residual (arXiv 2402.02750).
+TEST(Policy, EveryPolicyHasAFormat) {
+  for (const PolicySchema& schema : PolicySchemas()) {
+    EXPECT_EQ(SealRuleOf(*MakePolicySpec(schema.name, {})), SealRule()) << schema.name;
+    for (SealedFormat format : kSealedFormats) {
+      const auto spec = MakePolicySpec(schema.name, {{"format", NameOf(format)}});
+      ASSERT_TRUE(spec.ok()) << schema.name << ": " << spec.status();
+      EXPECT_EQ(SealRuleOf(*spec), (SealRule{.format = format, .open_rows = 128}));
+    }
+    const absl::Status bad = MakePolicySpec(schema.name, {{"format", "int2"}}).status();
+    EXPECT_NE(bad.message().find("native or fp8 or int8 or int4"), std::string::npos) << bad;
+  }
+}
+
 }  // namespace
 }  // namespace kvpool
