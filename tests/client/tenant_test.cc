@@ -197,7 +197,7 @@ TEST(TenantTest, LogSumExpsOfTheWorkerAreUsed) {
           << "as if keys that have gone had taken half";
     }
   }
-  EXPECT_NEAR(same[0].recovery_mean, compactions[0].recovery_mean, 1e-4);
+  EXPECT_NEAR(same[0].recovery.mean, compactions[0].recovery.mean, 1e-4);
 }
 
 // However the prompt is cut into chunks, and with a chunk of one token at its end.
