@@ -13,9 +13,9 @@ namespace kvpool::limits {
 inline constexpr uint32_t kProtocolVersion = 1;
 
 // Cap'n Proto messages.
-inline constexpr uint64_t kMessageWords = 64 * 1024;  // 512 KiB a message
-inline constexpr uint32_t kNestingDepth = 16;         // pointer depth
-inline constexpr uint32_t kFdsPerMessage = 16;        // file descriptors a message
+inline constexpr uint64_t kMessageWords = 128 * 1024;  // 1 MiB a message
+inline constexpr uint32_t kNestingDepth = 16;          // pointer depth
+inline constexpr uint32_t kFdsPerMessage = 16;         // file descriptors a message
 
 inline constexpr uint64_t kInFlightWords = 4 * kMessageWords;  // unanswered calls a connection
 inline constexpr uint64_t kSendQueueBytes = 4 << 20;           // answers that a peer has not read

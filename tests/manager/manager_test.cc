@@ -485,13 +485,19 @@ TEST_F(ManagerTest, ARestartKeepsTenantsAndLearnsLeases) {
   EXPECT_EQ(one.tenant("a").epoch, 2u);
 }
 
+// Every tenant there can be, with every token and the policy that has most parameters.
 TEST_F(ManagerTest, TheLargestOrdersFitIntoAMessage) {
+  const PolicySchema& largest =
+      *std::max_element(PolicySchemas().begin(), PolicySchemas().end(),
+                        [](const PolicySchema& a, const PolicySchema& b) {
+                          return a.parameters.size() < b.parameters.size();
+                        });
   json::array tenants;
   std::vector<Tenant> stored;
   for (uint32_t i = 0; i < limits::kTenants; ++i) {
     const std::string name = std::string(limits::kNameBytes - 4, 'x') + std::to_string(1000 + i);
     Tenant tenant{.id = TenantId(i + 1),
-                  .spec = {.name = name, .policy = *MakePolicySpec("scissorhands", {})},
+                  .spec = {.name = name, .policy = *MakePolicySpec(largest.name, {})},
                   .revision = 1};
     for (uint32_t t = 0; t < limits::kTokensPerTenant; ++t) {
       tenant.tokens.push_back(Sha256(name + std::to_string(t)));
