@@ -205,7 +205,7 @@ TEST_F(JobTest, AMoveKeepsEveryRowAndItsStatistics) {
 
 // Fresh rows fill the gap behind the compacted ones, so a move changes the order of rows.
 TEST_F(JobTest, AMoveTakesPositionsAndStatisticsAlong) {
-  CompactionJob first = Compaction(Selection{.first = 4, .recent = 8, .total = 12});
+  CompactionJob first = Compaction(Selection{.heads = {{.first = 4, .recent = 8, .total = 12}}});
   first.Run();
   ASSERT_TRUE(first.status.ok());
   SessionRows rows = Compacted(first);
@@ -245,7 +245,7 @@ TEST_F(JobTest, AMoveTakesPositionsAndStatisticsAlong) {
 
 // Sealing after a compaction goes through the pages that the compaction freed.
 TEST_F(JobTest, SealsWhatIsLeft) {
-  CompactionJob job = Compaction(Selection{.recent = 39, .total = 39});
+  CompactionJob job = Compaction(Selection{.heads = {{.recent = 39, .total = 39}}});
   job.seal = {.format = SealedFormat::kInt8, .open_rows = 4};
   job.spare = {pages_[6]};
   job.Run();
