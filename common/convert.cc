@@ -21,6 +21,20 @@ PolicyValue ValueOf(rpc::Parameter::Reader parameter) {
   return std::string();  // of a newer peer: no parameter allows it
 }
 
+// Those that the receiver would not fill in by itself, so that messages stay small and an older
+// peer is not told of parameters that it does not know and nobody has set.
+PolicyValues WithoutDefaults(const PolicySpec& spec) {
+  PolicyValues values = spec.parameters;
+  for (const PolicySchema& schema : PolicySchemas()) {
+    if (schema.name != spec.name) continue;
+    for (const PolicyParameter& parameter : schema.parameters) {
+      const auto found = values.find(parameter.name);
+      if (found != values.end() && found->second == parameter.DefaultValue()) values.erase(found);
+    }
+  }
+  return values;
+}
+
 }  // namespace
 
 absl::StatusOr<PolicySpec> FromProto(rpc::PolicySpec::Reader from) {
@@ -37,9 +51,10 @@ absl::StatusOr<PolicySpec> FromProto(rpc::PolicySpec::Reader from) {
 
 void ToProto(const PolicySpec& spec, rpc::PolicySpec::Builder to) {
   to.setName(spec.name.c_str());
-  auto parameters = to.initParameters(static_cast<unsigned>(spec.parameters.size()));
+  const PolicyValues values = WithoutDefaults(spec);
+  auto parameters = to.initParameters(static_cast<unsigned>(values.size()));
   unsigned i = 0;
-  for (const auto& [name, value] : spec.parameters) {
+  for (const auto& [name, value] : values) {
     parameters[i].setName(name.c_str());
     if (const auto* integer = std::get_if<int64_t>(&value)) parameters[i].setInteger(*integer);
     if (const auto* number = std::get_if<double>(&value)) parameters[i].setNumber(*number);

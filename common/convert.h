@@ -12,6 +12,7 @@ namespace kvpool {
 
 // InvalidArgument as MakePolicySpec says, or for a parameter that comes twice.
 absl::StatusOr<PolicySpec> FromProto(rpc::PolicySpec::Reader from);
+// Leaves out what has its default.
 void ToProto(const PolicySpec& spec, rpc::PolicySpec::Builder to);
 
 }  // namespace kvpool

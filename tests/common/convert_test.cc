@@ -24,6 +24,17 @@ TEST(ConvertTest, EveryPolicySurvives) {
   }
 }
 
+// What has its default does not travel. `drop` = 128 is no default here: that would be budget / 2.
+TEST(ConvertTest, OnlyWhatSomebodySetTravels) {
+  const PolicySpec spec =
+      *MakePolicySpec("scissorhands", {{"budget", 512}, {"drop", 128}, {"format", "int4"}});
+  capnp::MallocMessageBuilder message;
+  auto builder = message.initRoot<rpc::PolicySpec>();
+  ToProto(spec, builder);
+  EXPECT_EQ(builder.getParameters().size(), 3u);
+  EXPECT_EQ(*FromProto(builder.asReader()), spec);
+}
+
 TEST(ConvertTest, BadSpecsAreRefused) {
   capnp::MallocMessageBuilder message;
   auto builder = message.initRoot<rpc::PolicySpec>();

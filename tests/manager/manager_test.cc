@@ -125,8 +125,9 @@ TEST_F(ManagerTest, ATenantsLife) {
   json::value tenant = Get("/v1/tenants/chat");
   EXPECT_EQ(tenant.at("guaranteed").as_int64(), 8 * kMiB);
   EXPECT_EQ(tenant.at("limit").as_int64(), 24 * kMiB);
-  EXPECT_EQ(json::serialize(tenant.at("policy")),
-            R"({"name":"streaming","recent":60,"sinks":4,"slack":64})");
+  EXPECT_EQ(
+      json::serialize(tenant.at("policy")),
+      R"({"name":"streaming","format":"native","open":128,"recent":60,"sinks":4,"slack":64})");
   EXPECT_EQ(tenant.at("leased").as_int64(), 0);
   EXPECT_TRUE(tenant.at("recovery").at("mean").is_null());
 
