@@ -60,7 +60,8 @@ std::string Policy(const json::object& tenant) {
   const json::object policy = ObjectOf(tenant, "policy");
   std::string parameters;
   for (const auto& field : policy) {
-    if (field.key() == "name") continue;
+    if (field.key() == "name" || !(field.value().is_number() || field.value().is_string()))
+      continue;
     absl::StrAppend(&parameters, parameters.empty() ? "" : ",", std::string(field.key()), "=",
                     ParameterText(field.value()));
   }

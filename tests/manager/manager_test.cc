@@ -179,7 +179,7 @@ TEST_F(ManagerTest, WrongBodiesAreExplained) {
   EXPECT_EQ(Call("PUT", "/v1/tenants/a", std::string(limits::kHttpBodyBytes + 1, ' ')).status, 413);
   EXPECT_EQ(json::serialize(Get("/v1/tenants").at("tenants")), "[]");
   const std::string page = Call("GET", "/metrics", "", "").body;
-  EXPECT_THAT(page, HasSubstr("kvpool_manager_http_requests_total{outcome=\"refused\"} 14"));
+  EXPECT_THAT(page, HasSubstr("kvpool_manager_http_requests_total{outcome=\"refused\"} 20"));
   EXPECT_THAT(page, HasSubstr("kvpool_manager_http_requests_total{outcome=\"bad\"} 1"));
 }
 
