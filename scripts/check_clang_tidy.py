@@ -96,7 +96,7 @@ def run_all(root, build, units, budget, jobs):
 def main():
     parser = source_tree.parser(__doc__.splitlines()[0])
     parser.add_argument("--build", type=pathlib.Path, required=True, help="a configured build folder")
-    parser.add_argument("--budget", type=float, default=200, help="seconds to start new files in")
+    parser.add_argument("--budget", type=float, default=100, help="seconds to start new files in")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="files at a time")
     args = parser.parse_args()
     root, build = args.root.resolve(), args.build.resolve()
