@@ -30,6 +30,8 @@
 #include <tuple>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "common/json.h"
 #include "common/log.h"
 #include "common/socket.h"
 
@@ -55,6 +57,19 @@ int StatusFor(const beast::error_code& error) {
   if (error == http::error::body_limit) return 413;
   if (error == http::error::header_limit || error == http::error::buffer_overflow) return 431;
   return error.category() == kSample.category() ? 400 : 0;
+}
+
+// Of a request that no handler sees, in the form of the operator API's errors.
+std::string RefusalBody(int status) {
+  if (status == 413) {
+    return JsonError("too_large",
+                     absl::StrCat("the body is above ", limits::kHttpBodyBytes, " bytes"));
+  }
+  if (status == 431) {
+    return JsonError("too_large",
+                     absl::StrCat("the headers are above ", limits::kHttpHeaderBytes, " bytes"));
+  }
+  return JsonError("malformed", "this is not an HTTP request that can be read");
 }
 
 HttpRequest ToRequest(http::request<http::string_body>&& message) {
@@ -205,7 +220,7 @@ asio::awaitable<void> HttpServer::Service::Serve(std::shared_ptr<Service> self,
     if (refusal != 0) {
       ++self->bad_requests_;
       stream.expires_after(self->options_.deadline);
-      HttpResponse response{.status = refusal, .body = "{\"error\":\"malformed or too large\"}"};
+      HttpResponse response{.status = refusal, .body = RefusalBody(refusal)};
       co_await Write(stream, std::move(response), Body::kSend, After::kClose);
       co_await Linger(stream);
       break;

@@ -160,8 +160,8 @@ absl::Status JsonObject::Finish() const {
   return absl::OkStatus();
 }
 
-std::string JsonError(const std::string& message) {
-  return json::serialize(json::object{{"error", message}});
+std::string JsonError(const std::string& code, const std::string& message) {
+  return json::serialize(json::object{{"error", {{"code", code}, {"message", message}}}});
 }
 
 }  // namespace kvpool

@@ -59,6 +59,7 @@ class JsonObject {
 };
 
 // {"error": message}
-std::string JsonError(const std::string& message);
+// {"error": {"code": ..., "message": ...}}, what every refusal of our HTTP servers says.
+std::string JsonError(const std::string& code, const std::string& message);
 
 }  // namespace kvpool

@@ -46,6 +46,7 @@ absl::StatusOr<int64_t> Parse(const std::string& text, const std::array<Unit, N>
     if (number > std::numeric_limits<int64_t>::max() / known.factor) return error("is too large");
     return number * known.factor;
   }
+  if (unit.starts_with('.')) return error("is not a whole number with a unit");
   return error(unit.empty() ? "has no unit" : "has an unknown unit");
 }
 

@@ -48,9 +48,7 @@ HttpError ToHttp(absl::StatusCode code) {
 
 HttpResponse ErrorResponse(const absl::Status& status) {
   const auto [http, code] = ToHttp(status.code());
-  const boost::json::object json{
-      {"error", {{"code", code}, {"message", std::string(status.message())}}}};
-  HttpResponse response{.status = http, .body = boost::json::serialize(json)};
+  HttpResponse response{.status = http, .body = JsonError(code, std::string(status.message()))};
   if (http == 401) response.headers["WWW-Authenticate"] = "Bearer";
   return response;
 }

@@ -89,8 +89,11 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_option("--prompt", flags.prompt,
                  "How several tokens pass layers that use keys and values from above (LCKV): "
                  "iterated, or sequential, one by one: exact and slower [iterated]")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, PromptMode>{
-          {"iterated", PromptMode::kIterated}, {"sequential", PromptMode::kSequential}}));
+      ->transform(CLI::CheckedTransformer(
+                      std::map<std::string, PromptMode>{{"iterated", PromptMode::kIterated},
+                                                        {"sequential", PromptMode::kSequential}})
+                      .description("{iterated,sequential}"))
+      ->type_name("TEXT");
   app.add_option("--threads", flags.threads, "Threads of the forward pass")
       ->check(CLI::Range(1u, 256u))
       ->capture_default_str();

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "common/json.h"
 
 namespace kvpool {
 namespace {
@@ -50,12 +51,11 @@ bool SetKey(const std::string& key, const boost::json::value& value, Prompt& pro
 }
 
 absl::StatusOr<Prompt> ParseObject(const std::string& line, const Prompt& defaults) {
-  boost::json::error_code error;
-  const boost::json::value json = boost::json::parse(line, error);
-  if (error) return absl::InvalidArgumentError(absl::StrCat("is not JSON: ", error.message()));
+  const absl::StatusOr<boost::json::value> json = ParseJson(line);
+  if (!json.ok()) return json.status();
   Prompt prompt = defaults;
   prompt.text.clear();
-  for (const auto& [key, value] : json.get_object()) {
+  for (const auto& [key, value] : json->get_object()) {
     if (!SetKey(std::string(key), value, prompt)) {
       return absl::InvalidArgumentError(
           absl::StrCat("key \"", std::string(key), "\" with value ", boost::json::serialize(value),

@@ -6,6 +6,7 @@
 #include <iostream>
 #include <iterator>
 #include <map>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -173,6 +174,7 @@ absl::Status Commands::Top(const std::function<Next()>& before_each) {
 absl::StatusOr<PolicySpec> ChangedPolicy(const PolicySpec& now, const TenantChange& change) {
   const std::string name = change.policy.value_or(now.name);
   PolicyValues parameters;
+  std::set<std::string> given;
   if (name == now.name) parameters = now.parameters;
   for (const std::string& text : change.parameters) {
     const size_t equals = text.find('=');
@@ -180,7 +182,11 @@ absl::StatusOr<PolicySpec> ChangedPolicy(const PolicySpec& now, const TenantChan
       return absl::InvalidArgumentError(
           absl::StrCat("\"", text, "\" is not NAME=VALUE, such as budget=256"));
     }
-    parameters[text.substr(0, equals)] = text.substr(equals + 1);
+    const std::string parameter = text.substr(0, equals);
+    if (!given.insert(parameter).second) {
+      return absl::InvalidArgumentError(absl::StrCat("parameter ", parameter, " is there twice"));
+    }
+    parameters[parameter] = text.substr(equals + 1);
   }
   return MakePolicySpec(name, parameters);
 }

@@ -78,10 +78,17 @@ CLI::Validator Parsed(const char* what, Parser parser) {
       what);
 }
 
+// Of `top`: each screen asks the manager.
+constexpr Duration kShortestInterval = std::chrono::milliseconds(100);
+
 using Command = std::function<absl::Status(Commands&)>;
 
 absl::Status RunTop(Commands& commands, const Flags& flags) {
   const auto interval = ParseDuration(flags.interval);
+  if (!interval.ok()) return interval.status();
+  if (*interval < kShortestInterval) {
+    return absl::InvalidArgumentError("--interval must be at least 100 ms");
+  }
   const bool live = !flags.once && flags.output == "table" && isatty(STDOUT_FILENO) == 1;
   bool first = true;
   return commands.Top([&] {

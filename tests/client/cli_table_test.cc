@@ -117,6 +117,7 @@ TEST(CliPolicyTest, ParametersChangeAloneOrWithThePolicy) {
     EXPECT_FALSE(ChangedPolicy(now, {.parameters = {bad}}).ok()) << bad;
   }
   EXPECT_FALSE(ChangedPolicy(now, {.policy = "best"}).ok());
+  EXPECT_FALSE(ChangedPolicy(now, {.parameters = {"sinks=2", "sinks=2"}}).ok()) << "twice";
 }
 
 TEST(CliTableTest, APolicyIsShownWithAllItsParametersAndWhetherItIsApproximate) {

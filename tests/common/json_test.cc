@@ -78,7 +78,9 @@ TEST(JsonTest, UnknownFieldsAreRefused) {
 }
 
 TEST(JsonTest, ErrorBodyIsJson) {
-  EXPECT_EQ(ParseJson(JsonError("a \"b\"\n"))->at("error").as_string(), "a \"b\"\n");
+  const auto error = ParseJson(JsonError("invalid", "a \"b\"\n"));
+  EXPECT_EQ(error->at("error").at("code").as_string(), "invalid");
+  EXPECT_EQ(error->at("error").at("message").as_string(), "a \"b\"\n");
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -49,6 +50,7 @@ class Process {
       : log_(log) {
     pid_ = fork();
     if (pid_ != 0) return;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);  // nothing outlives a test that is killed
     if (!log.empty()) {
       const int fd = open(log.c_str(), O_CREAT | O_WRONLY | O_APPEND, 0600);
       dup2(fd, 1);
