@@ -52,7 +52,10 @@ bool SetKey(const std::string& key, const boost::json::value& value, Prompt& pro
 
 absl::StatusOr<Prompt> ParseObject(const std::string& line, const Prompt& defaults) {
   const absl::StatusOr<boost::json::value> json = ParseJson(line);
-  if (!json.ok()) return json.status();
+  if (!json.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cannot be taken: ", std::string(json.status().message())));
+  }
   Prompt prompt = defaults;
   prompt.text.clear();
   for (const auto& [key, value] : json->get_object()) {

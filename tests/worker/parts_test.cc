@@ -127,7 +127,9 @@ TEST(PromptsTest, ErrorsNameTheLine) {
     EXPECT_FALSE(prompts.ok()) << text;
     return std::string(prompts.status().message());
   };
-  EXPECT_THAT(error("a\n{"), HasSubstr("line 2 is not JSON"));
+  EXPECT_THAT(error("a\n{"), HasSubstr("line 2 cannot be taken: not JSON"));
+  EXPECT_THAT(error("{\"prompt\": \"a\", \"prompt\": \"b\"}"),
+              HasSubstr("\"prompt\" is there twice"));
   EXPECT_THAT(error("a\nb\\x"), HasSubstr("line 2 a backslash"));
   EXPECT_THAT(error("{\"prompt\":\"a\",\"top_k\":3}"), HasSubstr("\"top_k\""));
   EXPECT_THAT(error("{\"prompt\":\"a\",\"max_tokens\":0}"), HasSubstr("max_tokens"));
