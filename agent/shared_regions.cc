@@ -142,7 +142,8 @@ WindowQueries SharedRegions::CopyQueries(uint32_t window, uint64_t first, uint32
 std::vector<uint8_t> SharedRegions::ReadTokenFlags(uint32_t index, uint32_t first,
                                                    uint32_t count) const {
   std::vector<uint8_t> flags(count);
-  memcpy(flags.data(), control_ + shm::TokenFlagsOffset(sizes_, index) + first, count);
+  const std::byte* const from = control_ + shm::TokenFlagsOffset(sizes_, index) + first;
+  std::transform(from, from + count, flags.begin(), [](std::byte flag) { return uint8_t(flag); });
   for (uint8_t& flag : flags) flag &= kTokenFlags;
   return flags;
 }
@@ -156,6 +157,7 @@ std::vector<uint8_t> SharedRegions::ReadProfileClasses(uint32_t index) const {
 std::vector<float> SharedRegions::ReadProfileFrequency(uint32_t index, uint32_t plane,
                                                        uint32_t tokens) const {
   std::vector<float> frequency(tokens);
+  if (tokens == 0) return frequency;  // memcpy takes no null pointer
   memcpy(frequency.data(),
          control_ + shm::ProfileOffset(sizes_, index) + shm::ProfileFrequencyOffset(sizes_, plane),
          tokens * sizeof(float));
