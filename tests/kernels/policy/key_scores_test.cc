@@ -9,16 +9,13 @@
 #include <set>
 
 #include "tests/kernels/policy/policy_session.h"
+#include "tests/kernels/policy/still_session.h"
 
 namespace kvpool {
 namespace {
 
 const Geometry kGeometry = TestGeometry(2, 4, 2, 16, 16, Dtype::kF32);
 constexpr SessionPlan kPlan{.prompt_tokens = 100, .max_tokens = 400, .chunk = 40};
-
-std::unique_ptr<const Policy> Make(const std::string& name, const PolicyValues& parameters) {
-  return MakePolicy(*MakePolicySpec(name, parameters));
-}
 
 double Norm(const std::vector<float>& x) {
   double sum = 0;

@@ -10,25 +10,11 @@
 #include "kernels/persistence.h"
 #include "kernels/policy/policy.h"
 #include "tests/kernels/policy/policy_session.h"
+#include "tests/kernels/policy/still_session.h"
 #include "tests/kernels/test_session.h"
 
 namespace kvpool {
 namespace {
-
-std::unique_ptr<const Policy> Make(const std::string& name, const PolicyValues& parameters) {
-  return MakePolicy(*MakePolicySpec(name, parameters));
-}
-
-const Geometry kGeometry = TestGeometry(1, 1, 1, 8, 8, Dtype::kF32);
-
-std::optional<Selection> CompactAt(const Policy& policy, uint32_t length) {
-  return policy.Compact({.geometry = &kGeometry, .step = length, .length = length});
-}
-
-std::vector<KeepRows> SelectNow(const Policy& policy, const Planes& planes) {
-  const Selection selection = *CompactAt(policy, planes.rows(0));
-  return Select(selection, kGeometry, planes, PlaneScores(selection.score, planes));
-}
 
 TEST(Scissorhands, Numbers) {
   const auto policy = Make("scissorhands", {});  // B 256, w 400, r 10, m 128
@@ -55,7 +41,7 @@ TEST(Scissorhands, RingCoversItsWindow) {
   for (uint32_t window : {1u, 31u, 32u, 33u, 100u, 400u}) {
     for (uint32_t drop : {1u, 7u, 16u, 31u, 33u, 50u, 100u, 128u}) {
       const auto policy = Make("scissorhands", {{"window", window}, {"drop", drop}});
-      Planes planes(kGeometry, policy->Needs().planes);
+      Planes planes(kOneHead, policy->Needs().planes);
       std::vector<uint32_t> entries;  // newest last, never forgotten
       for (uint32_t period = 0; period < 2 * window / drop + 4; ++period) {
         for (uint32_t left = drop; left > 0;) {
@@ -131,7 +117,7 @@ TEST(Scissorhands, EqualsThePaper) {
         Make("scissorhands",
              {{"budget", c.budget}, {"window", c.window}, {"recent", c.recent}, {"drop", c.drop}});
     PaperHead paper(c.budget, c.window, c.recent, c.drop);
-    Planes planes(kGeometry, policy->Needs().planes);
+    Planes planes(kOneHead, policy->Needs().planes);
     std::vector<std::vector<bool>> pending;  // marks of undrained queries, by row
     for (uint32_t step = 0; step < 600; ++step) {
       if (planes.rows(0) >= *policy->NextCompactAt({})) {

@@ -7,25 +7,11 @@
 #include <random>
 
 #include "kernels/policy/policy.h"
+#include "tests/kernels/policy/still_session.h"
 #include "tests/kernels/test_session.h"
 
 namespace kvpool {
 namespace {
-
-std::unique_ptr<const Policy> Make(const std::string& name, const PolicyValues& parameters) {
-  return MakePolicy(*MakePolicySpec(name, parameters));
-}
-
-const Geometry kGeometry = TestGeometry(1, 1, 1, 8, 8, Dtype::kF32);
-
-std::optional<Selection> CompactAt(const Policy& policy, uint32_t length) {
-  return policy.Compact({.geometry = &kGeometry, .step = length, .length = length});
-}
-
-std::vector<KeepRows> SelectNow(const Policy& policy, const Planes& planes) {
-  const Selection selection = *CompactAt(policy, planes.rows(0));
-  return Select(selection, kGeometry, planes, PlaneScores(selection.score, planes));
-}
 
 TEST(Policy, FullNeverCompacts) {
   const auto policy = Make("full", {});
@@ -50,7 +36,7 @@ TEST(Policy, StreamingKeepsSinksAndTheNewest) {
   EXPECT_TRUE(CompactAt(*policy, 65).has_value());  // under pressure, before it is due
   EXPECT_EQ(policy->Needs().queries, QueryNeed::kSampled);
 
-  Planes planes(kGeometry, {});
+  Planes planes(kOneHead, {});
   planes.Append(0, 80);
   for (int round = 0; round < 3; ++round) {
     const std::vector<KeepRows> keep = SelectNow(*policy, planes);

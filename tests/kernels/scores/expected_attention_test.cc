@@ -137,12 +137,7 @@ Vector Oracle(const FutureRig& rig, uint32_t plane, const std::vector<uint32_t>&
 TEST(ExpectedAttention, MatchesMatricesInFloat64) {
   uint32_t seed = 0;
   for (const SessionShape& shape : ScoreShapes()) {
-    Geometry shared = TestGeometry(2, 6, 3, 16, 0, Dtype::kF16);
-    shared.kv_of_layer = {0, 1, 0};
-    Geometry unread = TestGeometry(2, 2, 1, 8, 8, Dtype::kF32);
-    unread.kv_of_layer = {1};
-    for (const Geometry& g : {TestGeometry(2, 4, 2, 20, 12, Dtype::kBf16),
-                              TestGeometry(1, 3, 3, 7, 64, Dtype::kF32), shared, unread}) {
+    for (const Geometry& g : ScoreGeometries()) {
       FutureRig rig(g, shape, ++seed);
       const RowScores scores = DerivedScores(kScore, rig.Args());
       for (uint32_t p = 0; p < g.planes(); ++p) {

@@ -125,12 +125,7 @@ void ExpectScores(QueryRig& rig, double lambda, uint32_t compared, uint32_t seed
 TEST(Redundancy, MatchesAllCosinesInFloat64) {
   uint32_t seed = 0;
   for (const SessionShape& shape : ScoreShapes()) {
-    Geometry shared = TestGeometry(2, 6, 3, 16, 0, Dtype::kF16);
-    shared.kv_of_layer = {0, 1, 0};
-    Geometry unread = TestGeometry(2, 2, 1, 8, 8, Dtype::kF32);
-    unread.kv_of_layer = {1};
-    for (const Geometry& g : {TestGeometry(2, 4, 2, 20, 12, Dtype::kBf16),
-                              TestGeometry(1, 3, 3, 7, 64, Dtype::kF32), shared, unread}) {
+    for (const Geometry& g : ScoreGeometries()) {
       QueryRig rig(g, shape, ++seed);
       for (double lambda : {0.0, 0.1, 1.0}) {
         ExpectScores(rig, lambda, 8192, seed);

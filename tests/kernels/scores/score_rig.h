@@ -22,6 +22,16 @@ inline std::vector<SessionShape> ScoreShapes() {
           {.max_compacted = 50, .max_sealed = 40, .sealed = SealedFormat::kFp8}};
 }
 
+// Odd dimensions, layers that several model layers read, and one that none does.
+inline std::vector<Geometry> ScoreGeometries() {
+  Geometry shared = TestGeometry(2, 6, 3, 16, 0, Dtype::kF16);
+  shared.kv_of_layer = {0, 1, 0};
+  Geometry unread = TestGeometry(2, 2, 1, 8, 8, Dtype::kF32);
+  unread.kv_of_layer = {1};
+  return {TestGeometry(2, 4, 2, 20, 12, Dtype::kBf16), TestGeometry(1, 3, 3, 7, 64, Dtype::kF32),
+          shared, unread};
+}
+
 struct ScoreRig {
   ScoreRig(const Geometry& geometry, const SessionShape& shape, uint32_t seed,
            const PlaneSet& set = {})
