@@ -84,6 +84,24 @@ TEST_P(PolicyConformance, LivesWithinItsPeakAndLosesNoRow) {
   EXPECT_EQ(seen > 0, policy_->NextCompactAt(opened).has_value());
 }
 
+// Bytes follow keys: what a session holds after a compaction is the share of its keys that stayed,
+// within two pages, however unevenly its heads lost them.
+TEST_P(PolicyConformance, FreesTheBytesOfTheKeysItDrops) {
+  const SessionPlan plan{.prompt_tokens = 500, .max_tokens = 900, .chunk = 64};
+  PolicySession session(TestGeometry(3, 4, 2, 16, 16, Dtype::kBf16), *policy_, plan, 4);
+  const uint32_t rows_of_page = session.planes().planes() * kPageTokens;
+  uint32_t seen = 0;
+  while (session.committed() < plan.max_tokens) {
+    session.Feed(session.committed() < plan.prompt_tokens ? std::min(64u, 500 - session.committed())
+                                                          : 1);
+    if (session.compactions() == seen) continue;
+    seen = session.compactions();
+    const std::vector<uint32_t>& lengths = session.compacted().lengths;
+    const uint32_t rows = std::accumulate(lengths.begin(), lengths.end(), 0u);
+    ASSERT_LE(session.compacted().pages.size(), rows / rows_of_page + 2) << session.committed();
+  }
+}
+
 TEST_P(PolicyConformance, ChoosesTheSameKeysInEveryRun) {
   EXPECT_EQ(Live(*policy_, 5), Live(*policy_, 5));
 }

@@ -90,6 +90,7 @@ class PolicySession {
     for (uint32_t p = 0; p < planes_.planes(); ++p) rows += planes_.rows(p);
     return CeilDiv(rows, planes_.planes());
   }
+  const CompactedSegment& compacted() const { return compacted_; }
 
   // One append of `tokens` tokens, after a hand-over when it is due. Returns its queries,
   // [tokens][model_layers][query_heads][key_dim].
