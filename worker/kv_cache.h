@@ -31,6 +31,14 @@ enum class Readiness : uint8_t {
   kFailed,   // lost for good, see KvSession::error()
 };
 
+// Both are nullptr when queries are not wanted.
+struct QuerySlot {
+  float* queries = nullptr;  // [model_layers][query_heads][key_dim], post-RoPE
+  // [model_layers][query_heads] log-sum-exp of their scaled logits over the keys attended, the
+  // token's own among them; NaN in a layer that masks it.
+  float* lses = nullptr;
+};
+
 // The cache of one sequence. Dropping it frees its memory. Keys are stored post-RoPE at their
 // original positions; positions are the caller's count and go on when a policy shortens the cache.
 class KvSession {
@@ -44,9 +52,8 @@ class KvSession {
   // tokens' places in every (layer, head).
   virtual SessionView View() const = 0;
 
-  // Where to put the post-RoPE queries of new token `index` (< the tokens prepared), as
-  // [model_layers][query_heads][key_dim]; nullptr: they are not wanted.
-  virtual float* QuerySlot(uint32_t index) = 0;
+  // Where to put what new token `index` (< the tokens prepared) asked in every layer.
+  virtual QuerySlot SlotOf(uint32_t index) = 0;
 
   // Whether the prepared tokens' attention is wanted: then the forward pass calls Profile once for
   // each model layer and KV head, straight after that layer's attention, different heads at once

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "kernels/attention.h"
@@ -109,7 +110,7 @@ void Llama::Plan(std::span<const Feed> batch) {
           feed.logits == LogitRows::kAll || (feed.logits == LogitRows::kLast && i + 1 == count);
       if (wanted) wanted_.push_back(positions_.size());
       positions_.push_back(feed.position + i);
-      query_slots_.push_back(feed.session->QuerySlot(i));
+      query_slots_.push_back(feed.session->SlotOf(i));
     }
   }
   TakeRuns();
@@ -213,8 +214,8 @@ void Llama::Layer(std::span<const Feed> batch, uint32_t layer) {
            config_.head_dim, &queries_[row * width]);
   }
   if (config_.layer_types.ComputesKv(layer)) ProjectKeysAndValues(batch, layer);
-  CopyQueries(layer);
   Attend(batch, layer);
+  FillQuerySlots(layer);
   Profile(batch, layer);
   MatMul({.rows = rows_, .in = width, .out = hidden, .accumulate = Accumulate::kAdd},
          attended_.data(), w.attention_out.data(), residual_.data());
@@ -263,12 +264,17 @@ void Llama::StoreKeysAndValues(std::span<const Feed> batch, uint32_t layer) {
   }
 }
 
-void Llama::CopyQueries(uint32_t layer) {
-  const size_t width = config_.query_width();
+void Llama::FillQuerySlots(uint32_t layer) {
+  const size_t width = config_.query_width(), heads = config_.query_heads;
   for (size_t row = 0; row < rows_; ++row) {
-    float* const slot = query_slots_[token_of_row_[row]];
-    if (slot == nullptr) continue;
-    std::memcpy(slot + layer * width, &queries_[row * width], width * 4);
+    const QuerySlot& slot = query_slots_[token_of_row_[row]];
+    if (slot.queries == nullptr) continue;
+    std::copy_n(&queries_[row * width], width, slot.queries + layer * width);
+    if (config_.MasksSelf(layer)) {
+      std::fill_n(slot.lses + layer * heads, heads, std::numeric_limits<float>::quiet_NaN());
+    } else {
+      std::copy_n(&lse_[row * heads], heads, slot.lses + layer * heads);
+    }
   }
 }
 

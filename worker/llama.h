@@ -90,7 +90,7 @@ class Llama {
   void Layer(std::span<const Feed> batch, uint32_t layer);
   void ProjectKeysAndValues(std::span<const Feed> batch, uint32_t layer);
   void StoreKeysAndValues(std::span<const Feed> batch, uint32_t layer);
-  void CopyQueries(uint32_t layer);
+  void FillQuerySlots(uint32_t layer);
   void Attend(std::span<const Feed> batch, uint32_t layer);
   void AttendRun(const Feed& feed, const Run& run, uint32_t layer);
   bool WantsProfile(const Feed& feed) const;
@@ -105,14 +105,14 @@ class Llama {
   // Scratch of one step, kept so that a step allocates nothing once it has seen its largest batch.
   // A token is a new token of the step, in feed order; a row is a token that passes the layers now:
   // all tokens but in a pass of the cyclic layers.
-  std::vector<SessionView> views_;    // [feeds]
-  std::vector<size_t> first_token_;   // [feeds]
-  std::vector<uint32_t> positions_;   // [tokens]
-  std::vector<float*> query_slots_;   // [tokens]
-  std::vector<size_t> wanted_;        // tokens with logits
-  std::vector<Run> runs_;             // of the rows
-  std::vector<Run> tasks_;            // the same in pieces that one thread attends
-  std::vector<size_t> token_of_row_;  // [rows]
+  std::vector<SessionView> views_;      // [feeds]
+  std::vector<size_t> first_token_;     // [feeds]
+  std::vector<uint32_t> positions_;     // [tokens]
+  std::vector<QuerySlot> query_slots_;  // [tokens]
+  std::vector<size_t> wanted_;          // tokens with logits
+  std::vector<Run> runs_;               // of the rows
+  std::vector<Run> tasks_;              // the same in pieces that one thread attends
+  std::vector<size_t> token_of_row_;    // [rows]
   size_t rows_ = 0;
   std::vector<ProfileTask> profiles_;
   std::vector<float> entering_;     // [tokens][hidden] before the cyclic layers

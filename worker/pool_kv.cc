@@ -62,7 +62,8 @@ void PoolKv::Prepare(std::span<KvStep> steps) {
       session->prepared_ = steps[i].tokens;
       session->wants_queries_ = session->session_->WantsQueries(steps[i].tokens);
       if (session->wants_queries_) {
-        session->queries_.resize(steps[i].tokens * session->query_floats());
+        session->lses_.resize(steps[i].tokens * session->query_heads());
+        session->queries_.resize(session->lses_.size() * session->layout().geometry().key_dim);
       }
     } else if (failed.code() == absl::StatusCode::kResourceExhausted) {
       steps[i].readiness = Readiness::kNoSpace;
@@ -80,17 +81,20 @@ PoolKvSession::PoolKvSession(PoolKv* cache, std::unique_ptr<Session> session)
 
 PoolKvSession::~PoolKvSession() { cache_->sessions_.erase(this); }
 
-size_t PoolKvSession::query_floats() const {
+size_t PoolKvSession::query_heads() const {
   const Geometry& geometry = layout().geometry();
-  return size_t{geometry.model_layers()} * geometry.query_heads * geometry.key_dim;
+  return size_t{geometry.model_layers()} * geometry.query_heads;
 }
 
-float* PoolKvSession::QuerySlot(uint32_t index) {
-  return wants_queries_ ? queries_.data() + index * query_floats() : nullptr;
+QuerySlot PoolKvSession::SlotOf(uint32_t index) {
+  if (!wants_queries_) return {};
+  const size_t first = index * query_heads();
+  return {.queries = &queries_[first * layout().geometry().key_dim], .lses = &lses_[first]};
 }
 
 void PoolKvSession::Commit() {
-  error_ = session_->Commit(prepared_, wants_queries_ ? queries_.data() : nullptr);
+  error_ = session_->Commit(prepared_, wants_queries_ ? queries_.data() : nullptr,
+                            wants_queries_ ? lses_.data() : nullptr);
   prepared_ = 0;
 }
 

@@ -46,7 +46,7 @@ class PoolKvSession final : public KvSession {
   const Layout& layout() const override { return cache_->tenant_->layout(); }
   std::byte* base() const override { return cache_->tenant_->base(); }
   SessionView View() const override { return session_->View(prepared_); }
-  float* QuerySlot(uint32_t index) override;
+  QuerySlot SlotOf(uint32_t index) override;
   bool WantsProfile() const override { return session_->WantsProfile(); }
   void Profile(const AttendedChunk& chunk) override { session_->Profile(chunk); }
   void Commit() override;
@@ -55,12 +55,14 @@ class PoolKvSession final : public KvSession {
   friend class PoolKv;
   enum class Rest : uint8_t { kStepping, kResting, kParked };
 
-  size_t query_floats() const;
+  size_t query_heads() const;  // of all model layers
 
   PoolKv* const cache_;
   const std::unique_ptr<Session> session_;
   uint32_t prepared_ = 0;
-  std::vector<float> queries_;  // [prepared][model_layers][query_heads][key_dim], when wanted
+  // When wanted, [prepared][model_layers][query_heads] ..
+  std::vector<float> queries_;  // .. [key_dim]
+  std::vector<float> lses_;
   bool wants_queries_ = false;
   std::vector<uint8_t> flags_;  // of the next step's tokens
   Rest rest_ = Rest::kResting;

@@ -37,7 +37,7 @@ class PrivateKv::Session final : public KvSession {
     return {.fresh_pages = pages_.data(), .fresh_tokens = committed_ + prepared_};
   }
 
-  float* QuerySlot(uint32_t) override { return nullptr; }
+  QuerySlot SlotOf(uint32_t) override { return {}; }
   bool WantsProfile() const override { return false; }
   void Profile(const AttendedChunk&) override {}
 

@@ -11,7 +11,7 @@
 
 #include "tests/integration/cluster.h"
 #include "tests/worker/checkpoint_files.h"
-#include "tests/worker/lckv_reference.h"
+#include "tests/worker/llama_reference.h"
 
 namespace kvpool {
 namespace {

@@ -11,7 +11,7 @@
 
 #include "tests/worker/checkpoint_files.h"
 #include "tests/worker/files.h"
-#include "tests/worker/lckv_reference.h"
+#include "tests/worker/llama_reference.h"
 #include "tests/worker/support.h"
 #include "worker/model_config.h"
 

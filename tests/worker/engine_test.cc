@@ -7,7 +7,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "tests/worker/lckv_reference.h"
+#include "tests/worker/llama_reference.h"
 #include "tests/worker/support.h"
 
 namespace kvpool {

@@ -11,7 +11,7 @@
 #include <cstring>
 
 #include "kernels/layout.h"
-#include "tests/worker/lckv_reference.h"
+#include "tests/worker/llama_reference.h"
 #include "tests/worker/support.h"
 
 namespace kvpool {
@@ -65,7 +65,7 @@ class Resegmented final : public KvSession {
             .fresh_pages = all.fresh_pages + compacted_ / kPageTokens,
             .fresh_tokens = all.fresh_tokens - compacted_};
   }
-  float* QuerySlot(uint32_t index) override { return inner_->QuerySlot(index); }
+  QuerySlot SlotOf(uint32_t index) override { return inner_->SlotOf(index); }
   bool WantsProfile() const override { return inner_->WantsProfile(); }
   void Profile(const AttendedChunk& chunk) override { inner_->Profile(chunk); }
   void Commit() override { inner_->Commit(); }
@@ -107,9 +107,8 @@ class Model {
         kv_(MakePrivateKv(config_, kPages)) {
     Soil(kv_, kPages);
     kv_.on_query = [this](int, uint32_t index) {
-      queries.resize(std::max<size_t>(queries.size(), fed_ + index + 1));
-      queries[fed_ + index].resize(config_.layers * config_.query_width(), NAN);
-      return queries[fed_ + index].data();
+      asked.resize(std::max<size_t>(asked.size(), fed_ + index + 1), Asked(config_));
+      return asked[fed_ + index].slot();
     };
     session_ = kv_.Open({.prompt_tokens = 1, .max_tokens = config_.max_positions}).session;
     feeding_ = session_.get();
@@ -125,7 +124,7 @@ class Model {
   // Feeds the next pieces and appends to `logits`.
   void Append(const std::vector<int32_t>& tokens, const std::vector<uint32_t>& pieces,
               PromptMode mode = PromptMode::kIterated) {
-    queries.reserve(config_.max_positions);
+    asked.reserve(config_.max_positions);
     size_t first = 0;
     for (const uint32_t piece : pieces) {
       KvStep step{.session = session_.get(), .tokens = piece};
@@ -167,7 +166,7 @@ class Model {
   const LlamaWeights& weights() const { return weights_; }
 
   Logits logits;
-  std::vector<std::vector<float>> queries;  // [token][layers * width]
+  std::vector<Asked> asked;  // [token]
 
  private:
   static constexpr uint32_t kPages = 64;
@@ -195,15 +194,11 @@ double Distance(const Logits& a, const std::vector<std::vector<double>>& b, size
   return largest;
 }
 
-void ExpectReference(const Model& model, const LckvReference& reference) {
+void ExpectReference(const Model& model, const LlamaReference& reference) {
   ASSERT_EQ(model.logits.size(), reference.logits.size());
   EXPECT_LE(Distance(model.logits, reference.logits, 0, model.logits.size()), kExact);
-  const size_t width = model.config().query_width();
-  for (size_t t = 0; t < model.queries.size(); ++t) {
-    for (size_t i = 0; i < model.queries[t].size(); ++i) {
-      ASSERT_NEAR(model.queries[t][i], reference.queries[t][i / width][i % width], kExact)
-          << "query of token " << t << ", layer " << i / width;
-    }
+  for (size_t t = 0; t < model.asked.size(); ++t) {
+    ASSERT_NO_FATAL_FAILURE(ExpectAsked(model.asked[t], model.config(), reference, t, kExact));
   }
 }
 
@@ -213,7 +208,7 @@ TEST(Lckv, DecodingIsTheSequentialReference) {
     SCOPED_TRACE(types);
     Model model(SharingConfig(types));
     model.Append(tokens, std::vector<uint32_t>(tokens.size(), 1));
-    LckvReference reference(model.config(), model.weights());
+    LlamaReference reference(model.config(), model.weights());
     reference.Sequential(tokens);
     ExpectReference(model, reference);
   }
@@ -227,7 +222,7 @@ TEST(Lckv, ASequentialPromptIsExactInAnyPieces) {
          {std::vector<uint32_t>{60}, {37, 1, 22}, {1, 17, 16, 26}}) {
       Model model(SharingConfig(types), 3);
       model.Append(tokens, pieces, PromptMode::kSequential);
-      LckvReference reference(model.config(), model.weights());
+      LlamaReference reference(model.config(), model.weights());
       reference.Sequential(tokens);
       ExpectReference(model, reference);
     }
@@ -240,7 +235,7 @@ TEST(Lckv, ACheckpointMayAskForSequentialPrompts) {
   Model model(config);
   const std::vector<int32_t> tokens = RandomTokens(30);
   model.Append(tokens, {30});
-  LckvReference reference(model.config(), model.weights());
+  LlamaReference reference(model.config(), model.weights());
   reference.Sequential(tokens);
   ExpectReference(model, reference);
 }
@@ -250,7 +245,7 @@ TEST(Lckv, APromptNoLongerThanThePassesIsExact) {
   Model model(SharingConfig("0_4_4_4_4_5"));
   ASSERT_EQ(model.config().prompt_passes(), 9u);
   model.Append(tokens, {9});
-  LckvReference reference(model.config(), model.weights());
+  LlamaReference reference(model.config(), model.weights());
   reference.Sequential(tokens);
   ExpectReference(model, reference);
 }
@@ -268,7 +263,7 @@ TEST(Lckv, AfterKPassesTheFirstKTokensAreExact) {
       config.backward_passes = 1;
       Model model(config);
       model.Append(tokens, {count});
-      LckvReference exact(model.config(), model.weights()), same(model.config(), model.weights());
+      LlamaReference exact(model.config(), model.weights()), same(model.config(), model.weights());
       exact.Sequential(tokens);
       same.Iterated(tokens, passes);
       EXPECT_LE(Distance(model.logits, exact.logits, 0, passes), kExact);
@@ -279,7 +274,7 @@ TEST(Lckv, AfterKPassesTheFirstKTokensAreExact) {
     }
     LlamaConfig config = SharingConfig(types);
     const LlamaWeights weights = GentleWeights(config, 7);
-    LckvReference exact(config, weights), all(config, weights);
+    LlamaReference exact(config, weights), all(config, weights);
     exact.Sequential(tokens);
     all.Iterated(tokens, count);
     for (uint32_t t = 0; t < count; ++t) {
@@ -301,7 +296,7 @@ TEST(Lckv, AChunkIteratesOverTheEarlierOnes) {
     Model model(config), chunked(config);
     model.Append(first, {20}, PromptMode::kSequential);
     model.Append(second, {30});
-    LckvReference exact(model.config(), model.weights()), same(model.config(), model.weights());
+    LlamaReference exact(model.config(), model.weights()), same(model.config(), model.weights());
     exact.Sequential(first);
     exact.Sequential(second);
     same.Sequential(first);
@@ -311,7 +306,7 @@ TEST(Lckv, AChunkIteratesOverTheEarlierOnes) {
     ExpectReference(model, same);
     chunked.Append(first, {20});
     chunked.Append(second, {30});
-    LckvReference both(chunked.config(), chunked.weights());
+    LlamaReference both(chunked.config(), chunked.weights());
     both.Iterated(first, 2);
     both.Iterated(second, 2);
     ExpectReference(chunked, both);
@@ -331,7 +326,7 @@ TEST(Lckv, RowsOfACompactedSegmentAreSeen) {
       model.CompactAll();
       model.Append(chunk, {count});
       model.Append(third, {1, 1});
-      LckvReference reference(model.config(), model.weights());
+      LlamaReference reference(model.config(), model.weights());
       reference.Sequential(first);
       count > 9 ? reference.Iterated(chunk, 9) : reference.Sequential(chunk);
       reference.Sequential(third);
@@ -386,7 +381,7 @@ TEST(Lckv, SequencesOfAStepDoNotMeet) {
   }
   const float* row = llama.Forward(feeds).data();
   for (size_t i = 0; i < sessions.size(); ++i) {
-    LckvReference alone(config, weights);
+    LlamaReference alone(config, weights);
     alone.Sequential(earlier[i]);
     const bool iterated = parts[i].mode == PromptMode::kIterated && parts[i].now > 9;
     iterated ? alone.Iterated(now[i], 9) : alone.Sequential(now[i]);
@@ -472,7 +467,11 @@ TEST(Lckv, EachLayerItsOwnIsTheStandardModelBitForBit) {
     a.Append(tokens, {37, 1, 22});
     b.Append(tokens, {37, 1, 22}, mode);
     EXPECT_EQ(a.logits, b.logits);
-    EXPECT_EQ(a.queries, b.queries);
+    ASSERT_EQ(a.asked.size(), b.asked.size());
+    for (size_t t = 0; t < a.asked.size(); ++t) {
+      EXPECT_EQ(a.asked[t].queries, b.asked[t].queries);
+      EXPECT_EQ(a.asked[t].lses, b.asked[t].lses);
+    }
   }
 }
 
@@ -484,7 +483,7 @@ TEST(Lckv, SharingWithoutCyclesIsExactInAnyPieces) {
          {std::vector<uint32_t>{60}, {37, 1, 22}, std::vector<uint32_t>(60, 1)}) {
       Model model(SharingConfig(types), 3);
       model.Append(tokens, pieces);
-      LckvReference reference(model.config(), model.weights());
+      LlamaReference reference(model.config(), model.weights());
       reference.Sequential(tokens);
       ExpectReference(model, reference);
     }
@@ -499,7 +498,7 @@ TEST(Lckv, NoLayerSeesItsOwnTokenWhereTheCheckpointSaysSo) {
     config.force_nodiag = true;
     Model model(config);
     model.Append(tokens, {17, 1, 22}, PromptMode::kSequential);
-    LckvReference reference(model.config(), model.weights());
+    LlamaReference reference(model.config(), model.weights());
     reference.Sequential(tokens);
     ExpectReference(model, reference);
   }

@@ -7,113 +7,11 @@
 
 #include <cmath>
 
+#include "tests/worker/llama_reference.h"
 #include "tests/worker/support.h"
 
 namespace kvpool {
 namespace {
-
-using Row = std::vector<double>;
-
-// Plain Llama over a whole sequence, no cache, everything in double.
-class Oracle {
- public:
-  Oracle(const LlamaConfig& config, const LlamaWeights& weights) : c_(config), w_(weights) {}
-
-  // Fills logits [token][vocab] and queries [token][layer][width].
-  void Run(const std::vector<int32_t>& tokens) {
-    std::vector<Row> x;
-    for (const int32_t token : tokens) {
-      x.emplace_back(&w_.embedding[token * c_.hidden], &w_.embedding[(token + 1) * c_.hidden]);
-    }
-    queries.assign(tokens.size(), {});
-    for (const LayerWeights& layer : w_.layers) Layer(layer, x);
-    logits.clear();
-    for (const Row& row : x)
-      logits.push_back(Product(w_.untied_head, Norm(row, w_.norm), c_.vocab));
-  }
-
-  std::vector<Row> logits;
-  std::vector<std::vector<Row>> queries;
-
- private:
-  static Row Product(const std::vector<float>& matrix, const Row& x, size_t out) {
-    Row y(out);
-    for (size_t o = 0; o < out; ++o) {
-      for (size_t i = 0; i < x.size(); ++i) y[o] += double{matrix[o * x.size() + i]} * x[i];
-    }
-    return y;
-  }
-
-  Row Norm(const Row& x, const std::vector<float>& weight) const {
-    double squares = 0;
-    for (const double v : x) squares += v * v;
-    Row y(x);
-    for (size_t i = 0; i < x.size(); ++i) {
-      y[i] = x[i] / std::sqrt(squares / x.size() + c_.norm_eps) * weight[i];
-    }
-    return y;
-  }
-
-  void Rotate(Row& x, size_t first, size_t position) const {
-    const size_t half = c_.head_dim / 2;
-    for (size_t i = 0; i < half; ++i) {
-      const double angle = position / std::pow(c_.rope_theta, 2.0 * i / c_.head_dim);
-      double &a = x[first + i], &b = x[first + half + i];
-      const double rotated = a * std::cos(angle) - b * std::sin(angle);
-      b = b * std::cos(angle) + a * std::sin(angle);
-      a = rotated;
-    }
-  }
-
-  Row Attend(size_t t, const std::vector<Row>& q, const std::vector<Row>& kv) const {
-    const size_t dim = c_.head_dim;
-    Row out(c_.query_width());
-    for (size_t h = 0; h < c_.query_heads; ++h) {
-      const size_t shared = h / (c_.query_heads / c_.kv_heads) * dim;
-      Row p(t + 1);
-      double sum = 0;
-      for (size_t s = 0; s <= t; ++s) {
-        double dot = 0;
-        for (size_t d = 0; d < dim; ++d) dot += q[t][h * dim + d] * kv[s][shared + d];
-        sum += p[s] = std::exp(dot / std::sqrt(dim));
-      }
-      for (size_t s = 0; s <= t; ++s) {
-        for (size_t d = 0; d < dim; ++d) {
-          out[h * dim + d] += p[s] / sum * kv[s][c_.kv_width() + shared + d];
-        }
-      }
-    }
-    return out;
-  }
-
-  void Layer(const LayerWeights& w, std::vector<Row>& x) {
-    std::vector<Row> q, kv;
-    for (size_t t = 0; t < x.size(); ++t) {
-      const Row normed = Norm(x[t], w.attention_norm);
-      q.push_back(Product(w.query, normed, c_.query_width()));
-      kv.push_back(Product(w.key_value, normed, 2 * c_.kv_width()));
-      for (size_t h = 0; h < c_.query_heads; ++h) Rotate(q[t], h * c_.head_dim, t);
-      for (size_t h = 0; h < c_.kv_heads; ++h) Rotate(kv[t], h * c_.head_dim, t);
-      queries[t].push_back(q[t]);
-    }
-    for (size_t t = 0; t < x.size(); ++t) {
-      Add(x[t], Product(w.attention_out, Attend(t, q, kv), c_.hidden));
-      const Row gate_up = Product(w.gate_up, Norm(x[t], w.mlp_norm), 2 * c_.intermediate);
-      Row inner(c_.intermediate);
-      for (size_t i = 0; i < inner.size(); ++i) {
-        inner[i] = gate_up[i] / (1 + std::exp(-gate_up[i])) * gate_up[c_.intermediate + i];
-      }
-      Add(x[t], Product(w.down, inner, c_.hidden));
-    }
-  }
-
-  static void Add(Row& x, const Row& y) {
-    for (size_t i = 0; i < x.size(); ++i) x[i] += y[i];
-  }
-
-  const LlamaConfig c_;
-  const LlamaWeights& w_;
-};
 
 // Feeds sequences step by step in pieces of the given sizes and checks logits and queries.
 class LlamaTest : public testing::TestWithParam<uint32_t> {
@@ -133,8 +31,8 @@ class LlamaTest : public testing::TestWithParam<uint32_t> {
   struct Sequence {
     std::vector<int32_t> tokens;
     std::unique_ptr<KvSession> session;
-    std::vector<Row> logits;
-    std::vector<std::vector<float>> queries;  // [token][layers * width]
+    std::vector<std::vector<float>> logits;
+    std::vector<Asked> asked;  // [token]
     uint32_t fed = 0;
   };
 
@@ -163,17 +61,13 @@ class LlamaTest : public testing::TestWithParam<uint32_t> {
 
   void Check(const std::vector<Sequence>& sequences) {
     for (const Sequence& s : sequences) {
-      Oracle oracle(config_, weights_);
-      oracle.Run(s.tokens);
+      LlamaReference oracle(config_, weights_);
+      oracle.Sequential(s.tokens);
       for (size_t t = 0; t < s.tokens.size(); ++t) {
         for (size_t v = 0; v < config_.vocab; ++v) {
           ASSERT_NEAR(s.logits[t][v], oracle.logits[t][v], 2e-4) << "token " << t;
         }
-        for (size_t i = 0; i < s.queries[t].size(); ++i) {
-          ASSERT_NEAR(s.queries[t][i],
-                      oracle.queries[t][i / config_.query_width()][i % config_.query_width()],
-                      1e-4);
-        }
+        ASSERT_NO_FATAL_FAILURE(ExpectAsked(s.asked[t], config_, oracle, t, 1e-4));
       }
     }
   }
@@ -190,14 +84,14 @@ TEST_P(LlamaTest, MatchesOracleInRandomPieces) {
   ScriptedKv kv(std::move(kv_));
   std::vector<Sequence> sequences(3);
   kv.on_query = [&](int number, uint32_t index) {
-    return sequences[number].queries[sequences[number].fed + index].data();
+    return sequences[number].asked[sequences[number].fed + index].slot();
   };
   const std::vector<uint32_t> lengths = {70, 41, 19};
   for (size_t i = 0; i < sequences.size(); ++i) {
     Sequence& s = sequences[i];
     s.tokens = RandomTokens(lengths[i]);
     s.session = kv.Open({.prompt_tokens = 1, .max_tokens = lengths[i]}).session;
-    s.queries.assign(lengths[i], std::vector<float>(config_.layers * config_.query_width(), NAN));
+    s.asked.assign(lengths[i], Asked(config_));
   }
   // All end together, so that every step has all three: pieces of one and of many tokens mixed.
   const std::vector<std::vector<uint32_t>> steps = {

@@ -29,7 +29,7 @@ class ProfiledSession final : public KvSession {
   const Layout& layout() const override { return inner_->layout(); }
   std::byte* base() const override { return inner_->base(); }
   SessionView View() const override { return inner_->View(); }
-  float* QuerySlot(uint32_t) override { return nullptr; }
+  QuerySlot SlotOf(uint32_t) override { return {}; }
   bool WantsProfile() const override { return profiler_.Wants(position_); }
   void Profile(const AttendedChunk& chunk) override {
     profiler_.Add(chunk, View());

@@ -23,11 +23,11 @@ namespace kvpool {
 
 inline const std::string kModelDirectory = SourcePath("worker/models/prose-5m");
 
-// The folder of inputs that are not committed, or "" where it is absent.
+// Where inputs that may not be committed are, if they are anywhere: KVPOOL_SHARED, or a folder
+// beside the project's.
 inline std::string SharedDirectory() {
   const char* const named = std::getenv("KVPOOL_SHARED");
-  const std::string directory = named != nullptr ? named : SourcePath("../shared");
-  return std::filesystem::exists(directory + "/data/text") ? directory : "";
+  return named != nullptr ? named : SourcePath("../shared");
 }
 
 // An odd shape: head_dim is not hidden / heads, three query heads share a KV head, head untied.
@@ -94,6 +94,17 @@ class ManualWaiter final : public Waiter {
   TimePoint now_{};
 };
 
+// What one token asked in every layer, as a worker tells it.
+struct Asked {
+  explicit Asked(const LlamaConfig& config)
+      : queries(config.layers * config.query_width(), NAN),
+        lses(config.layers * config.query_heads, INFINITY) {}
+  QuerySlot slot() { return {.queries = queries.data(), .lses = lses.data()}; }
+
+  std::vector<float> queries;  // [layers][width]
+  std::vector<float> lses;     // [layers][query_heads]
+};
+
 // Private memory whose answers a test may change on their way, and whose query slots it may see.
 class ScriptedKv final : public KvCache {
  public:
@@ -102,8 +113,8 @@ class ScriptedKv final : public KvCache {
   std::function<OpenOutcome(const OpenRequest&)> on_open;
   // Called with the session's number (in order of opening) and its step; kReady: ask the memory.
   std::function<Readiness(int, const KvStep&)> on_prepare;
-  // Where the queries of a session's new token go, or nullptr.
-  std::function<float*(int, uint32_t)> on_query;
+  // Where the queries of a session's new token go.
+  std::function<QuerySlot(int, uint32_t)> on_query;
 
   OpenResult Open(const OpenRequest& request) override {
     if (on_open) {
@@ -138,8 +149,8 @@ class ScriptedKv final : public KvCache {
     const Layout& layout() const override { return inner->layout(); }
     std::byte* base() const override { return inner->base(); }
     SessionView View() const override { return inner->View(); }
-    float* QuerySlot(uint32_t index) override {
-      return owner->on_query ? owner->on_query(number, index) : nullptr;
+    QuerySlot SlotOf(uint32_t index) override {
+      return owner->on_query ? owner->on_query(number, index) : QuerySlot{};
     }
     bool WantsProfile() const override { return inner->WantsProfile(); }
     void Profile(const AttendedChunk& chunk) override { inner->Profile(chunk); }

@@ -1,9 +1,12 @@
-// Layers that use each other's keys and values, written the obvious way in float64: token by token
-// as a model decodes, or a chunk in passes as LCKV encodes a prompt (arXiv 2405.10637, 2.2
-// and 2.3). The oracle of the worker's forward pass; shares no code with it. Test code, one thread.
+// A Llama whose layers have keys and values of their own or use each other's, written the obvious
+// way in float64: token by token as a model decodes, or a chunk in passes as LCKV encodes a prompt
+// (arXiv 2405.10637, 2.2 and 2.3). The oracle of the worker's forward pass; shares no code with it.
+// Test code, one thread.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+
+#include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
@@ -38,12 +41,12 @@ inline LlamaWeights GentleWeights(const LlamaConfig& config, uint32_t seed) {
   return weights;
 }
 
-class LckvReference {
+class LlamaReference {
  public:
   using Row = std::vector<double>;
 
   // Both outlive this.
-  LckvReference(const LlamaConfig& config, const LlamaWeights& weights)
+  LlamaReference(const LlamaConfig& config, const LlamaWeights& weights)
       : c_(config), w_(weights), keys_values_(config.layers) {}
 
   // Appends tokens one after the other: through all layers, then the next.
@@ -74,8 +77,10 @@ class LckvReference {
     for (size_t t = begin; t < hidden_.size(); ++t) Finish(t);
   }
 
-  std::vector<Row> logits;                // [token][vocab]
-  std::vector<std::vector<Row>> queries;  // [token][layer][width], of the last pass
+  std::vector<Row> logits;  // [token][vocab]
+  // Of the last pass.
+  std::vector<std::vector<Row>> queries;  // [token][layer][width]
+  std::vector<std::vector<Row>> lses;     // [token][layer][query_heads]
 
  private:
   static Row Product(const std::vector<float>& matrix, const Row& x, size_t out) {
@@ -114,6 +119,7 @@ class LckvReference {
       const auto from = w_.embedding.begin() + token * c_.hidden;
       hidden_.emplace_back(from, from + c_.hidden);
       queries.emplace_back(c_.layers);
+      lses.emplace_back(c_.layers);
       for (auto& rows : keys_values_) rows.emplace_back();
     }
   }
@@ -142,7 +148,7 @@ class LckvReference {
       Row& kv = keys_values_[l][t] = Product(w.key_value, normed, 2 * c_.kv_width());
       Rotate(kv, c_.kv_heads, t);
     }
-    const Row attended = Attend(q, keys_values_[c_.layer_types.KvFrom(l)], seen);
+    const Row attended = Attend(q, keys_values_[c_.layer_types.KvFrom(l)], seen, &lses[t][l]);
     Add(x, Product(w.attention_out, attended, c_.hidden));
     const Row gate_up = Product(w.gate_up, Norm(x, w.mlp_norm), 2 * c_.intermediate);
     Row inner(c_.intermediate);
@@ -153,8 +159,9 @@ class LckvReference {
     return x;
   }
 
-  Row Attend(const Row& q, const std::vector<Row>& kv, size_t seen) const {
+  Row Attend(const Row& q, const std::vector<Row>& kv, size_t seen, Row* lse) const {
     const size_t dim = c_.head_dim;
+    lse->clear();
     Row out(c_.query_width());
     for (size_t h = 0; h < c_.query_heads; ++h) {
       const size_t shared = h / (c_.query_heads / c_.kv_heads) * dim;
@@ -165,6 +172,7 @@ class LckvReference {
         for (size_t d = 0; d < dim; ++d) dot += q[h * dim + d] * kv[s][shared + d];
         sum += p[s] = std::exp(dot / std::sqrt(dim));
       }
+      lse->push_back(std::log(sum));
       for (size_t s = 0; s < seen; ++s) {
         for (size_t d = 0; d < dim; ++d) {
           out[h * dim + d] += p[s] / sum * kv[s][c_.kv_width() + shared + d];
@@ -183,5 +191,24 @@ class LckvReference {
   std::vector<Row> hidden_;                    // [token][hidden]
   std::vector<std::vector<Row>> keys_values_;  // [layer][token][2 * kv_width]; those that compute
 };
+
+// That a worker told what token t asked.
+inline void ExpectAsked(const Asked& asked, const LlamaConfig& config,
+                        const LlamaReference& reference, size_t t, double bound) {
+  const size_t width = config.query_width(), heads = config.query_heads;
+  for (size_t i = 0; i < asked.queries.size(); ++i) {
+    ASSERT_NEAR(asked.queries[i], reference.queries[t][i / width][i % width], bound)
+        << "query of token " << t << ", layer " << i / width;
+  }
+  for (size_t i = 0; i < asked.lses.size(); ++i) {
+    const uint32_t layer = static_cast<uint32_t>(i / heads);
+    if (config.MasksSelf(layer)) {
+      ASSERT_TRUE(std::isnan(asked.lses[i])) << "layer " << layer << " masks its own token";
+    } else {
+      ASSERT_NEAR(asked.lses[i], reference.lses[t][layer][i % heads], bound)
+          << "log-sum-exp of token " << t << ", layer " << layer;
+    }
+  }
+}
 
 }  // namespace kvpool
