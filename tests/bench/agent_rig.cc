@@ -3,13 +3,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/bench/agent_rig.h"
 
-#include <unistd.h>
+#include <time.h>
 
 #include <filesystem>
-#include <fstream>
 #include <iterator>
-#include <sstream>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 
@@ -62,13 +59,10 @@ absl::StatusOr<AgentRig::Attached> AgentRig::Attach(uint32_t tenant,
 }
 
 std::chrono::nanoseconds AgentRig::CpuTime() const {
-  std::ifstream file(absl::StrCat("/proc/", agent_.pid(), "/stat"));
-  std::string text((std::istreambuf_iterator<char>(file)), {});
-  // After the name in parentheses: state is field 3, user and system time are fields 14 and 15.
-  std::istringstream fields(text.substr(text.rfind(')') + 1));
-  const std::vector<std::string> words(std::istream_iterator<std::string>(fields), {});
-  const int64_t ticks = std::stoll(words.at(11)) + std::stoll(words.at(12));
-  return std::chrono::nanoseconds(ticks * 1'000'000'000 / sysconf(_SC_CLK_TCK));
+  clockid_t clock;
+  timespec t{};
+  if (clock_getcpuclockid(agent_.pid(), &clock) == 0) clock_gettime(clock, &t);
+  return std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec);
 }
 
 size_t AgentRig::OpenFiles() const {

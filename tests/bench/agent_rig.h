@@ -48,7 +48,7 @@ class AgentRig {
   FakeUse Use(uint32_t tenant) { return manager_.Use(tenant); }
   const std::string& socket() const { return socket_; }
 
-  // Of the agent's process, from /proc.
+  // Of the agent's process: zero when it is gone.
   std::chrono::nanoseconds CpuTime() const;
   size_t OpenFiles() const;
 

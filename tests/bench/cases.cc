@@ -7,6 +7,7 @@
 
 #include "tests/bench/client_cases.h"
 #include "tests/bench/kernel_cases.h"
+#include "tests/bench/method_cases.h"
 #include "tests/bench/reclaim_cases.h"
 #include "tests/bench/worker_cases.h"
 
@@ -14,7 +15,7 @@ namespace kvpool::bench {
 
 std::vector<Case> AllCases() {
   std::vector<Case> all;
-  for (auto* cases : {KernelCases, ClientCases, ReclaimCases, WorkerCases}) {
+  for (auto* cases : {KernelCases, ClientCases, ReclaimCases, WorkerCases, MethodCases}) {
     for (Case& one : cases()) all.push_back(std::move(one));
   }
   return all;

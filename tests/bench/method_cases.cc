@@ -1,0 +1,224 @@
+// See method_cases.h. The reference model decodes real text in this process, a batch for each seed
+// method with its default parameters, in the pool of a real agent. What a method costs is processor
+// time, not waiting: all of the agent's (scoring, policy, compaction, RPC), and the caller's at the
+// safe point and at the commit (taking pages, copying queries). It is set against the processor
+// time of the forward passes between them.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/bench/method_cases.h"
+
+#include <time.h>
+
+#include <chrono>
+#include <iterator>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "tests/bench/agent_rig.h"
+#include "worker/checkpoint.h"
+#include "worker/llama.h"
+#include "worker/math.h"
+#include "worker/pool_kv.h"
+#include "worker/thread_pool.h"
+#include "worker/token_classes.h"
+#include "worker/tokenizer.h"
+
+namespace kvpool::bench {
+namespace {
+
+using Seconds = std::chrono::duration<double>;
+
+constexpr uint32_t kBatch = 8;
+constexpr uint32_t kChunk = 64;
+constexpr uint32_t kPromptTokens = 512;
+constexpr uint32_t kStepsPerRound = 128;
+constexpr int kRounds = 9;
+constexpr uint32_t kMaxTokens = kPromptTokens + kStepsPerRound * kRounds;
+constexpr uint32_t kSlabs = 32;
+const char* const kMethods[] = {"scissorhands", "corm", "fastgen"};
+
+Seconds ThreadTime() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec);
+}
+
+// Processor time per token.
+struct Cost {
+  Seconds method{}, decode{};
+};
+
+// A batch of sequences under one method, each fed its own part of a text.
+class Batch {
+ public:
+  Batch(Llama* model, const AgentRig* agent, AgentRig::Attached attached,
+        std::vector<uint8_t> token_flags, const std::vector<int32_t>* text)
+      : model_(model),
+        agent_(agent),
+        text_(text),
+        connection_(std::move(attached.connection)),
+        kv_(std::move(attached.tenant), std::move(token_flags)) {}
+
+  // Opens the sessions and feeds them their prompts.
+  absl::Status Prefill() {
+    for (uint32_t i = 0; i < kBatch; ++i) {
+      OpenResult opened = kv_.Open({.prompt_tokens = kPromptTokens, .max_tokens = kMaxTokens});
+      if (opened.outcome != OpenOutcome::kOpened) return absl::InternalError(opened.text);
+      sessions_.push_back(std::move(opened.session));
+    }
+    Cost ignored;
+    for (uint32_t fed = 0; fed < kPromptTokens; fed += kChunk) {
+      if (absl::Status status = Feed(kChunk, &ignored); !status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
+
+  // A round of single tokens.
+  absl::StatusOr<Cost> Decode() {
+    Cost cost;
+    const Seconds before = agent_->CpuTime();
+    for (uint32_t i = 0; i < kStepsPerRound; ++i) {
+      if (absl::Status status = Feed(1, &cost); !status.ok()) return status;
+    }
+    cost.method += agent_->CpuTime() - before;
+    return cost;
+  }
+
+ private:
+  // The next `count` tokens of every sequence, in one step.
+  absl::Status Feed(uint32_t count, Cost* cost) {
+    std::vector<KvStep> steps;
+    std::vector<kvpool::Feed> feeds;
+    for (uint32_t i = 0; i < kBatch; ++i) {
+      const auto ids = std::span(*text_).subspan(i * kMaxTokens + position_, count);
+      steps.push_back({.session = sessions_[i].get(), .tokens = count, .ids = ids});
+      feeds.push_back({.session = sessions_[i].get(), .position = position_, .tokens = ids});
+    }
+    const Seconds start = ThreadTime();
+    kv_.Prepare(steps);
+    for (const KvStep& step : steps) {
+      if (step.readiness != Readiness::kReady) {
+        return absl::InternalError(absl::StrCat("a sequence was held up: ", step.text));
+      }
+    }
+    const Seconds prepared = ThreadTime();
+    (void)model_->Forward(feeds);
+    const Seconds forwarded = ThreadTime();
+    for (const auto& session : sessions_) session->Commit();
+    position_ += count;
+    cost->decode += forwarded - prepared;
+    cost->method += prepared - start + (ThreadTime() - forwarded);
+    return absl::OkStatus();
+  }
+
+  Llama* const model_;
+  const AgentRig* const agent_;
+  const std::vector<int32_t>* const text_;  // kBatch * kMaxTokens
+  const std::unique_ptr<Connection> connection_;
+  PoolKv kv_;
+  std::vector<std::unique_ptr<KvSession>> sessions_;
+  uint32_t position_ = 0;  // of every sequence
+};
+
+struct MethodRig {
+  ThreadPool threads{1};
+  std::unique_ptr<Llama> model;
+  std::vector<int32_t> text;
+  std::unique_ptr<AgentRig> agent;
+  std::vector<std::unique_ptr<Batch>> batches;  // of each method
+  std::vector<std::vector<double>> shares;      // [method][round] of its decode time
+  Cost round;                                   // seconds a token, the mean over methods
+
+  // The case asks for the cost and for its yardstick one after the other, in either order.
+  absl::Status Measure() {
+    if (std::exchange(measured, !measured)) return absl::OkStatus();
+    constexpr double kTokens = 1.0 * std::size(kMethods) * kBatch * kStepsPerRound;
+    round = {};
+    for (size_t m = 0; m < batches.size(); ++m) {
+      const absl::StatusOr<Cost> cost = batches[m]->Decode();
+      if (!cost.ok()) return cost.status();
+      shares[m].push_back(cost->method / cost->decode);
+      round.method += cost->method / kTokens;
+      round.decode += cost->decode / kTokens;
+    }
+    return absl::OkStatus();
+  }
+
+  std::string Note() const {
+    std::string note = absl::StrCat(kBatch, " sequences of each, contexts of ", kPromptTokens,
+                                    " to ", kMaxTokens, " tokens;");
+    for (size_t m = 0; m < shares.size(); ++m) {
+      absl::StrAppendFormat(&note, " %s %.1f %%", kMethods[m], 100 * Median(shares[m]));
+    }
+    return note;
+  }
+
+  bool measured = false;  // this round, by the first of the two
+};
+
+absl::Status LoadModel(MethodRig* rig, std::vector<uint8_t>* token_flags) {
+  auto model = Llama::Load(SourcePath(kModel), &rig->threads);
+  if (!model.ok()) return model.status();
+  rig->model = *std::move(model);
+  auto text = ReadTextFile(SourcePath("worker/demo/text.txt"));
+  if (!text.ok()) return text.status();
+  std::string error;
+  const auto tokenizer = Tokenizer::Load(SourcePath(kModel) + "/tokenizer.model", &error);
+  if (tokenizer == nullptr) return absl::InvalidArgumentError(error);
+  *token_flags = TokenClasses(*tokenizer, rig->model->config().vocab);
+  const std::vector<int32_t> once = tokenizer->Encode(*text);
+  for (size_t i = 0; i < kBatch * kMaxTokens; ++i) rig->text.push_back(once[i % once.size()]);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Instance> PrepareMethodOverhead() {
+  auto rig = std::make_shared<MethodRig>();
+  SetMathThreads(1);
+  std::vector<uint8_t> token_flags;
+  if (absl::Status status = LoadModel(rig.get(), &token_flags); !status.ok()) return status;
+  auto agent = AgentRig::Start({.slabs = kSlabs * static_cast<uint32_t>(std::size(kMethods))});
+  if (!agent.ok()) return agent.status();
+  rig->agent = *std::move(agent);
+  for (uint32_t m = 0; m < std::size(kMethods); ++m) {
+    const uint32_t tenant = m + 1;
+    absl::Status status = rig->agent->Lease(tenant, kSlabs, *MakePolicySpec(kMethods[m], {}));
+    if (!status.ok()) return status;
+    auto attached =
+        rig->agent->Attach(tenant, {.geometry = rig->model->config().CacheGeometry(Dtype::kBf16),
+                                    .max_sessions = kBatch,
+                                    .max_running = kBatch,
+                                    .max_session_tokens = kMaxTokens,
+                                    .chunk_tokens = kChunk});
+    if (!attached.ok()) return attached.status();
+    rig->batches.push_back(std::make_unique<Batch>(rig->model.get(), rig->agent.get(),
+                                                   *std::move(attached), token_flags, &rig->text));
+    if (status = rig->batches.back()->Prefill(); !status.ok()) return status;
+  }
+  rig->shares.resize(std::size(kMethods));
+  const auto microseconds = [rig](Seconds Cost::*part) -> absl::StatusOr<double> {
+    if (absl::Status status = rig->Measure(); !status.ok()) return status;
+    return (rig->round.*part).count() * 1e6;
+  };
+  return Instance{.value = [microseconds] { return microseconds(&Cost::method); },
+                  .yardstick = [microseconds] { return microseconds(&Cost::decode); },
+                  .note = [rig] { return rig->Note(); }};
+}
+
+}  // namespace
+
+std::vector<Case> MethodCases() {
+  return {{.name = "method_overhead",
+           .unit = "us/token",
+           .what = "processor time of scoring, policy, compaction and all else that the agent and "
+                   "the client do while a seed method decodes with its default parameters, against "
+                   "that of the forward passes",
+           .prepare = PrepareMethodOverhead,
+           .rounds = kRounds}};
+}
+
+}  // namespace kvpool::bench
