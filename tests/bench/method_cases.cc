@@ -1,8 +1,8 @@
 // See method_cases.h. The reference model decodes real text in this process, a batch for each seed
-// method with its default parameters, in the pool of a real agent. What a method costs is processor
-// time, not waiting: all of the agent's (scoring, policy, compaction, RPC), and the caller's at the
-// safe point and at the commit (taking pages, copying queries). It is set against the processor
-// time of the forward passes between them.
+// method with its default parameters and one under `full` without scoring, in the pool of a real
+// agent. What a method costs is what it costs more than `full`: in time, at the safe point and at
+// the commit, where a step waits for drains and compactions and copies its queries; in processor
+// time, that of the whole agent too. Both are set against the forward passes of the same steps.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/bench/method_cases.h"
@@ -42,23 +42,29 @@ constexpr uint32_t kMaxTokens = kPromptTokens + kStepsPerRound * kRounds;
 constexpr uint32_t kSlabs = 32;
 const char* const kMethods[] = {"scissorhands", "corm", "fastgen"};
 
-Seconds ThreadTime() {
+// What a case counts.
+enum class Kind : uint8_t { kTime, kProcessor };
+
+// Of the calling thread.
+Seconds Now(Kind kind) {
   timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  clock_gettime(kind == Kind::kTime ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID, &t);
   return std::chrono::seconds(t.tv_sec) + std::chrono::nanoseconds(t.tv_nsec);
 }
 
-// Processor time per token.
+// Of some steps.
 struct Cost {
-  Seconds method{}, decode{};
+  Seconds cache{};    // all that is not the model
+  Seconds forward{};  // the model
 };
 
 // A batch of sequences under one method, each fed its own part of a text.
 class Batch {
  public:
-  Batch(Llama* model, const AgentRig* agent, AgentRig::Attached attached,
+  Batch(Kind kind, Llama* model, const AgentRig* agent, AgentRig::Attached attached,
         std::vector<uint8_t> token_flags, const std::vector<int32_t>* text)
-      : model_(model),
+      : kind_(kind),
+        model_(model),
         agent_(agent),
         text_(text),
         connection_(std::move(attached.connection)),
@@ -85,7 +91,7 @@ class Batch {
     for (uint32_t i = 0; i < kStepsPerRound; ++i) {
       if (absl::Status status = Feed(1, &cost); !status.ok()) return status;
     }
-    cost.method += agent_->CpuTime() - before;
+    if (kind_ == Kind::kProcessor) cost.cache += agent_->CpuTime() - before;
     return cost;
   }
 
@@ -99,23 +105,24 @@ class Batch {
       steps.push_back({.session = sessions_[i].get(), .tokens = count, .ids = ids});
       feeds.push_back({.session = sessions_[i].get(), .position = position_, .tokens = ids});
     }
-    const Seconds start = ThreadTime();
+    const Seconds start = Now(kind_);
     kv_.Prepare(steps);
     for (const KvStep& step : steps) {
       if (step.readiness != Readiness::kReady) {
         return absl::InternalError(absl::StrCat("a sequence was held up: ", step.text));
       }
     }
-    const Seconds prepared = ThreadTime();
+    const Seconds prepared = Now(kind_);
     (void)model_->Forward(feeds);
-    const Seconds forwarded = ThreadTime();
+    const Seconds forwarded = Now(kind_);
     for (const auto& session : sessions_) session->Commit();
     position_ += count;
-    cost->decode += forwarded - prepared;
-    cost->method += prepared - start + (ThreadTime() - forwarded);
+    cost->forward += forwarded - prepared;
+    cost->cache += prepared - start + (Now(kind_) - forwarded);
     return absl::OkStatus();
   }
 
+  const Kind kind_;
   Llama* const model_;
   const AgentRig* const agent_;
   const std::vector<int32_t>* const text_;  // kBatch * kMaxTokens
@@ -130,21 +137,27 @@ struct MethodRig {
   std::unique_ptr<Llama> model;
   std::vector<int32_t> text;
   std::unique_ptr<AgentRig> agent;
-  std::vector<std::unique_ptr<Batch>> batches;  // of each method
-  std::vector<std::vector<double>> shares;      // [method][round] of its decode time
-  Cost round;                                   // seconds a token, the mean over methods
+  std::vector<std::unique_ptr<Batch>> methods;
+  std::unique_ptr<Batch> full;
+  // [method][round] cost of the method as a share of the model's.
+  std::vector<std::vector<double>> shares{std::size(kMethods)};
+  Cost round;             // mean over the methods, a token
+  bool measured = false;  // this round, by the first that asked for a part of it
 
   // The case asks for the cost and for its yardstick one after the other, in either order.
   absl::Status Measure() {
     if (std::exchange(measured, !measured)) return absl::OkStatus();
-    constexpr double kTokens = 1.0 * std::size(kMethods) * kBatch * kStepsPerRound;
+    const absl::StatusOr<Cost> base = full->Decode();
+    if (!base.ok()) return base.status();
     round = {};
-    for (size_t m = 0; m < batches.size(); ++m) {
-      const absl::StatusOr<Cost> cost = batches[m]->Decode();
+    for (size_t m = 0; m < methods.size(); ++m) {
+      const absl::StatusOr<Cost> cost = methods[m]->Decode();
       if (!cost.ok()) return cost.status();
-      shares[m].push_back(cost->method / cost->decode);
-      round.method += cost->method / kTokens;
-      round.decode += cost->decode / kTokens;
+      const Seconds more = cost->cache - base->cache;
+      shares[m].push_back(more / cost->forward);
+      constexpr double kTokens = 1.0 * std::size(kMethods) * kBatch * kStepsPerRound;
+      round.cache += more / kTokens;
+      round.forward += cost->forward / kTokens;
     }
     return absl::OkStatus();
   }
@@ -157,8 +170,6 @@ struct MethodRig {
     }
     return note;
   }
-
-  bool measured = false;  // this round, by the first of the two
 };
 
 absl::Status LoadModel(MethodRig* rig, std::vector<uint8_t>* token_flags) {
@@ -176,36 +187,49 @@ absl::Status LoadModel(MethodRig* rig, std::vector<uint8_t>* token_flags) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<Instance> PrepareMethodOverhead() {
+absl::StatusOr<std::unique_ptr<Batch>> MakeBatch(Kind kind, uint32_t tenant,
+                                                 const PolicySpec& policy,
+                                                 const std::vector<uint8_t>& token_flags,
+                                                 const MethodRig& rig) {
+  absl::Status status = rig.agent->Lease(tenant, kSlabs, policy);
+  if (!status.ok()) return status;
+  auto attached =
+      rig.agent->Attach(tenant, {.geometry = rig.model->config().CacheGeometry(Dtype::kBf16),
+                                 .max_sessions = kBatch,
+                                 .max_running = kBatch,
+                                 .max_session_tokens = kMaxTokens,
+                                 .chunk_tokens = kChunk});
+  if (!attached.ok()) return attached.status();
+  auto batch = std::make_unique<Batch>(kind, rig.model.get(), rig.agent.get(), *std::move(attached),
+                                       token_flags, &rig.text);
+  if (status = batch->Prefill(); !status.ok()) return status;
+  return batch;
+}
+
+absl::StatusOr<Instance> PrepareMethods(Kind kind) {
   auto rig = std::make_shared<MethodRig>();
   SetMathThreads(1);
   std::vector<uint8_t> token_flags;
   if (absl::Status status = LoadModel(rig.get(), &token_flags); !status.ok()) return status;
-  auto agent = AgentRig::Start({.slabs = kSlabs * static_cast<uint32_t>(std::size(kMethods))});
+  constexpr uint32_t kTenants = 1 + std::size(kMethods);
+  auto agent = AgentRig::Start({.slabs = kSlabs * kTenants});
   if (!agent.ok()) return agent.status();
   rig->agent = *std::move(agent);
+  auto full = MakeBatch(kind, kTenants, *MakePolicySpec("full", {{"recovery_every", 0}}),
+                        token_flags, *rig);
+  if (!full.ok()) return full.status();
+  rig->full = *std::move(full);
   for (uint32_t m = 0; m < std::size(kMethods); ++m) {
-    const uint32_t tenant = m + 1;
-    absl::Status status = rig->agent->Lease(tenant, kSlabs, *MakePolicySpec(kMethods[m], {}));
-    if (!status.ok()) return status;
-    auto attached =
-        rig->agent->Attach(tenant, {.geometry = rig->model->config().CacheGeometry(Dtype::kBf16),
-                                    .max_sessions = kBatch,
-                                    .max_running = kBatch,
-                                    .max_session_tokens = kMaxTokens,
-                                    .chunk_tokens = kChunk});
-    if (!attached.ok()) return attached.status();
-    rig->batches.push_back(std::make_unique<Batch>(rig->model.get(), rig->agent.get(),
-                                                   *std::move(attached), token_flags, &rig->text));
-    if (status = rig->batches.back()->Prefill(); !status.ok()) return status;
+    auto method = MakeBatch(kind, m + 1, *MakePolicySpec(kMethods[m], {}), token_flags, *rig);
+    if (!method.ok()) return method.status();
+    rig->methods.push_back(*std::move(method));
   }
-  rig->shares.resize(std::size(kMethods));
   const auto microseconds = [rig](Seconds Cost::*part) -> absl::StatusOr<double> {
     if (absl::Status status = rig->Measure(); !status.ok()) return status;
     return (rig->round.*part).count() * 1e6;
   };
-  return Instance{.value = [microseconds] { return microseconds(&Cost::method); },
-                  .yardstick = [microseconds] { return microseconds(&Cost::decode); },
+  return Instance{.value = [microseconds] { return microseconds(&Cost::cache); },
+                  .yardstick = [microseconds] { return microseconds(&Cost::forward); },
                   .note = [rig] { return rig->Note(); }};
 }
 
@@ -214,10 +238,15 @@ absl::StatusOr<Instance> PrepareMethodOverhead() {
 std::vector<Case> MethodCases() {
   return {{.name = "method_overhead",
            .unit = "us/token",
-           .what = "processor time of scoring, policy, compaction and all else that the agent and "
-                   "the client do while a seed method decodes with its default parameters, against "
-                   "that of the forward passes",
-           .prepare = PrepareMethodOverhead,
+           .what = "time that decoding loses to scoring, policy and compaction: at the safe points "
+                   "and commits under a seed method with its default parameters, less that under "
+                   "`full` without scoring; against the forward passes",
+           .prepare = [] { return PrepareMethods(Kind::kTime); },
+           .rounds = kRounds},
+          {.name = "method_processor",
+           .unit = "us/token",
+           .what = "the same in processor time, with all that the agent's process takes meanwhile",
+           .prepare = [] { return PrepareMethods(Kind::kProcessor); },
            .rounds = kRounds}};
 }
 

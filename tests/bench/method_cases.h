@@ -1,4 +1,4 @@
-// Benchmark case of the methods' own cost: method_overhead.
+// Benchmark cases of what the seed methods cost: method_overhead, method_processor.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
