@@ -82,9 +82,13 @@ size_t AttendScratch(const Geometry& g) {
 }
 
 size_t ScoreScratch(const Geometry& g, uint32_t rows) {
-  // Queries of one head, a tile of keys as f32, and for every row a vector of logits and one of low
-  // marks.
-  return size_t{kMaxLanes + kTileRows} * g.key_dim +
+  // Queries of all heads that read one, with their log-sum-exps, a tile of keys as f32, and for
+  // every row a vector of logits and one of low marks.
+  size_t readers = 0;
+  for (uint32_t plane = 0; plane < g.planes(); ++plane) {
+    readers = std::max(readers, ReadersOf(g, plane).size());
+  }
+  return readers * kMaxLanes * (size_t{g.key_dim} + 1) + size_t{kTileRows} * g.key_dim +
          size_t{2 * kMaxLanes} * RoundUp(rows, kTileRows);
 }
 
