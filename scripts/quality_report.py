@@ -1,8 +1,8 @@
 """What scripts/quality makes of its rows: the comparison with the baselines at equal bytes, the gates,
 the table for people and the page for docs/. Pure: values in, values and text out.
 
-A row is a dict: policy, params, format, kept_ratio, bytes_ratio, kept_bytes, ppl, ppl_full, ppl_delta, ppl_error,
-agreement, kl, recall, recall_full, recovery (None when nothing was compacted), us_per_token.
+A row is a dict: policy, params, format, kept_ratio, bytes_ratio, peak_ratio, kept_bytes, ppl, ppl_full, ppl_delta,
+ppl_error, agreement, kl, recall, recall_full, recovery (None when nothing was compacted), us_per_token.
 
 SPDX-License-Identifier: Apache-2.0
 """
@@ -13,20 +13,21 @@ import statistics
 
 BASELINES = ("random", "streaming")
 SEEDS = ("scissorhands", "corm", "fastgen")
+MEASURES = {"kl": "KL", "ppl_delta": "perplexity"}  # by which a row is better than a baseline
 
 # A gate reads: one of `rows` fulfils `check`; without rows it was not run.
 Gate = collections.namedtuple("Gate", "name rows check")
 Verdict = collections.namedtuple("Verdict", "gate verdict text")
 
 
-def at_equal_bytes(rows, baseline, ratio):
-    """The baseline's ppl_delta at this share of the full cache's bytes, between its two nearest native rows
+def at_equal_bytes(rows, baseline, ratio, measure="ppl_delta"):
+    """The baseline's measure at this share of the full cache's bytes, between its two nearest native rows
     (of several of equal bytes, their mean): in proportion where both lose something, else on a straight
     line; a full cache loses nothing. None where the baseline was not measured so low."""
     measured = collections.defaultdict(list)
     for row in rows:
         if row["policy"] == baseline and row["format"] == "native":
-            measured[row["bytes_ratio"]].append(row["ppl_delta"])
+            measured[row["bytes_ratio"]].append(row[measure])
     if not measured:
         return None
     if ratio >= 1:
@@ -42,16 +43,21 @@ def at_equal_bytes(rows, baseline, ratio):
 
 
 def compare(rows):
-    """Adds to each row what the baselines make of as many bytes: random_delta and streaming_delta."""
+    """Adds to each row what the baselines make of as many bytes: random_kl, streaming_ppl_delta and so on."""
     for row in rows:
         for baseline in BASELINES:
-            row[f"{baseline}_delta"] = at_equal_bytes(rows, baseline, row["bytes_ratio"])
+            for measure in MEASURES:
+                row[f"{baseline}_{measure}"] = at_equal_bytes(rows, baseline, row["bytes_ratio"], measure)
     return rows
 
 
 def keeps_at_most(policy, share, data_format="native"):
     return lambda row: (row["policy"] == policy and row["format"] == data_format
                         and row["kept_ratio"] <= share)
+
+
+def peaks_at_most(policy, share):
+    return lambda row: row["policy"] == policy and row["format"] == "native" and row["peak_ratio"] <= share
 
 
 def with_recovery(share):
@@ -72,6 +78,10 @@ def both(*checks):
 
 # A share that a policy is to keep is met when it keeps 1 % more: budgets come in whole tokens.
 GATES = [
+    Gate("scissorhands, B is 1/2 of the length, 2x in the paper: perplexity at most +1 %",
+         peaks_at_most("scissorhands", 0.505), delta(0.01)),
+    Gate("scissorhands, B is 1/3 of the length, 3x in the paper: perplexity at most +5 %",
+         peaks_at_most("scissorhands", 0.337), delta(0.05)),
     Gate("scissorhands, 2x: perplexity at most +1 %", keeps_at_most("scissorhands", 0.51), delta(0.01)),
     Gate("scissorhands, 3x: perplexity at most +5 %", keeps_at_most("scissorhands", 0.343), delta(0.05)),
     Gate("scissorhands, 2x and int4: perplexity at most +2 %",
@@ -100,25 +110,45 @@ def gate_verdict(gate, rows):
     return Verdict(gate.name, "pass" if good else "MISS", text)
 
 
-def baseline_verdict(policy, baseline, rows):
+def baseline_verdict(policy, baseline, measure, rows):
     """Whether a seed method is better than a baseline at equal bytes, wherever it removes something."""
-    name = f"{policy}: better than {baseline} at equal bytes"
+    name = f"{policy}: better {MEASURES[measure]} than {baseline} at equal bytes"
+    other = f"{baseline}_{measure}"
     found = [row for row in rows if row["policy"] == policy and row["format"] == "native"
-             and row["bytes_ratio"] < 0.99 and row[f"{baseline}_delta"] is not None]
+             and row["bytes_ratio"] < 0.99 and row[other] is not None]
     if not found:
         return Verdict(name, "not run", "no such rows")
-    worse = [row for row in found if row["ppl_delta"] >= row[f"{baseline}_delta"]]
+    worse = [row for row in found if row[measure] >= row[other]]
     text = f"{len(found) - len(worse)} of {len(found)} rows"
     if worse:
-        row = max(worse, key=lambda row: row["ppl_delta"] - row[f"{baseline}_delta"])
-        text += (f"; at {row['bytes_ratio']:.0%} of the bytes {row['ppl_delta']:+.2%} against "
-                 f"{row[f'{baseline}_delta']:+.2%}")
+        row = max(worse, key=lambda row: row[measure] - row[other])
+        show = "{:+.2%}" if measure == "ppl_delta" else "{:.4f}"
+        text += (f"; {label(row)}: {show.format(row[measure])} at {row['bytes_ratio']:.0%} of the bytes, against "
+                 f"{show.format(row[other])}")
     return Verdict(name, "MISS" if worse else "pass", text)
 
 
+def bytes_verdict(rows):
+    """Whether the bytes of native keys go with the keys."""
+    name = "every policy: bytes kept are the share of the keys kept, within two pages a session"
+    found = [row for row in rows if row["format"] == "native" and row["kept_ratio"] < 1]
+    if not found:
+        return Verdict(name, "not run", "no such rows")
+    row = max(found, key=pages_over)
+    text = f"at most {pages_over(row):.2f} pages more, {label(row)}"
+    return Verdict(name, "pass" if pages_over(row) <= 2 else "MISS", text)
+
+
+def pages_over(row):
+    """Pages that a session holds, in the mean, beyond the share of its keys that it kept."""
+    full_bytes = row["kept_bytes"] / row["bytes_ratio"]
+    return (row["kept_bytes"] - full_bytes * row["kept_ratio"]) / row["page_bytes"]
+
+
 def verdicts(rows):
-    return ([gate_verdict(gate, rows) for gate in GATES]
-            + [baseline_verdict(policy, baseline, rows) for policy in SEEDS for baseline in BASELINES])
+    return ([gate_verdict(gate, rows) for gate in GATES] + [bytes_verdict(rows)]
+            + [baseline_verdict(policy, baseline, measure, rows)
+               for policy in SEEDS for baseline in BASELINES for measure in MEASURES])
 
 
 def label(row):
@@ -127,18 +157,18 @@ def label(row):
     return " ".join([row["policy"], *words] + ([row["format"]] if row["format"] != "native" else []))
 
 
-HEADINGS = ("policy", "keys", "bytes", "perplexity", "+-", "random", "streaming", "agreement", "KL", "recall",
-            "recovery", "us/token")
+HEADINGS = ("policy", "keys", "bytes", "peak", "perplexity", "+-", "random", "streaming", "KL", "random",
+            "streaming", "agreement", "recall", "recovery", "us/token")
 
 
 def cells(row):
-    def signed(value):
-        return "-" if value is None else f"{value:+.2%}"
+    def show(form, *keys):
+        return ["-" if row[key] is None else form.format(row[key]) for key in keys]
 
-    return (label(row), f"{row['kept_ratio']:.1%}", f"{row['bytes_ratio']:.1%}", signed(row["ppl_delta"]),
-            f"{row['ppl_error']:.2%}", signed(row["random_delta"]), signed(row["streaming_delta"]),
-            f"{row['agreement']:.1%}", f"{row['kl']:.4f}", f"{row['recall']:.0%}",
-            "-" if row["recovery"] is None else f"{row['recovery']:.3f}", f"{row['us_per_token']:.0f}")
+    return (label(row), *show("{:.1%}", "kept_ratio", "bytes_ratio", "peak_ratio"), *show("{:+.2%}", "ppl_delta"),
+            *show("{:.2%}", "ppl_error"), *show("{:+.2%}", "random_ppl_delta", "streaming_ppl_delta"),
+            *show("{:.4f}", "kl", "random_kl", "streaming_kl"), *show("{:.1%}", "agreement"),
+            *show("{:.0%}", "recall"), *show("{:.3f}", "recovery"), *show("{:.0f}", "us_per_token"))
 
 
 def table(rows):
@@ -180,10 +210,11 @@ the safe points between chunks, as in decoding. All figures are over {positions}
 | column | what |
 |---|---|
 | keys, bytes | kept, in the mean over the steps with scored tokens, as a share of a full cache's: rows over all heads; pages that the agent counts as used |
+| peak | keys at the step that had most, as a share of the longest full cache: what memory must be there; for `scissorhands` B / length, as the paper counts |
 | perplexity | relative to the full cache's {ppl_full:.2f}; `+-` is its standard error over windows |
-| random, streaming | what that policy makes of as many bytes, between its two nearest rows |
-| agreement | positions at which both caches have the same likeliest next token |
 | KL | KL(full, policy) of the next token's distribution, nats, mean |
+| random, streaming | what that policy makes of as many bytes, of the measure before, between its two nearest rows |
+| agreement | positions at which both caches have the same likeliest next token |
 | recall | facts told in the prompt's second half ("The secret THING of NAME is DDDDD.") and asked at the end, right in all digits with the right ones before; the full cache recalls {recall_full:.0%} of {asked} |
 | recovery | share of attention mass on the keys that stayed, mean of the agent's compactions |
 | us/token | of the run, on this machine: safe points, compactions and the model's pass, all windows together |

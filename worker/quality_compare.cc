@@ -64,18 +64,22 @@ ComparedRun::ComparedRun(std::span<const QualityWindow> windows, const FullRun& 
 
 absl::Status ComparedRun::Prepared(uint32_t first, uint32_t end,
                                    std::span<const SessionView> views) {
+  const uint32_t planes = layout_.geometry().planes();
+  uint64_t heads_rows = 0;
+  for (const SessionView& view : views) {
+    for (uint32_t plane = 0; plane < planes; ++plane) heads_rows += view.Length(plane);
+  }
+  const double rows = static_cast<double>(heads_rows) / planes;
+  const auto sessions = static_cast<double>(views.size());
+  figures_.peak_rows = std::max(figures_.peak_rows, rows);
+  figures_.peak_full_rows = std::max(figures_.peak_full_rows, sessions * end);
   const QualityWindow& shape = windows_.front();
   if (first < shape.prompt_tokens || first >= shape.prose.end()) return absl::OkStatus();
-  const uint32_t planes = layout_.geometry().layers * layout_.geometry().kv_heads;
-  for (const SessionView& view : views) {
-    uint64_t rows = 0;
-    for (uint32_t plane = 0; plane < planes; ++plane) rows += view.Length(plane);
-    figures_.rows += static_cast<double>(rows) / planes;
-    figures_.full_rows += end;
-    ++figures_.samples;
-    figures_.full_bytes +=
-        static_cast<double>(CeilDiv(end, kPageTokens) * layout_.page_bytes().value());
-  }
+  figures_.rows += rows;
+  figures_.full_rows += sessions * end;
+  figures_.samples += views.size();
+  const int64_t full_bytes = CeilDiv(end, kPageTokens) * layout_.page_bytes().value();
+  figures_.full_bytes += sessions * static_cast<double>(full_bytes);
   const absl::StatusOr<uint64_t> used = used_bytes_();
   if (!used.ok()) return used.status();
   figures_.bytes += static_cast<double>(*used);

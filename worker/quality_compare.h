@@ -31,6 +31,8 @@ struct QualityFigures {
   double rows = 0, full_rows = 0;    // of an average head, over the steps with scored tokens
   double bytes = 0, full_bytes = 0;  // of the pool's pages, over the same steps
   uint64_t samples = 0;              // summed in the four above: one a window and step
+  // The same rows at the step, prompt and answers included, that had most of them.
+  double peak_rows = 0, peak_full_rows = 0;
 
   double Perplexity() const;
   double PerplexityFull() const;

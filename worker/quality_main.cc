@@ -128,14 +128,16 @@ absl::Status RunFull(const Flags& flags, Setting& setting, FullRun& full) {
       .status();
 }
 
-boost::json::object TenantJson(const std::string& tenant, const QualityFigures& f, double seconds,
-                               uint64_t tokens) {
+boost::json::object TenantJson(const std::string& tenant, const QualityFigures& f,
+                               const Layout& layout, double seconds, uint64_t tokens) {
   const auto count = static_cast<double>(f.positions), asked = static_cast<double>(f.asked);
   return {{"tenant", tenant},
           {"positions", f.positions},
           {"kept_ratio", f.rows / f.full_rows},
           {"bytes_ratio", f.bytes / f.full_bytes},
+          {"peak_ratio", f.peak_rows / f.peak_full_rows},
           {"kept_bytes", f.bytes / static_cast<double>(f.samples)},
+          {"page_bytes", layout.page_bytes().value()},
           {"ppl", f.Perplexity()},
           {"ppl_full", f.PerplexityFull()},
           {"ppl_delta", f.PerplexityDelta()},
@@ -179,7 +181,7 @@ absl::StatusOr<boost::json::object> RunTenant(const Flags& flags, Setting& setti
   if (!std::isfinite(compared.figures().kl)) {
     return absl::DataLossError("the model's predictions under this policy are not finite");
   }
-  return TenantJson(entry.substr(0, equals), compared.figures(), *seconds,
+  return TenantJson(entry.substr(0, equals), compared.figures(), tenant.layout(), *seconds,
                     uint64_t{flags.plan.windows} * flags.plan.context);
 }
 

@@ -29,8 +29,9 @@ SHAPE = {"windows": 2, "context": 100, "prompt": 50, "facts": 1}
 
 def row(policy, ratio, delta, recall=0.5, data_format="native", **params):
     return {"policy": policy, "params": params, "format": data_format, "kept_ratio": ratio, "bytes_ratio": ratio,
-            "kept_bytes": 1000 * ratio, "positions": 100, "ppl": 40 * (1 + delta), "ppl_full": 40.0,
-            "ppl_delta": delta, "ppl_error": 0.001, "agreement": 0.97, "kl": 0.01, "asked": 8, "recall": recall,
+            "peak_ratio": ratio, "kept_bytes": 1000 * ratio, "page_bytes": 10, "positions": 100,
+            "ppl": 40 * (1 + delta), "ppl_full": 40.0, "ppl_delta": delta, "ppl_error": 0.001, "agreement": 0.97,
+            "kl": delta / 10, "asked": 8, "recall": recall,
             "recall_full": 1.0, "recovery": 0.9, "us_per_token": 250.0}
 
 
@@ -88,7 +89,7 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(verdict(BASE + [row("scissorhands", 0.5, 0.01, data_format="int4")], name), "not run")
 
     def test_every_gate_can_pass_and_be_missed(self):
-        def rows(worse, recall, agreement):
+        def rows(worse, recall, agreement, pages):
             made = [row(policy, share, worse + delta, recall, data_format, **params)
                     for policy, share, delta, data_format, params in [
                         ("scissorhands", 0.5, 0.01, "native", {}), ("scissorhands", 1 / 3, 0.03, "native", {}),
@@ -98,17 +99,22 @@ class ReportTest(unittest.TestCase):
                         ("full", 1.0, 0.001, "fp8", {}), ("full", 1.0, 0.005, "int4", {})]]
             for one in made:
                 one["agreement"] = agreement
+                one["kept_bytes"] += 10 * pages
+                one["bytes_ratio"] += pages / 100
             return quality_report.verdicts(quality_report.compare(BASE + made))
 
-        gates = len(quality_report.GATES) + len(quality_report.SEEDS) * len(quality_report.BASELINES)
-        self.assertEqual([v.verdict for v in rows(0, 1.0, 0.99)], ["pass"] * gates)
-        self.assertEqual([v.verdict for v in rows(0.2, 0.9, 0.9)], ["MISS"] * gates)
+        better = len(quality_report.SEEDS) * len(quality_report.BASELINES) * len(quality_report.MEASURES)
+        gates = len(quality_report.GATES) + 1 + better
+        self.assertEqual([v.verdict for v in rows(0, 1.0, 0.99, 1)], ["pass"] * gates)
+        self.assertEqual([v.verdict for v in rows(0.2, 0.9, 0.9, 3)], ["MISS"] * gates)
 
     def test_a_seed_that_loses_to_a_baseline_once_misses(self):
         rows = BASE + [row("corm", 0.5, 0.01), row("corm", 0.25, 0.1)]
-        self.assertEqual(verdict(rows, "corm: better than random"), "pass")
-        self.assertEqual(verdict(rows, "corm: better than streaming"), "MISS")
-        self.assertEqual(verdict(rows, "fastgen: better than streaming"), "not run")
+        self.assertEqual(verdict(rows, "corm: better perplexity than random"), "pass")
+        self.assertEqual(verdict(rows, "corm: better perplexity than streaming"), "MISS")
+        self.assertEqual(verdict(rows, "fastgen: better perplexity than streaming"), "not run")
+        rows[-1]["kl"] = 0.001
+        self.assertEqual(verdict(rows, "corm: better KL than streaming"), "pass")
 
     def test_the_page_and_the_table_hold_every_row(self):
         rows = quality_report.compare(BASE + [row("corm", 0.1, 0.3, window=64)])
@@ -117,7 +123,7 @@ class ReportTest(unittest.TestCase):
         for text in (page, quality_report.table(rows)):
             for one in rows:
                 self.assertIn(quality_report.label(one), text)
-        self.assertIn("| corm window=64 | 10.0% | 10.0% | +30.00% | 0.10% | - | - | 97.0% |", page)
+        self.assertIn("| corm window=64 | 10.0% | 10.0% | 10.0% | +30.00% | 0.10% | - | - | 0.0300 | - | - |", page)
         self.assertNotRegex(page, r"[{}]")
 
 
@@ -188,8 +194,8 @@ class QuickRunTest(unittest.TestCase):
             self.assertIn("| scissorhands budget=128 window=64 |", files["page.md"].read_text())
         self.assertEqual([r["policy"] for r in rows], ["full", "streaming", "scissorhands"])
         for one in rows:
-            for key in ("kept_ratio", "bytes_ratio", "kept_bytes", "ppl", "ppl_delta", "agreement", "kl", "recall",
-                        "recall_full", "us_per_token"):
+            for key in ("kept_ratio", "bytes_ratio", "peak_ratio", "kept_bytes", "page_bytes", "ppl", "ppl_delta",
+                        "agreement", "kl", "recall", "recall_full", "us_per_token"):
                 self.assertTrue(math.isfinite(one[key]), (key, one))
             self.assertGreater(one["us_per_token"], 0)
             self.assertEqual(one["format"], "native")

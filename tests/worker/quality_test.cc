@@ -184,6 +184,8 @@ TEST_F(QualityRunTest, AFullCacheAgreesWithItselfExactly) {
   EXPECT_EQ(figures.samples, 12u);
   EXPECT_EQ(figures.bytes, 4000);
   EXPECT_EQ(figures.full_rows, 3 * (26 + 32 + 38 + 44));
+  EXPECT_EQ(figures.peak_rows, figures.peak_full_rows);
+  EXPECT_EQ(figures.peak_full_rows, 3.0 * static_cast<double>(windows_.front().tokens.size()));
 }
 
 TEST_F(QualityRunTest, WaitsForRoomAndGivesUp) {
