@@ -43,12 +43,11 @@ class AgentCalls {
   virtual absl::StatusOr<OpenedSession> Open(const OpenOptions& options) = 0;
   // Does not wait.
   virtual void Close(uint64_t handle) = 0;
-  // Does not wait; `done` is called on the RPC thread with one status per request.
-  using DrainDone = std::function<void(const std::vector<absl::Status>&)>;
-  virtual void Drain(const std::vector<DrainRequest>& requests, DrainDone done) = 0;
-  // One status per slot.
-  virtual absl::StatusOr<std::vector<absl::Status>> HandOver(
-      const std::vector<uint32_t>& slots) = 0;
+  // These do not wait either: `done` is called once, on the RPC thread, with one status for each
+  // item in order. At most limits::kBatchItems.
+  using Done = std::function<void(const std::vector<absl::Status>&)>;
+  virtual void Drain(const std::vector<DrainRequest>& requests, Done done) = 0;
+  virtual void HandOver(const std::vector<uint32_t>& slots, Done done) = 0;
   virtual absl::Status Ping() = 0;
   virtual absl::StatusOr<TenantStatistics> Statistics() = 0;
 };

@@ -229,33 +229,37 @@ class RemoteCalls final : public AgentCalls {
     thread_.Post([caps = caps_, handle](kj::AsyncIoContext&) { caps->sessions.erase(handle); });
   }
 
-  void Drain(const std::vector<DrainRequest>& requests, DrainDone done) override {
-    for (size_t first = 0; first < requests.size(); first += limits::kBatchItems) {
-      const size_t count = std::min<size_t>(limits::kBatchItems, requests.size() - first);
-      DrainBatch({requests.begin() + first, requests.begin() + first + count}, done);
-    }
+  void Drain(const std::vector<DrainRequest>& requests, Done done) override {
+    Send(requests.size(), std::move(done), [requests](Caps& caps) {
+      auto request = caps.attachment.drainRequest();
+      auto items = request.initItems(requests.size());
+      for (size_t i = 0; i < requests.size(); ++i) {
+        items[i].setSlot(requests[i].slot);
+        items[i].setWindow(requests[i].window);
+        items[i].setFirst(requests[i].first);
+        items[i].setCount(requests[i].count);
+      }
+      return request.send().then([](auto&& response) {
+        std::vector<absl::Status> outcomes;
+        for (auto result : response.getResults()) outcomes.push_back(FromOutcome(result));
+        return outcomes;
+      });
+    });
   }
 
-  absl::StatusOr<std::vector<absl::Status>> HandOver(const std::vector<uint32_t>& slots) override {
-    std::vector<absl::Status> outcomes;
-    for (size_t first = 0; first < slots.size(); first += limits::kBatchItems) {
-      const size_t count = std::min<size_t>(limits::kBatchItems, slots.size() - first);
-      absl::Status call = Call([&outcomes, &slots, first, count](Caps& caps) {
-        auto request = caps.attachment.handOverRequest();
-        auto list = request.initSlots(count);
-        for (size_t i = 0; i < count; ++i) list.set(i, slots[first + i]);
-        return request.send().then([&outcomes](auto&& response) {
-          for (auto result : response.getResults()) {
-            outcomes.push_back(FromOutcome(result.getOutcome()));
-          }
-        });
+  void HandOver(const std::vector<uint32_t>& slots, Done done) override {
+    Send(slots.size(), std::move(done), [slots](Caps& caps) {
+      auto request = caps.attachment.handOverRequest();
+      auto list = request.initSlots(slots.size());
+      for (size_t i = 0; i < slots.size(); ++i) list.set(i, slots[i]);
+      return request.send().then([](auto&& response) {
+        std::vector<absl::Status> outcomes;
+        for (auto result : response.getResults()) {
+          outcomes.push_back(FromOutcome(result.getOutcome()));
+        }
+        return outcomes;
       });
-      if (!call.ok()) return call;
-    }
-    if (outcomes.size() != slots.size()) {
-      return absl::InternalError("the agent answered for another number of sessions");
-    }
-    return outcomes;
+    });
   }
 
   absl::Status Ping() override {
@@ -312,27 +316,24 @@ class RemoteCalls final : public AgentCalls {
                          .profile = FromCapnp(opened.getProfile())};
   }
 
-  void DrainBatch(std::vector<DrainRequest> batch, DrainDone done) {
-    thread_.Post([caps = caps_, batch = std::move(batch), done = std::move(done),
+  // Runs `function(Caps&) -> kj::Promise<std::vector<absl::Status>>` on the RPC thread, without
+  // waiting. Whatever becomes of it, `done` is told about all `count` items, once.
+  template <typename F>
+  void Send(size_t count, Done done, F function) {
+    thread_.Post([caps = caps_, count, done = std::move(done), function = std::move(function),
                   timeout = timeout_](kj::AsyncIoContext& io) mutable {
-      auto request = caps->attachment.drainRequest();
-      auto items = request.initItems(batch.size());
-      for (size_t i = 0; i < batch.size(); ++i) {
-        items[i].setSlot(batch[i].slot);
-        items[i].setWindow(batch[i].window);
-        items[i].setFirst(batch[i].first);
-        items[i].setCount(batch[i].count);
-      }
-      auto finished = request.send().then(
-          [done](auto&& response) {
-            std::vector<absl::Status> outcomes;
-            for (auto result : response.getResults()) outcomes.push_back(FromOutcome(result));
-            done(outcomes);
-          },
-          [done](kj::Exception&&) { done({}); });
-      WithDeadline(kj::mv(finished), io.provider->getTimer(), timeout)
+      auto answered = function(*caps).then([count, done](std::vector<absl::Status> outcomes) {
+        if (outcomes.size() != count) {
+          outcomes.assign(count, absl::InternalError("the agent answered for another number"));
+        }
+        done(outcomes);
+      });
+      WithDeadline(kj::mv(answered), io.provider->getTimer(), timeout)
           .attach(std::move(caps))
-          .detach([done](kj::Exception&&) { done({}); });
+          .detach([count, done](kj::Exception&&) {
+            done(std::vector<absl::Status>(
+                count, absl::UnavailableError("the agent is gone, or has not answered in time")));
+          });
     });
   }
 

@@ -5,16 +5,12 @@
 
 #include <algorithm>
 #include <limits>
-#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "client/tenant.h"
 
 namespace kvpool {
 namespace {
-
-// How long a caller naps between two looks at a session that the agent has in hands.
-constexpr std::chrono::microseconds kBusyNap(50);
 
 std::byte* SlotBytes(const TenantSetup& setup, uint32_t slot) {
   return setup.control + shm::SlotOffset(setup.sizes, slot);
@@ -42,7 +38,7 @@ SessionImpl::SessionImpl(TenantImpl& tenant, const OpenedSession& opened, uint32
 }
 
 SessionImpl::~SessionImpl() {
-  if (window_ != kNoWindow) tenant_.free_windows_.push_back(window_);
+  if (window_ != kNoWindow) tenant_.window_owners_[window_] = nullptr;
   tenant_.setup_.calls->Close(opened_.handle);
 }
 
@@ -88,22 +84,29 @@ absl::Status SessionImpl::Failure() const {
                                           "); the session is lost"));
 }
 
-absl::Status SessionImpl::Resume() {
-  const auto deadline = std::chrono::steady_clock::now() + tenant_.setup_.timeout;
-  for (;;) {
-    auto state = static_cast<uint32_t>(shm::State::kIdle);
-    if (words_->state.compare_exchange_strong(state, static_cast<uint32_t>(shm::State::kRunning),
-                                              std::memory_order_acq_rel)) {
-      RefreshTable();
-      return absl::OkStatus();
-    }
-    if (state == static_cast<uint32_t>(shm::State::kRunning)) return absl::OkStatus();
-    if (state != static_cast<uint32_t>(shm::State::kBusy)) return Failure();
-    if (std::chrono::steady_clock::now() > deadline) {
-      return absl::UnavailableError("the agent has not given the session back in time");
-    }
-    std::this_thread::sleep_for(kBusyNap);
+absl::Status SessionImpl::TakeBack() {
+  static const absl::Status kBusy = absl::AbortedError("the agent has the session");
+  if (away_) {
+    if (progress_->handed_over.load()) return kBusy;
+    away_ = false;
+    if (!progress_->outcome.ok()) return progress_->outcome;
+    RefreshTable();
+    return absl::OkStatus();
   }
+  auto state = static_cast<uint32_t>(shm::State::kIdle);
+  if (words_->state.compare_exchange_strong(state, static_cast<uint32_t>(shm::State::kRunning),
+                                            std::memory_order_acq_rel)) {
+    RefreshTable();
+    return absl::OkStatus();
+  }
+  if (state == static_cast<uint32_t>(shm::State::kRunning)) return absl::OkStatus();
+  return state == static_cast<uint32_t>(shm::State::kBusy) ? kBusy : Failure();
+}
+
+bool SessionImpl::MayGoOn() const {
+  if (away_) return !progress_->handed_over.load();
+  return !progress_->draining.load() &&
+         words_->state.load(std::memory_order_acquire) != static_cast<uint32_t>(shm::State::kBusy);
 }
 
 void SessionImpl::RefreshTable() {
@@ -180,6 +183,9 @@ bool SessionImpl::PushWanted(uint32_t position, uint32_t index, uint32_t tokens)
 }
 
 absl::Status SessionImpl::Commit(uint32_t tokens, const float* queries, const float* lses) {
+  if (queries != nullptr && LacksWindow()) {
+    return absl::FailedPreconditionError("a step whose queries are wanted begins at a safe point");
+  }
   const uint32_t first = committed_;
   committed_ += tokens;
   if (profiler_ != nullptr) {
@@ -206,18 +212,11 @@ absl::Status SessionImpl::Commit(uint32_t tokens, const float* queries, const fl
 absl::Status SessionImpl::PushQuery(uint32_t position, const float* query, const float* lses,
                                     Patience patience) {
   const auto full = [this] { return pushed_ - progress_->drained.load() >= shm::kWindowQueries; };
-  if (window_ == kNoWindow) {
-    if (tenant_.free_windows_.empty()) {
-      return absl::FailedPreconditionError("more sessions step at once than max_running at attach");
-    }
-    window_ = tenant_.free_windows_.back();
-    tenant_.free_windows_.pop_back();
-  }
   while (full()) {
     tenant_.StartDrains({this});
     if (patience == Patience::kDrops) return absl::OkStatus();
     absl::Status status =
-        tenant_.WaitForDrains([this, &full] { return !full() || !progress_->in_flight.load(); });
+        tenant_.WaitForDrains([this, &full] { return !full() || !progress_->draining.load(); });
     if (!status.ok()) return status;
   }
   const shm::ShmSizes& sizes = tenant_.setup_.sizes;
@@ -236,6 +235,7 @@ absl::Status SessionImpl::PushQuery(uint32_t position, const float* query, const
 }
 
 void SessionImpl::Park() {
+  if (away_) return;  // it rests with the agent; the next safe point that names it takes it back
   // An exact policy's agent must not compact a session with unscored queries: drain them first.
   tenant_.StartDrains({this});
   words_->state.store(static_cast<uint32_t>(shm::State::kIdle), std::memory_order_release);

@@ -1,4 +1,4 @@
-// The safe point: resume, hand over, drain, take pages. See tenant.h.
+// The safe point: take back, hand over, take windows, drain, take pages. See tenant.h.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include "client/tenant.h"
@@ -7,14 +7,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "proto/limits.h"
 
 namespace kvpool {
 
-TenantImpl::TenantImpl(TenantSetup setup) : setup_(std::move(setup)) {
-  for (uint32_t window = setup_.sizes.windows; window > 0; --window) {
-    free_windows_.push_back(window - 1);
-  }
-}
+TenantImpl::TenantImpl(TenantSetup setup)
+    : setup_(std::move(setup)), window_owners_(setup_.sizes.windows) {}
 
 TenantImpl::~TenantImpl() = default;
 
@@ -30,62 +28,157 @@ absl::StatusOr<std::unique_ptr<Session>> TenantImpl::Open(const OpenOptions& opt
 
 void TenantImpl::StartDrains(const std::vector<SessionImpl*>& sessions) {
   std::vector<DrainRequest> requests;
-  std::vector<std::pair<std::shared_ptr<DrainProgress>, uint64_t>> waiting;
+  std::vector<std::pair<std::shared_ptr<SessionProgress>, uint64_t>> waiting;
+  const auto send = [&] {
+    if (requests.empty()) return;
+    setup_.calls->Drain(requests,
+                        [signal = signal_, waiting = std::exchange(waiting, {})](const auto&) {
+                          // A refused drain scored nothing, and the agent counted it: its entries
+                          // are free all the same.
+                          std::lock_guard<std::mutex> lock(signal->mutex);
+                          for (const auto& [progress, drained] : waiting) {
+                            progress->drained.store(drained);
+                            progress->draining.store(false);
+                          }
+                          signal->changed.notify_all();
+                        });
+    requests.clear();
+  };
   for (SessionImpl* session : sessions) {
-    if (session->pending() == 0 || session->progress_->in_flight.load()) continue;
+    if (session->pending() == 0 || session->progress_->draining.load()) continue;
+    if (requests.size() == limits::kBatchItems) send();
     requests.push_back({.slot = session->opened_.slot,
                         .window = session->window_,
                         .first = session->submitted_,
                         .count = static_cast<uint32_t>(session->pending())});
     session->submitted_ = session->pushed_;
-    session->progress_->in_flight.store(true);
+    session->progress_->draining.store(true);
     waiting.emplace_back(session->progress_, session->pushed_);
   }
-  if (requests.empty()) return;
-  setup_.calls->Drain(
-      requests, [signal = signal_, waiting = std::move(waiting)](const std::vector<absl::Status>&) {
-        // A refused drain scored nothing, and the agent counted it: its entries are free all the
-        // same.
-        std::lock_guard<std::mutex> lock(signal->mutex);
-        for (const auto& [progress, drained] : waiting) {
-          progress->drained.store(drained);
-          progress->in_flight.store(false);
-        }
-        signal->changed.notify_all();
-      });
+  send();
 }
 
-absl::Status TenantImpl::HandOverDue(std::span<Step> steps) {
-  std::vector<SessionImpl*> due;
-  std::vector<size_t> indices;
-  for (size_t i = 0; i < steps.size(); ++i) {
-    auto* session = static_cast<SessionImpl*>(steps[i].session);
-    if (!steps[i].outcome.ok() || !session->Due(steps[i].tokens)) continue;
-    due.push_back(session);
-    indices.push_back(i);
-  }
-  if (due.empty()) return absl::OkStatus();
-
-  // A compaction must see every query: wait for drains under way, then drain the rest.
-  const auto idle = [&due] {
-    return std::none_of(due.begin(), due.end(),
-                        [](const SessionImpl* s) { return s->progress_->in_flight.load(); });
+absl::Status TenantImpl::DrainAll(const std::vector<SessionImpl*>& sessions) {
+  const auto idle = [&sessions] {
+    return std::none_of(sessions.begin(), sessions.end(),
+                        [](const SessionImpl* s) { return s->progress_->draining.load(); });
   };
   if (absl::Status status = WaitForDrains(idle); !status.ok()) return status;
-  StartDrains(due);
-  if (absl::Status status = WaitForDrains(idle); !status.ok()) return status;
+  StartDrains(sessions);
+  return WaitForDrains(idle);
+}
 
+void TenantImpl::StartHandOvers(const std::vector<SessionImpl*>& sessions) {
   std::vector<uint32_t> slots;
-  for (SessionImpl* session : due) {
+  std::vector<std::shared_ptr<SessionProgress>> waiting;
+  const auto send = [&] {
+    if (slots.empty()) return;
+    setup_.calls->HandOver(slots, [signal = signal_, waiting = std::exchange(waiting, {})](
+                                      const std::vector<absl::Status>& outcomes) {
+      std::lock_guard<std::mutex> lock(signal->mutex);
+      for (size_t i = 0; i < waiting.size(); ++i) {
+        waiting[i]->outcome = outcomes[i];
+        waiting[i]->handed_over.store(false);
+      }
+      signal->changed.notify_all();
+    });
+    slots.clear();
+  };
+  for (SessionImpl* session : sessions) {
+    if (slots.size() == limits::kBatchItems) send();
     session->words_->state.store(static_cast<uint32_t>(shm::State::kBusy),
                                  std::memory_order_release);
+    session->progress_->handed_over.store(true);
+    session->away_ = true;
     slots.push_back(session->opened_.slot);
+    waiting.push_back(session->progress_);
   }
-  absl::StatusOr<std::vector<absl::Status>> outcomes = setup_.calls->HandOver(slots);
-  if (!outcomes.ok()) return outcomes.status();
-  for (size_t k = 0; k < due.size(); ++k) {
-    steps[indices[k]].outcome = (*outcomes)[k];
-    due[k]->RefreshTable();
+  send();
+}
+
+void TenantImpl::LoseAborted(std::span<Step> steps) {
+  for (Step& step : steps) {
+    if (!absl::IsAborted(step.outcome)) continue;
+    step.outcome = absl::UnavailableError("the agent has not given the session back in time");
+  }
+}
+
+bool TenantImpl::AwaitAny(const std::vector<SessionImpl*>& sessions,
+                          std::chrono::steady_clock::time_point deadline) {
+  // A session that the agent took while it was parked comes back without an answer to us.
+  constexpr std::chrono::microseconds kNap(50);
+  const auto any = [&sessions] {
+    return std::any_of(sessions.begin(), sessions.end(),
+                       [](const SessionImpl* session) { return session->MayGoOn(); });
+  };
+  std::unique_lock<std::mutex> lock(signal_->mutex);
+  while (!signal_->changed.wait_for(lock, kNap, any)) {
+    if (std::chrono::steady_clock::now() > deadline) return false;
+  }
+  return true;
+}
+
+void TenantImpl::HandOverDue(std::span<Step> steps) {
+  const auto deadline = std::chrono::steady_clock::now() + setup_.timeout;
+  enum class Turn : uint8_t { kOpen, kTakenBack, kFailed };
+  std::vector<Turn> turns(steps.size());
+  for (;;) {
+    std::vector<SessionImpl*> away, drain, hand_over;
+    bool one_steps = false;
+    for (size_t i = 0; i < steps.size(); ++i) {
+      if (turns[i] == Turn::kFailed) continue;
+      auto* session = static_cast<SessionImpl*>(steps[i].session);
+      const bool was_away = session->away_;
+      steps[i].outcome = session->TakeBack();
+      if (was_away && !session->away_) turns[i] = Turn::kTakenBack;
+      if (steps[i].outcome.ok()) {
+        // What was due and has been handed over is not due twice.
+        if (turns[i] == Turn::kTakenBack || !session->Due(steps[i].tokens)) {
+          one_steps = true;
+          continue;
+        }
+        steps[i].outcome = absl::AbortedError("the session is due and waits for the agent");
+        // A compaction must see every query.
+        if (!session->progress_->draining.load()) {
+          (session->pending() > 0 ? drain : hand_over).push_back(session);
+        }
+      } else if (!absl::IsAborted(steps[i].outcome)) {
+        turns[i] = Turn::kFailed;
+        continue;
+      }
+      away.push_back(session);
+    }
+    StartDrains(drain);
+    StartHandOvers(hand_over);
+    if (!drain.empty() || !hand_over.empty()) continue;  // an answer may be there at once
+    if (one_steps || away.empty()) return;
+    if (!AwaitAny(away, deadline)) return LoseAborted(steps);
+  }
+}
+
+absl::Status TenantImpl::TakeWindows(std::span<Step> steps) {
+  const auto stands_by = [&steps](const SessionImpl* owner) {
+    return std::none_of(steps.begin(), steps.end(), [owner](const Step& step) {
+      return step.session == owner && step.outcome.ok();
+    });
+  };
+  for (Step& step : steps) {
+    auto* session = static_cast<SessionImpl*>(step.session);
+    if (!step.outcome.ok() || !session->LacksWindow()) continue;
+    auto window = std::find(window_owners_.begin(), window_owners_.end(), nullptr);
+    if (window == window_owners_.end()) {
+      window = std::find_if(window_owners_.begin(), window_owners_.end(), stands_by);
+      if (window == window_owners_.end()) {
+        step.outcome = absl::FailedPreconditionError(
+            absl::StrCat("more sessions step at once than max_running at attach, which is ",
+                         window_owners_.size()));
+        continue;
+      }
+      if (absl::Status status = DrainAll({*window}); !status.ok()) return status;
+      (*window)->window_ = SessionImpl::kNoWindow;
+    }
+    *window = session;
+    session->window_ = static_cast<uint32_t>(window - window_owners_.begin());
   }
   return absl::OkStatus();
 }
@@ -123,10 +216,8 @@ void TenantImpl::TakePages(std::span<Step> steps) {
 }
 
 absl::Status TenantImpl::SafePoint(std::span<Step> steps) {
-  for (Step& step : steps) {
-    step.outcome = static_cast<SessionImpl*>(step.session)->Resume();
-  }
-  if (absl::Status status = HandOverDue(steps); !status.ok()) return status;
+  HandOverDue(steps);
+  if (absl::Status status = TakeWindows(steps); !status.ok()) return status;
   std::vector<SessionImpl*> filling;
   for (const Step& step : steps) {
     auto* session = static_cast<SessionImpl*>(step.session);

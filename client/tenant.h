@@ -39,14 +39,17 @@ struct TenantSetup {
   std::chrono::milliseconds timeout{10'000};
 };
 
-// How far the drains of one session have come. Written by the RPC thread, read by the caller's.
-struct DrainProgress {
+// How far the agent has come with one session. Set by the caller's thread when it sends something,
+// cleared by the RPC thread, under the signal's mutex, when the answer is there.
+struct SessionProgress {
   std::atomic<uint64_t> drained{0};  // queries below this number have been scored
-  std::atomic<bool> in_flight{false};
+  std::atomic<bool> draining{false};
+  std::atomic<bool> handed_over{false};
+  absl::Status outcome;  // of the last hand-over; to be read when it is no longer under way
 };
 
-// Where waiting for drains happens; shared with completions that may outlive the tenant.
-struct DrainSignal {
+// Where waiting for the agent happens; shared with completions that may outlive the tenant.
+struct ProgressSignal {
   std::mutex mutex;
   std::condition_variable changed;
 };
@@ -72,10 +75,24 @@ class TenantImpl final : public Tenant {
  private:
   friend class SessionImpl;
 
-  absl::Status HandOverDue(std::span<Step> steps);
+  // Takes back what was handed over and hands over what is due. Outcome Aborted: the agent has the
+  // session, and another one can step meanwhile; when none can, waits for the first.
+  void HandOverDue(std::span<Step> steps);
+  // Gives each session that steps a query window, if it pushes queries at all; when none is free,
+  // that of a session which does not step, once its queries are scored.
+  absl::Status TakeWindows(std::span<Step> steps);
   void TakePages(std::span<Step> steps);
   // Starts drains for those sessions that have none in flight.
   void StartDrains(const std::vector<SessionImpl*>& sessions);
+  // Requires that none has unscored queries.
+  void StartHandOvers(const std::vector<SessionImpl*>& sessions);
+  // Aborted steps become lost ones (Unavailable): the agent has had the whole timeout.
+  static void LoseAborted(std::span<Step> steps);
+  // Waits until one of the sessions may go on; false: not before `deadline`.
+  bool AwaitAny(const std::vector<SessionImpl*>& sessions,
+                std::chrono::steady_clock::time_point deadline);
+  // Has everything scored that these sessions have pushed, and waits for it.
+  absl::Status DrainAll(const std::vector<SessionImpl*>& sessions);
   // Waits until `done` or the timeout: DeadlineExceeded.
   template <typename Done>
   absl::Status WaitForDrains(Done done) {
@@ -85,8 +102,8 @@ class TenantImpl final : public Tenant {
   }
 
   TenantSetup setup_;
-  std::shared_ptr<DrainSignal> signal_ = std::make_shared<DrainSignal>();
-  std::vector<uint32_t> free_windows_;
+  std::shared_ptr<ProgressSignal> signal_ = std::make_shared<ProgressSignal>();
+  std::vector<SessionImpl*> window_owners_;  // by window; nullptr: free
   std::vector<PageId> scratch_pages_;
 };
 
@@ -116,8 +133,10 @@ class SessionImpl final : public Session {
   void AddPages(std::span<const PageId> pages);
   // Whether the policy or the agent wants the session before `tokens` more are appended.
   bool Due(uint32_t tokens) const;
-  // IDLE -> RUNNING, waiting for an operation of the agent to end.
-  absl::Status Resume();
+  // Makes it RUNNING. Aborted: the agent has it.
+  absl::Status TakeBack();
+  // Whether TakeBack or a drain under way would come to another end now than it did.
+  bool MayGoOn() const;
   // Reads the table after the agent may have changed it.
   void RefreshTable();
   absl::Status Failure() const;
@@ -135,6 +154,8 @@ class SessionImpl final : public Session {
   absl::Status PushQuery(uint32_t position, const float* query, const float* lses,
                          Patience patience);
   uint64_t pending() const { return pushed_ - submitted_; }
+  // Whether it pushes queries and has nowhere to put them.
+  bool LacksWindow() const { return window_ == kNoWindow && opened_.queries != QueryWish::kNone; }
 
   TenantImpl& tenant_;
   const OpenedSession opened_;
@@ -145,6 +166,7 @@ class SessionImpl final : public Session {
   const shm::TableHeader* const table_;
 
   uint32_t committed_ = 0;
+  bool away_ = false;  // handed over, and the outcome not taken up yet
   uint64_t epoch_ = 0;
   uint32_t fresh_start_ = 0;
   uint32_t compacted_tokens_ = 0;  // longest head
@@ -158,10 +180,10 @@ class SessionImpl final : public Session {
   std::unique_ptr<PromptProfiler> profiler_;  // until the profile is published
 
   static constexpr uint32_t kNoWindow = ~0u;
-  uint32_t window_ = kNoWindow;
-  uint64_t pushed_ = 0;     // queries written to the window
-  uint64_t submitted_ = 0;  // queries in drains started so far
-  std::shared_ptr<DrainProgress> progress_ = std::make_shared<DrainProgress>();
+  uint32_t window_ = kNoWindow;  // taken at a safe point, and kept until another session needs it
+  uint64_t pushed_ = 0;          // queries written to the window
+  uint64_t submitted_ = 0;       // queries in drains started so far
+  std::shared_ptr<SessionProgress> progress_ = std::make_shared<SessionProgress>();
 };
 
 }  // namespace kvpool

@@ -67,6 +67,8 @@ void PoolKv::Prepare(std::span<KvStep> steps) {
       }
     } else if (failed.code() == absl::StatusCode::kResourceExhausted) {
       steps[i].readiness = Readiness::kNoSpace;
+    } else if (failed.code() == absl::StatusCode::kAborted) {
+      steps[i].readiness = Readiness::kBusy;
     } else {
       steps[i].readiness = Readiness::kFailed;
       steps[i].text = std::string(failed.message());

@@ -9,6 +9,7 @@
 
 #include <time.h>
 
+#include <algorithm>
 #include <chrono>
 #include <iterator>
 #include <memory>
@@ -78,45 +79,58 @@ class Batch {
       sessions_.push_back(std::move(opened.session));
     }
     Cost ignored;
-    for (uint32_t fed = 0; fed < kPromptTokens; fed += kChunk) {
-      if (absl::Status status = Feed(kChunk, &ignored); !status.ok()) return status;
-    }
-    return absl::OkStatus();
+    return FeedUpTo(kPromptTokens, kChunk, &ignored);
   }
 
   // A round of single tokens.
   absl::StatusOr<Cost> Decode() {
     Cost cost;
     const Seconds before = agent_->CpuTime();
-    for (uint32_t i = 0; i < kStepsPerRound; ++i) {
-      if (absl::Status status = Feed(1, &cost); !status.ok()) return status;
+    if (absl::Status status = FeedUpTo(fed_.front() + kStepsPerRound, 1, &cost); !status.ok()) {
+      return status;
     }
     if (kind_ == Kind::kProcessor) cost.cache += agent_->CpuTime() - before;
     return cost;
   }
 
  private:
-  // The next `count` tokens of every sequence, in one step.
-  absl::Status Feed(uint32_t count, Cost* cost) {
-    std::vector<KvStep> steps;
-    std::vector<kvpool::Feed> feeds;
-    for (uint32_t i = 0; i < kBatch; ++i) {
-      const auto ids = std::span(*text_).subspan(i * kMaxTokens + position_, count);
-      steps.push_back({.session = sessions_[i].get(), .tokens = count, .ids = ids});
-      feeds.push_back({.session = sessions_[i].get(), .position = position_, .tokens = ids});
+  // Steps until every sequence has `end` tokens. As in the engine, whoever is with the agent misses
+  // a step.
+  absl::Status FeedUpTo(uint32_t end, uint32_t chunk, Cost* cost) {
+    while (*std::min_element(fed_.begin(), fed_.end()) < end) {
+      std::vector<KvStep> steps;
+      std::vector<uint32_t> sequences;
+      for (uint32_t i = 0; i < kBatch; ++i) {
+        if (fed_[i] == end) continue;
+        const uint32_t count = std::min(chunk, end - fed_[i]);
+        steps.push_back({.session = sessions_[i].get(),
+                         .tokens = count,
+                         .ids = std::span(*text_).subspan(i * kMaxTokens + fed_[i], count)});
+        sequences.push_back(i);
+      }
+      if (absl::Status status = Step(steps, sequences, cost); !status.ok()) return status;
     }
+    return absl::OkStatus();
+  }
+
+  absl::Status Step(std::vector<KvStep>& steps, const std::vector<uint32_t>& sequences,
+                    Cost* cost) {
     const Seconds start = Now(kind_);
     kv_.Prepare(steps);
-    for (const KvStep& step : steps) {
-      if (step.readiness != Readiness::kReady) {
-        return absl::InternalError(absl::StrCat("a sequence was held up: ", step.text));
+    std::vector<Feed> feeds;
+    for (size_t i = 0; i < steps.size(); ++i) {
+      if (steps[i].readiness == Readiness::kBusy) continue;
+      if (steps[i].readiness != Readiness::kReady) {
+        return absl::InternalError(absl::StrCat("a sequence was held up: ", steps[i].text));
       }
+      feeds.push_back(
+          {.session = steps[i].session, .position = fed_[sequences[i]], .tokens = steps[i].ids});
+      fed_[sequences[i]] += steps[i].tokens;
     }
     const Seconds prepared = Now(kind_);
     (void)model_->Forward(feeds);
     const Seconds forwarded = Now(kind_);
-    for (const auto& session : sessions_) session->Commit();
-    position_ += count;
+    for (const Feed& feed : feeds) feed.session->Commit();
     cost->forward += forwarded - prepared;
     cost->cache += prepared - start + (Now(kind_) - forwarded);
     return absl::OkStatus();
@@ -129,7 +143,7 @@ class Batch {
   const std::unique_ptr<Connection> connection_;
   PoolKv kv_;
   std::vector<std::unique_ptr<KvSession>> sessions_;
-  uint32_t position_ = 0;  // of every sequence
+  std::vector<uint32_t> fed_ = std::vector<uint32_t>(kBatch);  // tokens, of each sequence
 };
 
 struct MethodRig {

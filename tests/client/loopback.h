@@ -7,7 +7,10 @@
 
 #include <gtest/gtest.h>
 
+#include <deque>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -34,6 +37,7 @@ class Loopback {
     uint32_t lease = 8;
     uint32_t chunk = 64;
     uint32_t session_tokens = 1024;
+    uint32_t windows = 8;
     PolicySpec policy = DefaultPolicySpec();
   };
 
@@ -59,7 +63,7 @@ class Loopback {
     worker_ = *ledger_->AddWorker(kTenant, layout);
     const shm::ShmSizes sizes{
         .sessions = 8,
-        .windows = 8,
+        .windows = options.windows,
         .session_tokens = options.session_tokens,
         .planes = options.geometry.planes(),
         .query_floats = options.geometry.model_layers() * options.geometry.query_heads *
@@ -98,6 +102,21 @@ class Loopback {
   uint64_t used_pages() const { return ledger_->Usage(kTenant).owned_pages; }
   const std::vector<CompactionOutcome>& compactions() const { return compactions_; }
 
+  // From now on drains and hand-overs are done when AnswerNext says so.
+  void HoldAnswers() { hold_ = true; }
+  // Does the oldest of them, on any thread; false when there is none.
+  bool AnswerNext() {
+    std::function<void()> answer;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (held_.empty()) return false;
+      answer = std::move(held_.front());
+      held_.pop_front();
+    }
+    answer();
+    return true;
+  }
+
  private:
   static Bytes Size(uint64_t bytes) { return Bytes(static_cast<int64_t>(bytes)); }
 
@@ -109,6 +128,14 @@ class Loopback {
       EXPECT_TRUE(ledger_->MarkOffered(worker_, *slab).ok());
       EXPECT_TRUE(ledger_->MarkMapped(worker_, *slab).ok());
     }
+  }
+
+  void Answer(std::function<void()> answer) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      held_.push_back(std::move(answer));
+    }
+    if (!hold_) AnswerNext();
   }
 
   // What service.cc and workers.cc do, synchronously.
@@ -140,7 +167,17 @@ class Loopback {
     void Close(uint64_t handle) override {
       loop_.attachment_->Close(static_cast<uint32_t>(handle));
     }
-    void Drain(const std::vector<DrainRequest>& requests, DrainDone done) override {
+    void Drain(const std::vector<DrainRequest>& requests, Done done) override {
+      loop_.Answer([this, requests, done = std::move(done)] { DrainNow(requests, done); });
+    }
+    void HandOver(const std::vector<uint32_t>& slots, Done done) override {
+      loop_.Answer([this, slots, done = std::move(done)] { HandOverNow(slots, done); });
+    }
+    absl::Status Ping() override { return absl::OkStatus(); }
+    absl::StatusOr<TenantStatistics> Statistics() override { return TenantStatistics{}; }
+
+   private:
+    void DrainNow(const std::vector<DrainRequest>& requests, const Done& done) {
       std::vector<absl::Status> outcomes;
       for (const DrainRequest& r : requests) {
         absl::StatusOr<DrainJob> job =
@@ -152,8 +189,7 @@ class Loopback {
       }
       done(outcomes);
     }
-    absl::StatusOr<std::vector<absl::Status>> HandOver(
-        const std::vector<uint32_t>& slots) override {
+    void HandOverNow(const std::vector<uint32_t>& slots, const Done& done) {
       std::vector<absl::Status> outcomes;
       for (uint32_t slot : slots) {
         auto job = loop_.attachment_->BeginCompaction(slot, shm::State::kRunning);
@@ -163,12 +199,9 @@ class Loopback {
         loop_.compactions_.push_back(
             loop_.attachment_->EndCompaction(slot, **std::move(job), shm::State::kRunning));
       }
-      return outcomes;
+      done(outcomes);
     }
-    absl::Status Ping() override { return absl::OkStatus(); }
-    absl::StatusOr<TenantStatistics> Statistics() override { return TenantStatistics{}; }
 
-   private:
     Loopback& loop_;
   };
 
@@ -183,6 +216,9 @@ class Loopback {
   std::unique_ptr<Magazine> magazine_;
   std::unique_ptr<TenantImpl> tenant_;
   std::vector<CompactionOutcome> compactions_;
+  bool hold_ = false;
+  std::mutex mutex_;  // of what follows
+  std::deque<std::function<void()>> held_;
 };
 
 }  // namespace kvpool

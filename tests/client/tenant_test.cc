@@ -8,12 +8,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <map>
 #include <numeric>
 #include <optional>
 #include <random>
 #include <set>
+#include <thread>
 
 #include "kernels/attention.h"
 #include "tests/client/loopback.h"
@@ -451,6 +453,57 @@ TEST(TenantTest, AStepGetsAllItsPagesOrNone) {
   EXPECT_TRUE(driver.Advance(second.get(), 32).ok());
   first.reset();
   EXPECT_TRUE(driver.Advance(second.get(), 48).ok());
+}
+
+// While the agent scores and compacts one session the others of its batch go on, and it comes back
+// at the length that it left with.
+TEST(TenantTest, ASessionWithTheAgentStallsNoOther) {
+  Loopback loop({.policy = Scissorhands(64)});
+  Driver driver(&loop);
+  auto due = *loop.tenant().Open({.prompt_tokens = 60, .max_tokens = 1000});
+  auto other = *loop.tenant().Open({.prompt_tokens = 20, .max_tokens = 1000});
+  ASSERT_TRUE(driver.Advance(due.get(), 60).ok());
+  ASSERT_TRUE(driver.Advance(other.get(), 20).ok());
+  loop.HoldAnswers();
+  // The last queries have to be scored, and then the session compacted.
+  uint32_t steps_of_other = 0;
+  while (loop.compactions().empty()) {
+    for (int i = 0; i < 10; ++i, ++steps_of_other) {
+      std::vector<Step> steps{{.session = due.get(), .tokens = 8},
+                              {.session = other.get(), .tokens = 1}};
+      ASSERT_TRUE(loop.tenant().SafePoint(steps).ok());
+      ASSERT_TRUE(absl::IsAborted(steps[0].outcome)) << steps[0].outcome;
+      ASSERT_TRUE(steps[1].outcome.ok()) << steps[1].outcome;
+      ASSERT_TRUE(other->Commit(1, nullptr).ok());
+      due->Park();  // changes nothing: it is not the worker's
+    }
+    ASSERT_TRUE(loop.AnswerNext());
+  }
+  EXPECT_GE(steps_of_other, 20u) << "while it was scored, and while it was compacted";
+  ASSERT_TRUE(driver.Advance(due.get(), 8).ok());
+  EXPECT_EQ(due->position(), 68u);
+  EXPECT_EQ(other->position(), 20 + steps_of_other);
+  EXPECT_EQ(due->View(0).Length(0), 32u + 8);
+  EXPECT_EQ(driver.Positions(due.get()).size(), 4u);
+}
+
+// With nobody else to step, the safe point waits for the answers.
+TEST(TenantTest, AloneASessionWaitsForTheAgent) {
+  Loopback loop({.policy = Scissorhands(64)});
+  Driver driver(&loop);
+  auto session = *loop.tenant().Open({.prompt_tokens = 60, .max_tokens = 1000});
+  ASSERT_TRUE(driver.Advance(session.get(), 60).ok());
+  loop.HoldAnswers();
+  std::atomic<bool> back{false};
+  std::thread agent([&] {
+    while (!back.load()) {
+      if (!loop.AnswerNext()) std::this_thread::yield();
+    }
+  });
+  EXPECT_TRUE(driver.Advance(session.get(), 8).ok());
+  back.store(true);
+  agent.join();
+  EXPECT_EQ(loop.compactions().size(), 1u);
 }
 
 TEST(TenantTest, AParkedSessionIsTakenBackAtTheNextSafePoint) {
