@@ -175,7 +175,7 @@ def run(args, cluster):
 
 def circumstances(args):
     """(date and commit, model, text and machine) for people."""
-    done = subprocess.run(["git", "-C", ROOT, "log", "-1", "--format=%h"], capture_output=True, check=False,
+    done = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, check=False,
                           encoding="utf-8")
     commit = f" at commit {done.stdout.strip()}" if done.returncode == 0 else ""
     texts = ", ".join(f"`{path.name}`" for path in args.text)

@@ -9,6 +9,7 @@ SPDX-License-Identifier: Apache-2.0
 
 import collections
 import math
+import statistics
 
 BASELINES = ("random", "streaming")
 SEEDS = ("scissorhands", "corm", "fastgen")
@@ -19,15 +20,18 @@ Verdict = collections.namedtuple("Verdict", "gate verdict text")
 
 
 def at_equal_bytes(rows, baseline, ratio):
-    """The baseline's ppl_delta at this share of the full cache's bytes, between its two nearest rows: in
-    proportion where both lose something, else on a straight line; a full cache loses nothing. None where
-    the baseline was not measured so low."""
-    curve = sorted((row["bytes_ratio"], row["ppl_delta"]) for row in rows if row["policy"] == baseline)
-    if not curve:
+    """The baseline's ppl_delta at this share of the full cache's bytes, between its two nearest native rows
+    (of several of equal bytes, their mean): in proportion where both lose something, else on a straight
+    line; a full cache loses nothing. None where the baseline was not measured so low."""
+    measured = collections.defaultdict(list)
+    for row in rows:
+        if row["policy"] == baseline and row["format"] == "native":
+            measured[row["bytes_ratio"]].append(row["ppl_delta"])
+    if not measured:
         return None
-    curve = [point for point in curve if point[0] < 1] + [(1.0, 0.0)]
     if ratio >= 1:
         return 0.0
+    curve = [(share, statistics.fmean(measured[share])) for share in sorted(measured) if share < 1] + [(1.0, 0.0)]
     for (low, delta_low), (high, delta_high) in zip(curve, curve[1:]):
         if low <= ratio <= high:
             part = (ratio - low) / (high - low)

@@ -65,6 +65,19 @@ class ReportTest(unittest.TestCase):
         self.assertIsNone(random_at(0.2))
         self.assertIsNone(quality_report.at_equal_bytes(BASE, "nobody", 0.5))
 
+    def test_baselines_with_equal_bytes_are_averaged(self):
+        rows = BASE + [row("random", 0.5, 0.06)]
+        self.assertAlmostEqual(quality_report.at_equal_bytes(rows, "random", 0.5), 0.05)
+        self.assertAlmostEqual(quality_report.at_equal_bytes(rows, "random", 0.75), 0.025)
+        lowest = BASE + [row("random", 0.25, 0.16)]
+        self.assertAlmostEqual(quality_report.at_equal_bytes(lowest, "random", 0.25), 0.16)
+
+    def test_baselines_are_native(self):
+        rows = BASE + [row("random", 0.4, 3.0, data_format="int4")]
+        self.assertEqual(quality_report.at_equal_bytes(rows, "random", 0.375),
+                         quality_report.at_equal_bytes(BASE, "random", 0.375))
+        self.assertIsNone(quality_report.at_equal_bytes([row("random", 0.4, 0.1, data_format="int4")], "random", 0.4))
+
     def test_one_row_that_is_small_enough_passes_a_gate(self):
         name = "scissorhands, 2x: "
         self.assertEqual(verdict(BASE, name), "not run")
