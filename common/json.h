@@ -58,7 +58,6 @@ class JsonObject {
   std::vector<std::string> known_;
 };
 
-// {"error": message}
 // {"error": {"code": ..., "message": ...}}, what every refusal of our HTTP servers says.
 std::string JsonError(const std::string& code, const std::string& message);
 
