@@ -20,7 +20,7 @@ struct RowScore {
   enum class Kind : uint8_t {
     kNone,  // no ranking: `top` and `total` fill in nothing
     // From planes.
-    kLowCount,   // fewest low marks of the last `window` queries
+    kLowCount,   // fewest low marks of the last `window` queries: of DrainsWithin(window)
     kSum,        // attention since the row is there
     kSquareSum,  // its square
     // Derived inside the compaction job: derived_scores.h.
