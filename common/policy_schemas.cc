@@ -11,7 +11,7 @@ namespace kvpool {
 namespace {
 
 constexpr int64_t kMaxTokens = 1 << 20;
-// R-KV compares each key with every other one of its head.
+// R-KV compares each key with up to 2048 others of its head (kernels/policy/rkv.h), on one thread.
 constexpr int64_t kMaxCompared = 4096;
 
 absl::Status ScissorhandsRules(PolicySpec& spec) {
