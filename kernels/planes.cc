@@ -122,13 +122,6 @@ uint32_t Planes::DrainsWithin(uint32_t window) const {
   return drains;
 }
 
-uint32_t Planes::LowCount(uint32_t plane, uint32_t row, uint32_t window) const {
-  uint32_t count = 0;
-  const uint32_t drains = DrainsWithin(window);
-  for (uint32_t age = 0; age < drains; ++age) count += low_counts(plane, age)[row];
-  return count;
-}
-
 void Planes::Gather(uint32_t plane, const std::vector<uint32_t>& source) {
   Head& head = heads_[plane];
   for (size_t row = 0; row < head.sum_before.size(); ++row) head.sum_before[row] += head.mass[row];

@@ -123,9 +123,6 @@ class Planes {
   // fit in it, and always the newest one.
   uint32_t DrainsWithin(uint32_t window) const;
 
-  // How many of the last `window` queries found row `row` low: the sum over DrainsWithin(window).
-  uint32_t LowCount(uint32_t plane, uint32_t row, uint32_t window) const;
-
   // As Gather, but all rows stay, in another order, and mass stays with them: for moves.
   void Reorder(uint32_t plane, const std::vector<uint32_t>& source);
   // Rewrites every array of (layer, head) `plane` so that new row i is old row source[i]; mass is
