@@ -297,11 +297,17 @@ bool Attachment::IsIdle(uint32_t slot) const {
 uint32_t Attachment::PagesFreedByCompaction(const AgentSession& session) const {
   const std::optional<Selection> selection =
       session.policy->Compact(session.State(setup_.layout.geometry()));
-  if (!selection.has_value()) return 0;
-  const auto now =
-      static_cast<uint32_t>(session.compacted_pages.size() + session.fresh_pages.size());
-  const uint32_t then = CeilDiv(selection->expected, kPageTokens);
-  return now > then ? now - then : 0;
+  const uint64_t rows = session.cache_tokens();
+  if (!selection.has_value() || rows == 0) return 0;
+  const uint64_t now = session.compacted_pages.size() + session.fresh_pages.size();
+  // Of what stays as large a share is sealed as of what is there: which rows go is not known yet.
+  const uint64_t sealed = uint64_t{selection->expected} * session.sealed_tokens() / rows;
+  uint64_t then = CeilDiv<uint64_t>(selection->expected - sealed, kPageTokens);
+  if (sealed > 0) {
+    then += CeilDiv(sealed * setup_.layout.geometry().planes(),
+                    RowsPerPage(setup_.layout, session.seal.format));
+  }
+  return static_cast<uint32_t>(now > then ? now - then : 0);
 }
 
 uint32_t Attachment::PagesFreedBySealing(const AgentSession& session) const {

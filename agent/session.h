@@ -54,6 +54,8 @@ struct AgentSession {
 
   // Most rows of a head that are not sealed, by what was last checked.
   uint32_t open_now() const { return open_tokens + committed - fresh_start; }
+  // Sealed rows of the longest head, at least: another one may have more open rows.
+  uint32_t sealed_tokens() const { return compacted_tokens - open_tokens; }
   // Rows of a head that a sealing would seal now; in whole blocks.
   uint32_t sealable_tokens() const {
     const uint32_t open = open_now();

@@ -16,6 +16,7 @@
 #include <set>
 
 #include "kernels/attention.h"
+#include "kernels/places.h"
 #include "tests/client/loopback.h"
 
 namespace kvpool {
@@ -393,6 +394,31 @@ TEST(TenantTest, UnderPressureASessionIsSealedEarlier) {
   EXPECT_EQ(loop.compactions()[0].sealing, CompactionOutcome::Sealing::kSealed);
   EXPECT_EQ(session->View(0).Length(0), 65u);
   EXPECT_EQ(session->View(0).SealedLength(0), 32u);
+}
+
+// A page of this geometry holds 80 rows of every head in int4, and 16 native ones. Of 768 rows 672
+// are sealed, in 9 pages beside 6; of the 320 that stay 280 would be, in 4 beside 3. As native rows
+// those 320 would take more pages than there are.
+TEST(TenantTest, WhatACompactionOfASealedSessionFreesIsCountedInSealedPages) {
+  Loopback loop(
+      {.policy = *MakePolicySpec(
+           "streaming",
+           {{"sinks", 4}, {"recent", 316}, {"slack", 600}, {"format", "int4"}, {"open", 16}})});
+  Driver driver(&loop);
+  auto session = *loop.tenant().Open({.prompt_tokens = 64, .max_tokens = 1000});
+  while (session->position() < 768) ASSERT_TRUE(driver.Advance(session.get(), 64).ok());
+  session->Park();
+  ASSERT_EQ(RowsPerPage(loop.tenant().layout(), SealedFormat::kInt4), 4u * 80);
+  ASSERT_EQ(UsedNow(loop), 15u);
+  ASSERT_EQ(loop.attachment().Find(0)->sealed_tokens(), 672u);
+  EXPECT_EQ(loop.attachment().PagesFreedByCompaction(*loop.attachment().Find(0)), 8u);
+  // This policy keeps the newest rows, so that more of those that stay are native than on average.
+  ASSERT_TRUE(loop.attachment().regions().TakeIdle(0));
+  auto job = loop.attachment().BeginCompaction(0, shm::State::kIdle);
+  ASSERT_TRUE(job.ok() && job->has_value());
+  (*job)->Run();
+  EXPECT_EQ(loop.attachment().EndCompaction(0, **std::move(job), shm::State::kIdle).freed_pages,
+            6u);
 }
 
 TEST(TenantTest, AttentionAfterCompactionEqualsAttentionOverTheKeptRows) {
