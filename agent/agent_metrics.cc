@@ -107,12 +107,13 @@ void AgentMetrics::ObserveReclaim(const TenantState& tenant, const ReclaimRecord
   if (record.step == ReclaimStep::kRefusal) {
     refusals_.With({{"tenant", tenant.name}, {"reason", reason}}).Add();
   }
-  if (record.recovery.measured()) {
-    recovery_.With({{"tenant", tenant.name}}).Observe(record.recovery.mean);
-  }
-  if (record.cumulative.measured()) {
-    cumulative_recovery_.With({{"tenant", tenant.name}}).Observe(record.cumulative.mean);
-  }
+}
+
+void AgentMetrics::ObserveRecovery(const TenantState& tenant, const RecoveryStats& recovery,
+                                   const RecoveryStats& cumulative) {
+  const Labels labels = {{"tenant", tenant.name}};
+  if (recovery.measured()) recovery_.With(labels).Observe(recovery.mean);
+  if (cumulative.measured()) cumulative_recovery_.With(labels).Observe(cumulative.mean);
 }
 
 void AgentMetrics::UpdateTenant(const Sources& sources, const TenantState& tenant) {

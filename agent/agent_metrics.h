@@ -10,6 +10,7 @@
 
 #include "agent/manager_link.h"
 #include "agent/pool.h"
+#include "agent/recovery.h"
 #include "agent/tenant_book.h"
 #include "agent/workers.h"
 #include "common/clock.h"
@@ -35,6 +36,9 @@ class AgentMetrics {
   void ObserveTurn(Duration turn);
   // A call of a worker's that was refused, for a reason of the wire's.
   void CountRefusedCall(const std::string& reason);
+  // What one compaction of a session kept, and all of its compactions so far; measured or not.
+  void ObserveRecovery(const TenantState& tenant, const RecoveryStats& recovery,
+                       const RecoveryStats& cumulative);
   // One reclaim record, as it happens.
   void ObserveReclaim(const TenantState& tenant, const ReclaimRecord& record);
 

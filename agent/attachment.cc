@@ -442,7 +442,8 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
   session->job = AgentSession::Job::kNone;
   session->planes = std::move(job.planes);
   (void)ledger_->Unpin(session->id);
-  CompactionOutcome outcome{.status = job.status, .recovery = StatsOf(job.recovery)};
+  CompactionOutcome outcome{
+      .status = job.status, .policy = session->policy_text, .recovery = StatsOf(job.recovery)};
   std::vector<PageId> unused = job.replacements;
   unused.insert(unused.end(), job.spare.begin(), job.spare.end());
   if (job.status.ok()) {

@@ -268,6 +268,7 @@ void ManagerLink::FillReport(rpc::Report::Builder report) {
     reclaims[i].setCumulativeRecovery(record.cumulative.mean);
     reclaims[i].setCumulativeRecoveryMin(record.cumulative.min);
     reclaims[i].setCount(record.count);
+    reclaims[i].setMeasured(record.recovery.count);
   }
 }
 

@@ -132,8 +132,8 @@ void TenantBook::Record(const ReclaimRecord& record) {
       counters.compactions += record.sessions;
     }
     if (record.recovery.measured()) {
-      counters.recovery_sum += record.recovery.mean;
-      ++counters.recovery_count;
+      counters.recovery_sum += double{record.recovery.mean} * record.recovery.count;
+      counters.recovery_count += record.recovery.count;
       counters.recovery_min = std::min<double>(counters.recovery_min, record.recovery.min);
     }
   }

@@ -241,9 +241,10 @@ TEST_F(TenantBookTest, RefusalsWithinASecondAreOneRecordAndCountOneByOne) {
 
 TEST_F(TenantBookTest, CompactionsAreNeverMergedAndTheirRecoveryIsSummed) {
   ASSERT_TRUE(Apply(1, {Order(kA, 1, 4)}).ok());
-  ReclaimRecord record{.tenant = kA, .sessions = 2, .recovery = {.mean = 0.9f, .min = 0.5f}};
+  ReclaimRecord record{
+      .tenant = kA, .sessions = 2, .recovery = {.mean = 0.9f, .min = 0.5f, .count = 2}};
   book_.Record(record);
-  record.recovery = {.mean = 0.7f, .min = 0.6f};
+  record.recovery = {.mean = 0.7f, .min = 0.6f, .count = 1};
   book_.Record(record);
   record.recovery = {};  // nothing was measured
   book_.Record(record);
@@ -251,8 +252,8 @@ TEST_F(TenantBookTest, CompactionsAreNeverMergedAndTheirRecoveryIsSummed) {
   const TenantCounters& counters = book_.Find(kA)->counters;
   EXPECT_EQ(counters.compactions, 6u);
   EXPECT_EQ(counters.refusals, 0u);
-  EXPECT_EQ(counters.recovery_count, 2u);
-  EXPECT_NEAR(counters.recovery_sum, 1.6, 1e-6);
+  EXPECT_EQ(counters.recovery_count, 3u) << "sessions, not records";
+  EXPECT_NEAR(counters.recovery_sum, 2.5, 1e-6);
   EXPECT_NEAR(counters.recovery_min, 0.5, 1e-6);
 }
 

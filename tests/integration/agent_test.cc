@@ -237,6 +237,30 @@ TEST_F(AgentTest, ScissorhandsSessionsStayWithinTheirBudgetAcrossTheWire) {
   EXPECT_TRUE(Eventually([&] { return !manager_.Reclaims(1).empty(); }));
 }
 
+TEST_F(AgentTest, SessionsHandedOverTogetherAreCountedOneByOneUnderThePolicyTheyWereOpenedWith) {
+  const PolicySpec opened_with =
+      *MakePolicySpec("scissorhands", {{"budget", 64}, {"window", 64}, {"drop", 16}});
+  SetTenant(8, opened_with);
+  StartAgent();
+  auto connection = Connect();
+  auto tenant = *connection->Attach(kTenantToken, Options());
+  std::vector<std::unique_ptr<Session>> sessions;
+  std::vector<Step> steps;
+  for (int i = 0; i < 4; ++i) {
+    sessions.push_back(*tenant->Open({.prompt_tokens = 60, .max_tokens = 200}));
+    ASSERT_TRUE(Advance(*tenant, sessions.back().get(), 60).ok());
+    steps.push_back({.session = sessions.back().get(), .tokens = 8});
+  }
+  SetTenant(8, *MakePolicySpec("full", {}));
+  ASSERT_TRUE(tenant->SafePoint(steps).ok());
+  for (const auto& session : sessions) EXPECT_LT(session->View(0).Length(0), 60u);
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).compactions == 4; }));
+  EXPECT_EQ(manager_.Use(1).recovery_count, 4u);
+  ASSERT_TRUE(Eventually([&] { return !manager_.Reclaims(1).empty(); }));
+  EXPECT_THAT(manager_.Reclaims(1), testing::ElementsAre("2:1")) << "one batch, one record";
+  EXPECT_THAT(manager_.Policies(1), testing::ElementsAre(ToString(opened_with)));
+}
+
 // Nothing presses: the lease has room for twice as much. int4 blocks of this geometry take half the
 // room of native ones.
 TEST_F(AgentTest, FullWithInt4HoldsEveryKeyInHalfTheBytes) {

@@ -361,6 +361,28 @@ TEST_F(ManagerTest, ReclaimsCanBeAskedFor) {
   EXPECT_EQ(Call("GET", "/v1/tenants/b/reclaims").status, 404);
 }
 
+TEST_F(ManagerTest, ARecordWeighsAsManyCompactionsAsItMeasured) {
+  Put("a", 0, 40);
+  FakeAgent agent(AgentOptions("gpu-0"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  ASSERT_TRUE(agent
+                  .Exchange([&](rpc::Report::Builder report) {
+                    auto reclaims = report.initReclaims(2);
+                    for (auto reclaim : reclaims) {
+                      reclaim.setTenant(agent.tenant("a").id);
+                      reclaim.setStep(rpc::ReclaimStep::COMPACTION);
+                    }
+                    reclaims[0].setRecovery(0.9);
+                    reclaims[0].setMeasured(8);
+                    reclaims[1].setRecovery(0.45);  // of an agent that does not tell how many
+                  })
+                  .ok());
+  const json::value reclaims = Get("/v1/tenants/a/reclaims");
+  ASSERT_EQ(reclaims.at("reclaims").as_array().size(), 1u);
+  EXPECT_NEAR(reclaims.at("reclaims").at(0).at("recovery").as_double(), 0.85, 1e-12);
+}
+
 TEST_F(ManagerTest, AnImpossibleReportCutsItsAgentOff) {
   Put("a", 0, 40);
   using Edit = std::function<void(rpc::Report::Builder)>;
