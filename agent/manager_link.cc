@@ -216,6 +216,7 @@ kj::Promise<void> ManagerLink::Exchange() {
   return WithDeadline(request.send(), deps_.io->provider->getTimer(), kCallDeadline)
       .then([this, wanted = std::move(wanted)](auto&& response) {
         Apply(response.getOrders());
+        deps_.book->ManagerHeard(BootClock::now());
         for (const auto& [tenant, slabs] : wanted) {
           deps_.book->DemandHeard(tenant, slabs, BootClock::now());
         }

@@ -116,7 +116,8 @@ void TenantBook::DemandHeard(TenantId tenant, uint32_t slabs, TimePoint now) {
 }
 
 ReclaimReason TenantBook::WhyRefused(const TenantState& tenant, uint32_t needed, uint32_t most,
-                                     TimePoint now) {
+                                     TimePoint now) const {
+  if (now - manager_heard_ > kLeaseGrows) return ReclaimReason::kAdmission;
   const KnownDemand& known = tenant.known_demand;
   const bool news = needed > known.slabs || now - known.since < kLeaseGrows;
   return needed <= most && news ? ReclaimReason::kLeaseGrowing : ReclaimReason::kAdmission;

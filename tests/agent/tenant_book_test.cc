@@ -162,13 +162,17 @@ TEST_F(TenantBookTest, PromisesWhatIsHeldUntilItHasComeBack) {
 
 class WhyRefusedTest : public TenantBookTest {
  protected:
-  WhyRefusedTest() { EXPECT_TRUE(Apply(1, {Order(kA, 1, 4)}).ok()); }
+  WhyRefusedTest() {
+    EXPECT_TRUE(Apply(1, {Order(kA, 1, 4)}).ok());
+    book_.ManagerHeard(TimePoint(kStart));
+  }
 
   void Heard(uint32_t slabs, milliseconds at) {
+    book_.ManagerHeard(TimePoint(kStart + at));
     book_.DemandHeard(kA, slabs, TimePoint(kStart + at));
   }
   ReclaimReason Why(uint32_t needed, milliseconds at) {
-    return TenantBook::WhyRefused(*book_.Find(kA), needed, kMost, TimePoint(kStart + at));
+    return book_.WhyRefused(*book_.Find(kA), needed, kMost, TimePoint(kStart + at));
   }
 
   static constexpr milliseconds kStart{1'000'000};
@@ -184,6 +188,15 @@ TEST_F(WhyRefusedTest, DemandThatTheManagerHasNotHeardOfMayStillBeMet) {
   Heard(6, milliseconds(530));
   EXPECT_EQ(Why(6, milliseconds(531)), ReclaimReason::kAdmission) << "the same again is no news";
   EXPECT_EQ(Why(7, milliseconds(531)), ReclaimReason::kLeaseGrowing);
+}
+
+TEST_F(WhyRefusedTest, NoLeaseGrowsWhileThereIsNoManager) {
+  Heard(6, milliseconds(0));
+  EXPECT_EQ(Why(7, milliseconds(500)), ReclaimReason::kLeaseGrowing);
+  EXPECT_EQ(Why(7, milliseconds(501)), ReclaimReason::kAdmission);
+  EXPECT_EQ(Why(7, milliseconds(100'000)), ReclaimReason::kAdmission);
+  Heard(6, milliseconds(100'001));
+  EXPECT_EQ(Why(7, milliseconds(100'001)), ReclaimReason::kLeaseGrowing);
 }
 
 TEST_F(WhyRefusedTest, WhatLimitOrPoolForbidIsNoGrowingLease) {
