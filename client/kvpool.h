@@ -112,6 +112,8 @@ class Tenant {
   // The safe point before a step of these sessions: hands over those that are due or asked for,
   // starts drains of windows that fill up, and takes every page that each step needs, in the order
   // given: a step gets all its pages or none (outcome ResourceExhausted) and later ones still try.
+  // Of more sessions than max_running whose queries are wanted the last ones do not step (outcome
+  // FailedPrecondition).
   // The returned status is about the connection. Sessions of the tenant that are not named must not
   // be in the middle of a step.
   virtual absl::Status SafePoint(std::span<Step> steps) = 0;

@@ -501,6 +501,45 @@ TEST(TenantTest, AParkedSessionIsTakenBackAtTheNextSafePoint) {
   }
 }
 
+// More sessions than windows, one at a time, parked between its steps or only left alone: each
+// query is scored, whichever window it went through.
+TEST(TenantTest, AWindowGoesFromASessionThatStandsByToOneThatSteps) {
+  Loopback loop({.windows = 1, .policy = Scissorhands(512)});
+  Driver driver(&loop);
+  auto a = *loop.tenant().Open({.prompt_tokens = 1, .max_tokens = 500});
+  auto b = *loop.tenant().Open({.prompt_tokens = 1, .max_tokens = 500});
+  for (int i = 0; i < 100; ++i) {
+    for (Session* session : {a.get(), b.get()}) {
+      ASSERT_TRUE(driver.Advance(session, 1).ok()) << i;
+      if (i % 3 > 0) session->Park();
+    }
+  }
+  EXPECT_EQ(loop.attachment().unscored(), 0u);
+  for (uint32_t slot : {0u, 1u}) EXPECT_GE(loop.attachment().Find(slot)->drained, 99u);
+}
+
+TEST(TenantTest, OfMoreSessionsThanWindowsTheLastOnesDoNotStep) {
+  Loopback loop({.windows = 2, .policy = Scissorhands(512)});
+  std::vector<std::unique_ptr<Session>> sessions;
+  std::vector<Step> steps;
+  for (int i = 0; i < 3; ++i) {
+    sessions.push_back(*loop.tenant().Open({.prompt_tokens = 1, .max_tokens = 500}));
+    steps.push_back({.session = sessions.back().get(), .tokens = 1});
+  }
+  ASSERT_TRUE(loop.tenant().SafePoint(steps).ok());
+  EXPECT_TRUE(steps[0].outcome.ok());
+  EXPECT_TRUE(steps[1].outcome.ok());
+  EXPECT_EQ(steps[2].outcome.code(), absl::StatusCode::kFailedPrecondition);
+  const std::vector<float> queries(loop.attachment().regions().sizes().query_floats);
+  EXPECT_FALSE(sessions[2]->Commit(1, queries.data()).ok());
+  EXPECT_EQ(sessions[2]->position(), 0u) << "a commit that is refused changes nothing";
+  EXPECT_TRUE(sessions[0]->Commit(1, queries.data()).ok());
+  sessions.erase(sessions.begin());
+  Step again{.session = sessions.back().get(), .tokens = 1};
+  ASSERT_TRUE(loop.tenant().SafePoint({&again, 1}).ok());
+  EXPECT_TRUE(again.outcome.ok());
+}
+
 TEST(TenantTest, SessionsWithAForeignPageFailAndOthersDoNot) {
   Loopback loop({.policy = Scissorhands(64)});
   Driver driver(&loop);
