@@ -39,6 +39,8 @@ class AgentMetrics {
   // What one compaction of a session kept, and all of its compactions so far; measured or not.
   void ObserveRecovery(const TenantState& tenant, const RecoveryStats& recovery,
                        const RecoveryStats& cumulative);
+  // A sealing that stopped short.
+  void CountFailedSealing(const TenantState& tenant);
   // One reclaim record, as it happens.
   void ObserveReclaim(const TenantState& tenant, const ReclaimRecord& record);
 
@@ -65,6 +67,7 @@ class AgentMetrics {
   MetricFamily<Counter> http_;
   MetricFamily<Counter> reclaims_;
   MetricFamily<Counter> reclaimed_bytes_;
+  MetricFamily<Counter> failed_sealings_;
   MetricFamily<Histogram> recovery_;
   MetricFamily<Histogram> cumulative_recovery_;
   Gauge epoch_;

@@ -17,6 +17,8 @@ namespace {
 // Rows of a head that are sealed together at least, when nothing presses: a hand-over rewrites a
 // head's last blocks, and costs the worker a call.
 constexpr uint32_t kSealBatch = 64;
+// After each sealing in a row that failed a session waits for twice as many rows, so often at most.
+constexpr uint32_t kSealDoublings = 5;
 
 }  // namespace
 
@@ -219,7 +221,8 @@ std::optional<uint32_t> Attachment::SealAt(const AgentSession& session) const {
   const uint32_t wanted = session.seal.open_rows + std::max(kSealBatch, frees);
   const uint32_t missing = wanted - std::min(wanted, session.open_now());
   // When nothing could be sealed, for want of free pages, not before every step again.
-  return session.cache_tokens() + std::max(missing, kSealedRows);
+  const uint32_t pause = kSealedRows << std::min(session.failed_sealings, kSealDoublings);
+  return session.cache_tokens() + std::max(missing, pause);
 }
 
 void Attachment::SetCompactAt(AgentSession* session) {
@@ -442,8 +445,10 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
   session->job = AgentSession::Job::kNone;
   session->planes = std::move(job.planes);
   (void)ledger_->Unpin(session->id);
-  CompactionOutcome outcome{
-      .status = job.status, .policy = session->policy_text, .recovery = StatsOf(job.recovery)};
+  CompactionOutcome outcome{.status = job.status,
+                            .sealed = job.sealed,
+                            .policy = session->policy_text,
+                            .recovery = StatsOf(job.recovery)};
   std::vector<PageId> unused = job.replacements;
   unused.insert(unused.end(), job.spare.begin(), job.spare.end());
   if (job.status.ok()) {
@@ -459,6 +464,7 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
       session->selected_step = session->committed;
       session->selected_tokens = session->compacted_tokens;
     }
+    session->failed_sealings = job.sealed.ok() ? 0 : session->failed_sealings + 1;
     SetCompactAt(session);
     regions_->Publish(slot, session->epoch, session->fresh_start, job.result, session->planes);
   }

@@ -156,6 +156,8 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   kj::Promise<CompactionOutcome> RunCompaction(WorkerId worker, uint32_t slot, shm::State resting);
   void RecordCompactions(TenantId tenant, const Layout& layout,
                          const std::vector<CompactionOutcome>& outcomes);
+  // Counts it, and now and then says why.
+  void SealingFailed(const TenantState& tenant, const absl::Status& why);
   void RemoveIfDone(WorkerId worker);
   static void Count(const Attachment& attachment, Hostilities* sum);
   void WatchDoorbell(WorkerId worker);
@@ -173,6 +175,7 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   std::function<void(TenantId)> on_change_;
   std::map<WorkerId, Worker> workers_;
   Hostilities past_;  // of workers that are gone
+  std::map<TenantId, TimePoint> sealing_failures_logged_;
   kj::TaskSet tasks_;
 };
 

@@ -11,6 +11,12 @@
 #include "proto/limits.h"
 
 namespace kvpool {
+namespace {
+
+// Between two logs of failed sealings of one tenant.
+constexpr std::chrono::minutes kSealingLogPause(1);
+
+}  // namespace
 
 kj::Promise<absl::Status> Workers::Drain(WorkerId id, DrainArgs args) {
   const Turn turn(deps_.metrics);
@@ -69,7 +75,18 @@ void Workers::RecordCompactions(TenantId tenant_id, const Layout& layout,
   if (tenant == nullptr) return;
   for (const CompactionOutcome& outcome : outcomes) {
     deps_.metrics->ObserveRecovery(*tenant, outcome.recovery, outcome.cumulative);
+    if (!outcome.sealed.ok()) SealingFailed(*tenant, outcome.sealed);
   }
+}
+
+void Workers::SealingFailed(const TenantState& tenant, const absl::Status& why) {
+  deps_.metrics->CountFailedSealing(tenant);
+  const TimePoint now = BootClock::now();
+  const auto [last, first] = sealing_failures_logged_.emplace(tenant.id, now);
+  if (!first && now - last->second < kSealingLogPause) return;
+  last->second = now;
+  log_.Warn("a session could not be sealed",
+            {{"tenant", tenant.name}, {"error", std::string(why.message())}});
 }
 
 kj::Promise<std::vector<CompactionOutcome>> Workers::HandOver(WorkerId id,

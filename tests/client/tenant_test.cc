@@ -377,6 +377,37 @@ TEST(TenantTest, ASessionThatCannotBeSealedNowIsDueAgainLater) {
   EXPECT_EQ(session->View(0).SealedLength(0), 96u);
 }
 
+// A sealing that fails costs a whole job: the next one waits for twice as many rows.
+TEST(TenantTest, ASealingThatFailsIsToldAndTriedAgainLater) {
+  Loopback loop({.policy = *MakePolicySpec("full", {{"format", "int4"}, {"open", 0}})});
+  Driver driver(&loop);
+  auto session = *loop.tenant().Open({.prompt_tokens = 64, .max_tokens = 1000});
+  ASSERT_TRUE(driver.Advance(session.get(), 64).ok());
+  session->Park();
+  enum class Spare { kKept, kTakenAway };
+  const auto seal = [&](Spare spare_pages) {
+    EXPECT_TRUE(loop.attachment().regions().TakeIdle(0));
+    auto job = loop.attachment().BeginCompaction(0, shm::State::kIdle);
+    EXPECT_TRUE(job.ok() && job->has_value());
+    const std::vector<PageId> spare = (*job)->spare;
+    if (spare_pages == Spare::kTakenAway) (*job)->spare.clear();
+    (*job)->Run();
+    (*job)->spare = spare;
+    return loop.attachment().EndCompaction(0, **std::move(job), shm::State::kIdle);
+  };
+  const auto due = [&] { return loop.attachment().regions().table(0).compact_at.load(); };
+  for (uint32_t rows : {64u, 128u, 256u, 512u, 1024u, 1024u}) {
+    const CompactionOutcome outcome = seal(Spare::kTakenAway);
+    EXPECT_TRUE(outcome.status.ok());
+    EXPECT_FALSE(outcome.sealed.ok());
+    EXPECT_EQ(due(), 64 + rows);
+  }
+  const CompactionOutcome outcome = seal(Spare::kKept);
+  EXPECT_TRUE(outcome.sealed.ok()) << outcome.sealed;
+  EXPECT_EQ(outcome.sealing, CompactionOutcome::Sealing::kSealed);
+  EXPECT_EQ(due(), 64u + 64);
+}
+
 // Under pressure a session is sealed before it is due, and its policy has its say.
 TEST(TenantTest, UnderPressureASessionIsSealedEarlier) {
   Loopback loop(
