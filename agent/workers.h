@@ -109,7 +109,9 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   // Keeps the magazine at its target; what a doorbell asks for. Never waits, never refuses.
   void TopUp(WorkerId worker);
 
-  // OutOfRange: can never fit. ResourceExhausted: not now.
+  // OutOfRange: can never fit. ResourceExhausted: not now. InvalidArgument: a number, or a policy
+  // that needs the queries that this worker does not push. FailedPrecondition: detached, or a
+  // format that cannot be had here.
   absl::StatusOr<AgentSession*> Open(WorkerId worker, uint32_t prompt_tokens, uint32_t max_tokens);
   void Close(WorkerId worker, uint32_t slot, SessionId session);
 
