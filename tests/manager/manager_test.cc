@@ -14,6 +14,7 @@
 
 #include "common/http_client.h"
 #include "common/rpc_thread.h"
+#include "tests/common/policy_values.h"
 #include "tests/integration/process.h"
 #include "tests/manager/fake_agent.h"
 
@@ -520,7 +521,7 @@ TEST_F(ManagerTest, TheLargestOrdersFitIntoAMessage) {
   for (uint32_t i = 0; i < limits::kTenants; ++i) {
     const std::string name = std::string(limits::kNameBytes - 4, 'x') + std::to_string(1000 + i);
     Tenant tenant{.id = TenantId(i + 1),
-                  .spec = {.name = name, .policy = *MakePolicySpec(largest.name, {})},
+                  .spec = {.name = name, .policy = WithoutDefaults(largest)},
                   .revision = 1};
     for (uint32_t t = 0; t < limits::kTokensPerTenant; ++t) {
       tenant.tokens.push_back(Sha256(name + std::to_string(t)));
