@@ -16,6 +16,7 @@
 #include "common/http_client.h"
 #include "tests/integration/fake_manager.h"
 #include "tests/integration/process.h"
+#include "tests/integration/raw_worker.h"
 
 namespace kvpool {
 namespace {
@@ -218,6 +219,39 @@ TEST_F(AgentTest, AWorkerThatPushesNoQueriesIsRefusedAPolicyThatNeedsThem) {
     ASSERT_TRUE(Advance(**tenant, session->get(), 1).ok());
   }
   EXPECT_LT((*session)->View(0).Length(0), 100u);
+}
+
+TEST_F(AgentTest, AnOfferOfQueriesThatTheAgentDoesNotKnowIsNone) {
+  SetTenant(4, *MakePolicySpec("corm", {}));
+  StartAgent();
+  RpcThread thread;
+  RawWorker raw(thread, socket_);
+  ASSERT_EQ(raw.Authenticate(kTenantToken), "ok");
+  ASSERT_EQ(raw.Attach(SmallGeometry(),
+                       [](rpc::AttachParams::Builder params) {
+                         params.setQueries(static_cast<rpc::QueryOffer>(7));
+                       }),
+            "ok");
+  EXPECT_EQ(raw.Open(10, 100), "badArgument");
+}
+
+TEST_F(AgentTest, AWorkerIsToldHowToProfileAPrompt) {
+  SetTenant(4, *MakePolicySpec("fastgen", {{"recovery", 0.75},
+                                           {"local", 0.125},
+                                           {"frequent", 0.0625},
+                                           {"group", "mean"},
+                                           {"profile", "sampled"}}));
+  StartAgent();
+  RpcThread thread;
+  RawWorker raw(thread, socket_);
+  ASSERT_EQ(raw.Authenticate(kTenantToken), "ok");
+  ASSERT_EQ(raw.Attach(SmallGeometry()), "ok");
+  ASSERT_EQ(raw.Open(10, 100), "ok");
+  EXPECT_EQ(raw.wish().sample_every, 8u);
+  EXPECT_EQ(raw.wish().recovery, 0.75);
+  EXPECT_EQ(raw.wish().local, 0.125);
+  EXPECT_EQ(raw.wish().frequent, 0.0625);
+  EXPECT_EQ(raw.wish().group, rpc::ProfileGroup::MEAN);
 }
 
 TEST_F(AgentTest, ScissorhandsSessionsStayWithinTheirBudgetAcrossTheWire) {
