@@ -19,7 +19,7 @@
 //   OutOfRange          it can never fit: larger than the tenant's limit or a fixed maximum
 //   InvalidArgument     a value is wrong; the text says which and what is allowed
 //   Unauthenticated     no tenant has this token
-//   FailedPrecondition  wrong state or version
+//   FailedPrecondition  wrong state or version, or a policy's format that cannot be had here
 //   DataLoss            the session's page list was damaged; the session is lost
 //   Unavailable         the agent is gone or shutting down
 //
@@ -106,12 +106,16 @@ class Tenant {
   virtual std::byte* base() const = 0;
   virtual const std::string& policy() const = 0;  // the tenant's policy at attach, for people
 
-  // ResourceExhausted: admission refused it for now. OutOfRange: never.
+  // ResourceExhausted: admission refused it for now. OutOfRange: never. InvalidArgument: the policy
+  // needs queries, and AttachOptions offers none. FailedPrecondition: the policy's format cannot be
+  // had on the agent's device or for this geometry.
   virtual absl::StatusOr<std::unique_ptr<Session>> Open(const OpenOptions& options) = 0;
 
   // The safe point before a step of these sessions: hands over those that are due or asked for,
   // starts drains of windows that fill up, and takes every page that each step needs, in the order
   // given: a step gets all its pages or none (outcome ResourceExhausted) and later ones still try.
+  // Of more sessions than max_running whose queries are wanted the last ones do not step (outcome
+  // FailedPrecondition).
   // The returned status is about the connection. Sessions of the tenant that are not named must not
   // be in the middle of a step.
   virtual absl::Status SafePoint(std::span<Step> steps) = 0;

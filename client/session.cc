@@ -42,7 +42,7 @@ SessionImpl::SessionImpl(TenantImpl& tenant, const OpenedSession& opened, uint32
 }
 
 SessionImpl::~SessionImpl() {
-  if (window_ != kNoWindow) tenant_.free_windows_.push_back(window_);
+  if (window_ != kNoWindow) tenant_.window_owners_[window_] = nullptr;
   tenant_.setup_.calls->Close(opened_.handle);
 }
 
@@ -180,6 +180,9 @@ bool SessionImpl::PushWanted(uint32_t position, uint32_t index, uint32_t tokens)
 }
 
 absl::Status SessionImpl::Commit(uint32_t tokens, const float* queries, const float* lses) {
+  if (queries != nullptr && LacksWindow()) {
+    return absl::FailedPreconditionError("a step whose queries are wanted begins at a safe point");
+  }
   const uint32_t first = committed_;
   committed_ += tokens;
   if (profiler_ != nullptr) {
@@ -206,13 +209,6 @@ absl::Status SessionImpl::Commit(uint32_t tokens, const float* queries, const fl
 absl::Status SessionImpl::PushQuery(uint32_t position, const float* query, const float* lses,
                                     Patience patience) {
   const auto full = [this] { return pushed_ - progress_->drained.load() >= shm::kWindowQueries; };
-  if (window_ == kNoWindow) {
-    if (tenant_.free_windows_.empty()) {
-      return absl::FailedPreconditionError("more sessions step at once than max_running at attach");
-    }
-    window_ = tenant_.free_windows_.back();
-    tenant_.free_windows_.pop_back();
-  }
   while (full()) {
     tenant_.StartDrains({this});
     if (patience == Patience::kDrops) return absl::OkStatus();

@@ -1,4 +1,4 @@
-// The safe point: resume, hand over, drain, take pages. See tenant.h.
+// The safe point: resume, hand over, take windows, drain, take pages. See tenant.h.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include "client/tenant.h"
@@ -10,11 +10,8 @@
 
 namespace kvpool {
 
-TenantImpl::TenantImpl(TenantSetup setup) : setup_(std::move(setup)) {
-  for (uint32_t window = setup_.sizes.windows; window > 0; --window) {
-    free_windows_.push_back(window - 1);
-  }
-}
+TenantImpl::TenantImpl(TenantSetup setup)
+    : setup_(std::move(setup)), window_owners_(setup_.sizes.windows) {}
 
 TenantImpl::~TenantImpl() = default;
 
@@ -55,6 +52,16 @@ void TenantImpl::StartDrains(const std::vector<SessionImpl*>& sessions) {
       });
 }
 
+absl::Status TenantImpl::DrainAll(const std::vector<SessionImpl*>& sessions) {
+  const auto idle = [&sessions] {
+    return std::none_of(sessions.begin(), sessions.end(),
+                        [](const SessionImpl* s) { return s->progress_->in_flight.load(); });
+  };
+  if (absl::Status status = WaitForDrains(idle); !status.ok()) return status;
+  StartDrains(sessions);
+  return WaitForDrains(idle);
+}
+
 absl::Status TenantImpl::HandOverDue(std::span<Step> steps) {
   std::vector<SessionImpl*> due;
   std::vector<size_t> indices;
@@ -66,14 +73,8 @@ absl::Status TenantImpl::HandOverDue(std::span<Step> steps) {
   }
   if (due.empty()) return absl::OkStatus();
 
-  // A compaction must see every query: wait for drains under way, then drain the rest.
-  const auto idle = [&due] {
-    return std::none_of(due.begin(), due.end(),
-                        [](const SessionImpl* s) { return s->progress_->in_flight.load(); });
-  };
-  if (absl::Status status = WaitForDrains(idle); !status.ok()) return status;
-  StartDrains(due);
-  if (absl::Status status = WaitForDrains(idle); !status.ok()) return status;
+  // A compaction must see every query.
+  if (absl::Status status = DrainAll(due); !status.ok()) return status;
 
   std::vector<uint32_t> slots;
   for (SessionImpl* session : due) {
@@ -86,6 +87,33 @@ absl::Status TenantImpl::HandOverDue(std::span<Step> steps) {
   for (size_t k = 0; k < due.size(); ++k) {
     steps[indices[k]].outcome = (*outcomes)[k];
     due[k]->RefreshTable();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TenantImpl::TakeWindows(std::span<Step> steps) {
+  const auto stands_by = [&steps](const SessionImpl* owner) {
+    return std::none_of(steps.begin(), steps.end(), [owner](const Step& step) {
+      return step.session == owner && step.outcome.ok();
+    });
+  };
+  for (Step& step : steps) {
+    auto* session = static_cast<SessionImpl*>(step.session);
+    if (!step.outcome.ok() || !session->LacksWindow()) continue;
+    auto window = std::find(window_owners_.begin(), window_owners_.end(), nullptr);
+    if (window == window_owners_.end()) {
+      window = std::find_if(window_owners_.begin(), window_owners_.end(), stands_by);
+      if (window == window_owners_.end()) {
+        step.outcome = absl::FailedPreconditionError(
+            absl::StrCat("more sessions step at once than max_running at attach, which is ",
+                         window_owners_.size()));
+        continue;
+      }
+      if (absl::Status status = DrainAll({*window}); !status.ok()) return status;
+      (*window)->window_ = SessionImpl::kNoWindow;
+    }
+    *window = session;
+    session->window_ = static_cast<uint32_t>(window - window_owners_.begin());
   }
   return absl::OkStatus();
 }
@@ -127,6 +155,7 @@ absl::Status TenantImpl::SafePoint(std::span<Step> steps) {
     step.outcome = static_cast<SessionImpl*>(step.session)->Resume();
   }
   if (absl::Status status = HandOverDue(steps); !status.ok()) return status;
+  if (absl::Status status = TakeWindows(steps); !status.ok()) return status;
   std::vector<SessionImpl*> filling;
   for (const Step& step : steps) {
     auto* session = static_cast<SessionImpl*>(step.session);

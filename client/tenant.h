@@ -73,9 +73,14 @@ class TenantImpl final : public Tenant {
   friend class SessionImpl;
 
   absl::Status HandOverDue(std::span<Step> steps);
+  // Gives each session that steps a query window, if it pushes queries at all; when none is free,
+  // that of a session which does not step, once its queries are scored.
+  absl::Status TakeWindows(std::span<Step> steps);
   void TakePages(std::span<Step> steps);
   // Starts drains for those sessions that have none in flight.
   void StartDrains(const std::vector<SessionImpl*>& sessions);
+  // Has everything scored that these sessions have pushed, and waits for it.
+  absl::Status DrainAll(const std::vector<SessionImpl*>& sessions);
   // Waits until `done` or the timeout: DeadlineExceeded.
   template <typename Done>
   absl::Status WaitForDrains(Done done) {
@@ -86,7 +91,7 @@ class TenantImpl final : public Tenant {
 
   TenantSetup setup_;
   std::shared_ptr<DrainSignal> signal_ = std::make_shared<DrainSignal>();
-  std::vector<uint32_t> free_windows_;
+  std::vector<SessionImpl*> window_owners_;  // by window; nullptr: free
   std::vector<PageId> scratch_pages_;
 };
 
@@ -135,6 +140,8 @@ class SessionImpl final : public Session {
   absl::Status PushQuery(uint32_t position, const float* query, const float* lses,
                          Patience patience);
   uint64_t pending() const { return pushed_ - submitted_; }
+  // Whether it pushes queries and has nowhere to put them.
+  bool LacksWindow() const { return window_ == kNoWindow && opened_.queries != QueryWish::kNone; }
 
   TenantImpl& tenant_;
   const OpenedSession opened_;
@@ -158,9 +165,9 @@ class SessionImpl final : public Session {
   std::unique_ptr<PromptProfiler> profiler_;  // until the profile is published
 
   static constexpr uint32_t kNoWindow = ~0u;
-  uint32_t window_ = kNoWindow;
-  uint64_t pushed_ = 0;     // queries written to the window
-  uint64_t submitted_ = 0;  // queries in drains started so far
+  uint32_t window_ = kNoWindow;  // taken at a safe point, and kept until another session needs it
+  uint64_t pushed_ = 0;          // queries written to the window
+  uint64_t submitted_ = 0;       // queries in drains started so far
   std::shared_ptr<DrainProgress> progress_ = std::make_shared<DrainProgress>();
 };
 

@@ -34,6 +34,7 @@ class Loopback {
     uint32_t lease = 8;
     uint32_t chunk = 64;
     uint32_t session_tokens = 1024;
+    uint32_t windows = 8;
     PolicySpec policy = DefaultPolicySpec();
   };
 
@@ -59,7 +60,7 @@ class Loopback {
     worker_ = *ledger_->AddWorker(kTenant, layout);
     const shm::ShmSizes sizes{
         .sessions = 8,
-        .windows = 8,
+        .windows = options.windows,
         .session_tokens = options.session_tokens,
         .planes = options.geometry.planes(),
         .query_floats = options.geometry.model_layers() * options.geometry.query_heads *
