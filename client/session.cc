@@ -50,6 +50,8 @@ SessionView SessionImpl::View(uint32_t appended) const {
   return {.compacted_lengths = lengths_,
           .compacted_blocks = blocks_,
           .compacted_stride = tenant_.setup_.sizes.pages(),
+          .compacted_positions = positions_,
+          .positions_stride = tenant_.setup_.sizes.pages() * kPageTokens,
           .sealed_lengths = sealed_lengths_,
           .sealed_format = sealed_format_,
           .fresh_pages = fresh_pages_.data(),
@@ -120,6 +122,7 @@ void SessionImpl::RefreshTable() {
   sealed_format_ = static_cast<SealedFormat>(sealed[0]);
   sealed_lengths_ = sealed + 1;
   blocks_ = reinterpret_cast<const BlockId*>(buffer + shm::TableBlocksOffset(sizes));
+  positions_ = reinterpret_cast<const uint32_t*>(buffer + shm::TablePositionsOffset(sizes));
 }
 
 bool SessionImpl::WantsQueries(uint32_t tokens) const {

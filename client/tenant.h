@@ -153,6 +153,7 @@ class SessionImpl final : public Session {
   const uint32_t* sealed_lengths_ = nullptr;
   SealedFormat sealed_format_ = SealedFormat::kNone;
   const BlockId* blocks_ = nullptr;
+  const uint32_t* positions_ = nullptr;
 
   uint8_t* const flags_;                      // [session_tokens], in shared memory
   std::unique_ptr<PromptProfiler> profiler_;  // until the profile is published

@@ -96,20 +96,8 @@ class ScorePass {
     }
   }
 
-  // Widens the keys of rows `first` .. and returns how many: 16, or fewer where sealed rows or all
-  // rows end.
   uint32_t LoadKeys(uint32_t first) {
-    const uint32_t sealed = head_.sealed.rows;
-    if (first < sealed) {
-      UnpackTile(head_, first, keys_, nullptr);
-      return Min(kTileRows, Min(sealed, rows_) - first);
-    }
-    Tile tile;
-    Locate(head_, first - sealed, rows_ - sealed, &tile);
-    for (uint32_t row = 0; row < kTileRows; ++row) {
-      Widen<Format>(tile.key[row], head_.key_dim, keys_ + row * head_.key_dim);
-    }
-    return tile.rows;
+    return LoadTile<Format>(head_, first, rows_, keys_, nullptr);
   }
 
   // Of the rows `first` .., of which it returns the number.
