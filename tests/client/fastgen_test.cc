@@ -199,9 +199,10 @@ TEST_F(FastGenTest, EachHeadKeepsWhatItsClassNames) {
   EXPECT_GE(compactions, 5u);
 }
 
-// The sums that "frequent" ranks by begin with the prompt's and go on with every query after it.
+// The sums that "frequent" ranks by begin with the prompt's and go on with every query after it. Of
+// a sampled prompt each query counts for those that it stands for.
 TEST_F(FastGenTest, FrequenciesCountEachQueryOnce) {
-  for (const char* profile : {"exact"}) {
+  for (const char* profile : {"exact", "sampled"}) {
     Start({{"recovery", kRecovery}, {"slack", int64_t{1000}}, {"profile", std::string(profile)}});
     FeedPrompt();
     ASSERT_TRUE(Feed(1).ok());
