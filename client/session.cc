@@ -173,7 +173,6 @@ void SessionImpl::PublishProfile() {
            frequency.size() * sizeof(float));
   }
   words_->profiled.store(tokens, std::memory_order_release);
-  profiler_.reset();
 }
 
 bool SessionImpl::PushWanted(uint32_t position, uint32_t index, uint32_t tokens) const {
@@ -188,6 +187,8 @@ absl::Status SessionImpl::Commit(uint32_t tokens, const float* queries, const fl
   if (profiler_ != nullptr) {
     profiler_->EndStep(first, tokens);
     if (profiler_->complete()) PublishProfile();
+    // Published, or not whole and never will be.
+    if (!profiler_->Wants(committed_)) profiler_.reset();
   }
   words_->committed.store(committed_, std::memory_order_release);
   if (queries == nullptr) return absl::OkStatus();

@@ -156,7 +156,7 @@ class SessionImpl final : public Session {
   const uint32_t* positions_ = nullptr;
 
   uint8_t* const flags_;                      // [session_tokens], in shared memory
-  std::unique_ptr<PromptProfiler> profiler_;  // until the profile is published
+  std::unique_ptr<PromptProfiler> profiler_;  // while there is more to profile
 
   static constexpr uint32_t kNoWindow = ~0u;
   uint32_t window_ = kNoWindow;
