@@ -65,10 +65,12 @@ struct ScoreHeadArgs {
   HeadRows head;
   const float* const* queries = nullptr;  // [heads][query_count], each [key_dim]
   const float* const* lses = nullptr;     // [heads][query_count], each one float; or nullptr
-  const uint32_t* query_rows = nullptr;   // [query_count] rows that a query saw
-  const float* thresholds = nullptr;      // [query_count] alpha below this is low
-  const float* hits = nullptr;            // [query_count] what a query leaves in last_hits
-  uint32_t heads = 0;                     // query heads that read this KV head
+  // [query_count] a query saw the rows whose number is below it.
+  const uint32_t* query_rows = nullptr;
+  const uint32_t* numbers = nullptr;  // [rows], of each row; nullptr: in their order
+  const float* thresholds = nullptr;  // [query_count] alpha below this is low
+  const float* hits = nullptr;        // [query_count] what a query leaves in last_hits
+  uint32_t heads = 0;                 // query heads that read this KV head
   uint32_t query_count = 0;
   float scale = 1;
   float* mass = nullptr;          // [rows], added to

@@ -31,6 +31,7 @@ class ScorePass {
       hit_[lane] = args.hits[first_query + lane];
       rows_ = rows_ < rows ? rows : rows_;
     }
+    if (args.numbers != nullptr) rows_ = head_.sealed.rows + head_.open.rows + head_.fresh.rows;
     padded_rows_ = (rows_ + kTileRows - 1) / kTileRows * kTileRows;
     low_ = logits_ + size_t{padded_rows_} * kLanes;
   }
@@ -50,7 +51,12 @@ class ScorePass {
   }
 
  private:
-  Ints Sees(uint32_t row) const { return static_cast<int32_t>(row) < seen_; }
+  // Of padding no lane sees anything.
+  Ints Sees(uint32_t row) const {
+    if (row >= rows_) return Ints{};
+    const uint32_t number = args_.numbers == nullptr ? row : args_.numbers[row];
+    return static_cast<int32_t>(number) < seen_;
+  }
 
   void LoadQueries(uint32_t h) {
     for (uint32_t lane = 0; lane < kLanes; ++lane) {
@@ -176,7 +182,7 @@ class ScorePass {
   float* const keys_;     // [16][key_dim], a tile as f32
   float* const logits_;   // [padded_rows_][kLanes], later exponentials
   float* low_;            // [padded_rows_][kLanes], 1 while no query head found the row important
-  uint32_t rows_ = 0;     // rows that some query saw
+  uint32_t rows_ = 0;     // rows that some query can have seen
   uint32_t padded_rows_ = 0;
   Ints seen_ = {};
   Floats threshold_ = {}, hit_ = {}, highest_ = {}, inverse_ = {};
