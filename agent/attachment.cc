@@ -406,6 +406,7 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_
                        .planes = std::move(session->planes),
                        .session_pages = std::move(pages),
                        .selection = std::move(selection),
+                       .selected_step = session->selected_step,
                        .profile = profile ? ProfileSource{regions_.get(), slot,
                                                           session->head_classes, session->profiled}
                                           : ProfileSource{},

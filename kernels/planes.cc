@@ -53,7 +53,10 @@ void Planes::Append(uint32_t first_position, uint32_t count) {
 
 void Planes::SetSums(uint32_t plane, std::span<const float> sums) {
   Head& head = heads_[plane];
-  for (size_t row = 0; row < sums.size(); ++row) head.sum_before[row] = sums[row] - head.mass[row];
+  for (size_t row = 0; row < head.positions.size(); ++row) {
+    const uint32_t position = head.positions[row];
+    if (position < sums.size()) head.sum_before[row] = sums[position] - head.mass[row];
+  }
 }
 
 void Planes::SetNewestFlags(std::span<const uint8_t> flags) {
