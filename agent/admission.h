@@ -1,9 +1,10 @@
 // What a session is charged at most, and how many slabs that makes: a session is admitted only when
 // its policy's peak fits beside the peaks of all that are open, so the oldest can always finish.
 //
-// Charged are pages (the cache) and overhead: planes, tables and a query window, by a formula in
-// the geometry. What sealing saves is not counted on: it needs free pages to begin, and it does not
-// happen to a worker that hands nothing over. Pure, any thread.
+// Charged are pages (the cache) and overhead, by a formula in the geometry: planes, tables, a query
+// window and, where the policy wants them, the tokens' flags and the prompt's profile. What sealing
+// saves is not counted on: it needs free pages to begin, and it does not happen to a worker that
+// hands nothing over. Pure, any thread.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once

@@ -22,6 +22,7 @@
 #include "agent/tenant_book.h"
 #include "agent/workers.h"
 #include "common/http_server.h"
+#include "common/json.h"
 #include "common/kj_asio.h"
 #include "common/log.h"
 #include "common/rpc_listener.h"
@@ -172,7 +173,7 @@ absl::Status Agent::Listen() {
 
 void Agent::HandleHttp(HttpRequest request, HttpServer::Done done) {
   if (request.method != "GET") {
-    done({.status = 405, .body = "{\"error\":\"only GET here\"}\n"});
+    done({.status = 405, .body = JsonError("method_not_allowed", "only GET here")});
   } else if (request.path == "/metrics") {
     done({.content_type = kMetricsContentType,
           .body = metrics_.Page({.ledger = &ledger_,
@@ -186,7 +187,7 @@ void Agent::HandleHttp(HttpRequest request, HttpServer::Done done) {
     done({.body = absl::StrCat("{\"status\":\"ok\",\"manager\":\"",
                                registered ? "registered" : "connecting", "\"}\n")});
   } else {
-    done({.status = 404, .body = "{\"error\":\"try /metrics or /healthz\"}\n"});
+    done({.status = 404, .body = JsonError("not_found", "try /metrics or /healthz")});
   }
 }
 

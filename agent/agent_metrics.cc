@@ -17,6 +17,11 @@ const std::vector<double> kRecoveryBuckets = {0.5,  0.6,  0.7,  0.8,  0.85, 0.9,
 const std::vector<double> kCumulativeBuckets = {0.001, 0.01, 0.05, 0.1, 0.2, 0.3,  0.4,
                                                 0.5,   0.6,  0.7,  0.8, 0.9, 0.95, 1.0};
 
+// A counter without labels.
+Counter Single(Metrics& metrics, const std::string& name, const std::string& help) {
+  return metrics.CounterFamily(name, help).With();
+}
+
 double ToDouble(Bytes bytes) { return static_cast<double>(bytes.value()); }
 
 }  // namespace
@@ -51,6 +56,9 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                                        "Reclaims by step of the reclaim order and reason.")),
       reclaimed_bytes_(metrics_.CounterFamily("kvpool_agent_reclaimed_bytes_total",
                                               "Bytes freed, or refused, by step.")),
+      failed_sealings_(metrics_.CounterFamily(
+          "kvpool_agent_failed_sealings_total",
+          "Requantisations of sessions that stopped short, mostly for want of free pages.")),
       recovery_(metrics_.HistogramFamily("kvpool_agent_recovery_ratio",
                                          "Mean recovery over heads of each compaction.",
                                          kRecoveryBuckets)),
@@ -62,26 +70,16 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                  .GaugeFamily("kvpool_agent_manager_epoch_info",
                               "Highest manager epoch this agent has accepted.")
                  .With()),
-      bad_page_lists_(metrics_
-                          .CounterFamily("kvpool_agent_bad_page_lists_total",
-                                         "Sessions failed because their page list did not check "
-                                         "out.")
-                          .With()),
-      bad_profiles_(metrics_
-                        .CounterFamily("kvpool_agent_bad_profiles_total",
-                                       "Prompt profiles refused because they did not check out.")
-                        .With()),
+      bad_page_lists_(Single(metrics_, "kvpool_agent_bad_page_lists_total",
+                             "Sessions failed because their page list did not check out.")),
+      bad_profiles_(Single(metrics_, "kvpool_agent_bad_profiles_total",
+                           "Prompt profiles refused because they did not check out.")),
       bad_returns_(
-          metrics_.CounterFamily("kvpool_agent_bad_returns_total", "Rubbish found in return rings.")
-              .With()),
-      unscored_(metrics_
-                    .CounterFamily("kvpool_agent_unscored_queries_total",
-                                   "Queries that a worker dropped before they were scored.")
-                    .With()),
-      bad_orders_(metrics_
-                      .CounterFamily("kvpool_agent_bad_orders_total",
-                                     "Orders of managers that were ignored as impossible or old.")
-                      .With()),
+          Single(metrics_, "kvpool_agent_bad_returns_total", "Rubbish found in return rings.")),
+      unscored_(Single(metrics_, "kvpool_agent_unscored_queries_total",
+                       "Queries that a worker dropped before they were scored.")),
+      bad_orders_(Single(metrics_, "kvpool_agent_bad_orders_total",
+                         "Orders of managers that were ignored as impossible or old.")),
       turn_(metrics_
                 .HistogramFamily("kvpool_agent_rpc_turn_seconds",
                                  "Time the RPC thread spent in one piece of work.", kTurnBuckets)
@@ -99,6 +97,10 @@ void AgentMetrics::CountRefusedCall(const std::string& reason) {
   refused_calls_.With({{"reason", reason}}).Add();
 }
 
+void AgentMetrics::CountFailedSealing(const TenantState& tenant) {
+  failed_sealings_.With({{"tenant", tenant.name}}).Add();
+}
+
 void AgentMetrics::ObserveReclaim(const TenantState& tenant, const ReclaimRecord& record) {
   const std::string step = ToString(record.step), reason = ToString(record.reason);
   reclaims_.With({{"tenant", tenant.name}, {"step", step}, {"reason", reason}}).Add();
@@ -107,12 +109,13 @@ void AgentMetrics::ObserveReclaim(const TenantState& tenant, const ReclaimRecord
   if (record.step == ReclaimStep::kRefusal) {
     refusals_.With({{"tenant", tenant.name}, {"reason", reason}}).Add();
   }
-  if (record.recovery.measured()) {
-    recovery_.With({{"tenant", tenant.name}}).Observe(record.recovery.mean);
-  }
-  if (record.cumulative.measured()) {
-    cumulative_recovery_.With({{"tenant", tenant.name}}).Observe(record.cumulative.mean);
-  }
+}
+
+void AgentMetrics::ObserveRecovery(const TenantState& tenant, const RecoveryStats& recovery,
+                                   const RecoveryStats& cumulative) {
+  const Labels labels = {{"tenant", tenant.name}};
+  if (recovery.measured()) recovery_.With(labels).Observe(recovery.mean);
+  if (cumulative.measured()) cumulative_recovery_.With(labels).Observe(cumulative.mean);
 }
 
 void AgentMetrics::UpdateTenant(const Sources& sources, const TenantState& tenant) {

@@ -10,6 +10,7 @@
 
 #include "agent/manager_link.h"
 #include "agent/pool.h"
+#include "agent/recovery.h"
 #include "agent/tenant_book.h"
 #include "agent/workers.h"
 #include "common/clock.h"
@@ -35,6 +36,11 @@ class AgentMetrics {
   void ObserveTurn(Duration turn);
   // A call of a worker's that was refused, for a reason of the wire's.
   void CountRefusedCall(const std::string& reason);
+  // What one compaction of a session kept, and all of its compactions so far; measured or not.
+  void ObserveRecovery(const TenantState& tenant, const RecoveryStats& recovery,
+                       const RecoveryStats& cumulative);
+  // A sealing that stopped short.
+  void CountFailedSealing(const TenantState& tenant);
   // One reclaim record, as it happens.
   void ObserveReclaim(const TenantState& tenant, const ReclaimRecord& record);
 
@@ -61,6 +67,7 @@ class AgentMetrics {
   MetricFamily<Counter> http_;
   MetricFamily<Counter> reclaims_;
   MetricFamily<Counter> reclaimed_bytes_;
+  MetricFamily<Counter> failed_sealings_;
   MetricFamily<Histogram> recovery_;
   MetricFamily<Histogram> cumulative_recovery_;
   Gauge epoch_;

@@ -17,6 +17,8 @@ namespace {
 // Rows of a head that are sealed together at least, when nothing presses: a hand-over rewrites a
 // head's last blocks, and costs the worker a call.
 constexpr uint32_t kSealBatch = 64;
+// After each sealing in a row that failed a session waits for twice as many rows, so often at most.
+constexpr uint32_t kSealDoublings = 5;
 
 }  // namespace
 
@@ -219,7 +221,8 @@ std::optional<uint32_t> Attachment::SealAt(const AgentSession& session) const {
   const uint32_t wanted = session.seal.open_rows + std::max(kSealBatch, frees);
   const uint32_t missing = wanted - std::min(wanted, session.open_now());
   // When nothing could be sealed, for want of free pages, not before every step again.
-  return session.cache_tokens() + std::max(missing, kSealedRows);
+  const uint32_t pause = kSealedRows << std::min(session.failed_sealings, kSealDoublings);
+  return session.cache_tokens() + std::max(missing, pause);
 }
 
 void Attachment::SetCompactAt(AgentSession* session) {
@@ -297,11 +300,17 @@ bool Attachment::IsIdle(uint32_t slot) const {
 uint32_t Attachment::PagesFreedByCompaction(const AgentSession& session) const {
   const std::optional<Selection> selection =
       session.policy->Compact(session.State(setup_.layout.geometry()));
-  if (!selection.has_value()) return 0;
-  const auto now =
-      static_cast<uint32_t>(session.compacted_pages.size() + session.fresh_pages.size());
-  const uint32_t then = CeilDiv(selection->expected, kPageTokens);
-  return now > then ? now - then : 0;
+  const uint64_t rows = session.cache_tokens();
+  if (!selection.has_value() || rows == 0) return 0;
+  const uint64_t now = session.compacted_pages.size() + session.fresh_pages.size();
+  // Of what stays as large a share is sealed as of what is there: which rows go is not known yet.
+  const uint64_t sealed = uint64_t{selection->expected} * session.sealed_tokens() / rows;
+  uint64_t then = CeilDiv<uint64_t>(selection->expected - sealed, kPageTokens);
+  if (sealed > 0) {
+    then += CeilDiv(sealed * setup_.layout.geometry().planes(),
+                    RowsPerPage(setup_.layout, session.seal.format));
+  }
+  return static_cast<uint32_t>(now > then ? now - then : 0);
 }
 
 uint32_t Attachment::PagesFreedBySealing(const AgentSession& session) const {
@@ -397,6 +406,7 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_
                        .planes = std::move(session->planes),
                        .session_pages = std::move(pages),
                        .selection = std::move(selection),
+                       .selected_step = session->selected_step,
                        .profile = profile ? ProfileSource{regions_.get(), slot,
                                                           session->head_classes, session->profiled}
                                           : ProfileSource{},
@@ -436,7 +446,10 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
   session->job = AgentSession::Job::kNone;
   session->planes = std::move(job.planes);
   (void)ledger_->Unpin(session->id);
-  CompactionOutcome outcome{.status = job.status, .recovery = StatsOf(job.recovery)};
+  CompactionOutcome outcome{.status = job.status,
+                            .sealed = job.sealed,
+                            .policy = session->policy_text,
+                            .recovery = StatsOf(job.recovery)};
   std::vector<PageId> unused = job.replacements;
   unused.insert(unused.end(), job.spare.begin(), job.spare.end());
   if (job.status.ok()) {
@@ -452,6 +465,7 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
       session->selected_step = session->committed;
       session->selected_tokens = session->compacted_tokens;
     }
+    session->failed_sealings = job.sealed.ok() ? 0 : session->failed_sealings + 1;
     SetCompactAt(session);
     regions_->Publish(slot, session->epoch, session->fresh_start, job.result, session->planes);
   }

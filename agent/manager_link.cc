@@ -216,6 +216,7 @@ kj::Promise<void> ManagerLink::Exchange() {
   return WithDeadline(request.send(), deps_.io->provider->getTimer(), kCallDeadline)
       .then([this, wanted = std::move(wanted)](auto&& response) {
         Apply(response.getOrders());
+        deps_.book->ManagerHeard(BootClock::now());
         for (const auto& [tenant, slabs] : wanted) {
           deps_.book->DemandHeard(tenant, slabs, BootClock::now());
         }
@@ -268,6 +269,7 @@ void ManagerLink::FillReport(rpc::Report::Builder report) {
     reclaims[i].setCumulativeRecovery(record.cumulative.mean);
     reclaims[i].setCumulativeRecoveryMin(record.cumulative.min);
     reclaims[i].setCount(record.count);
+    reclaims[i].setMeasured(record.recovery.count);
   }
 }
 

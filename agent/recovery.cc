@@ -5,27 +5,25 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdint>
 
 namespace kvpool {
 
 RecoveryStats StatsOf(std::span<const RecoveryStats> sessions) {
   RecoveryStats stats;
   float sum = 0;
-  uint32_t measured = 0;
   for (const RecoveryStats& one : sessions) {
     if (!one.measured()) continue;
-    stats.min = measured == 0 ? one.min : std::min(stats.min, one.min);
+    stats.min = stats.measured() ? std::min(stats.min, one.min) : one.min;
     sum += one.mean;
-    ++measured;
+    ++stats.count;
   }
-  if (measured > 0) stats.mean = sum / static_cast<float>(measured);
+  if (stats.measured()) stats.mean = sum / static_cast<float>(stats.count);
   return stats;
 }
 
 RecoveryStats StatsOf(std::span<const float> heads) {
   std::vector<RecoveryStats> each;
-  for (float head : heads) each.push_back({.mean = head, .min = head});
+  for (float head : heads) each.push_back({.mean = head, .min = head, .count = head >= 0});
   return StatsOf(each);
 }
 

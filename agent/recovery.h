@@ -5,6 +5,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -14,8 +15,9 @@ namespace kvpool {
 struct RecoveryStats {
   float mean = -1;
   float min = -1;
+  uint32_t count = 0;  // of what was measured: heads, or sessions
 
-  bool measured() const { return mean >= 0; }
+  bool measured() const { return count > 0; }
 };
 
 // Over heads.

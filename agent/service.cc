@@ -287,7 +287,7 @@ class TenantServer final : public rpc::Tenant::Server {
          .max_session_tokens = params.getMaxSessionTokens(),
          .chunk_tokens = params.getChunkTokens(),
          .queries =
-             params.getQueries() == rpc::QueryOffer::NONE ? QueryOffer::kNone : QueryOffer::kAll},
+             params.getQueries() == rpc::QueryOffer::ALL ? QueryOffer::kAll : QueryOffer::kNone},
         params.getEvents());
     if (!id.ok()) {
       peer_->Refuse(result.initRefused(), id.status());

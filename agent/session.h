@@ -42,6 +42,7 @@ struct AgentSession {
   uint32_t selected_tokens = 0;         // rows of the longest head that this left
   std::optional<uint32_t> policy_at;    // rows of the longest head at which its policy is due
   bool policy_asked = false;            // by the last hand-over
+  uint32_t failed_sealings = 0;         // one after the other
   uint64_t drained = 0;                 // number of the next query to drain
   std::vector<float> recovery_product;  // [planes] over its compactions; negative: never measured
   std::vector<uint8_t> head_classes;    // what its policy found in the prompt; see PolicyState
@@ -54,6 +55,8 @@ struct AgentSession {
 
   // Most rows of a head that are not sealed, by what was last checked.
   uint32_t open_now() const { return open_tokens + committed - fresh_start; }
+  // Sealed rows of the longest head, at least: another one may have more open rows.
+  uint32_t sealed_tokens() const { return compacted_tokens - open_tokens; }
   // Rows of a head that a sealing would seal now; in whole blocks.
   uint32_t sealable_tokens() const {
     const uint32_t open = open_now();

@@ -34,6 +34,7 @@ RowScores ScoresFor(const RowScore& score, const CompactionJob& job) {
                                .base = job.base,
                                .session = job.rows.View(),
                                .fresh_start = job.rows.fresh_start,
+                               .selected_step = job.selected_step,
                                .planes = &job.planes,
                                .scale = Scale(*job.layout)});
 }

@@ -65,6 +65,7 @@ struct CompactionJob {
   Planes planes;
   std::vector<PageId> session_pages;
   std::optional<Selection> selection;
+  uint32_t selected_step = 0;  // tokens fed when the session last lost rows
   ProfileSource profile;
   std::vector<PageId> evacuate;
   std::vector<PageId> replacements;  // free pages, for `evacuate`

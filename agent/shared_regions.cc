@@ -16,8 +16,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/token_flags.h"
+#include "proto/limits.h"
 
 namespace kvpool {
+
+static_assert(shm::kRingSlots == limits::kMagazinePages);
+static_assert(shm::kWindowQueries == limits::kWindowQueries);
+
 namespace {
 
 struct Region {

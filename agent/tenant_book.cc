@@ -116,7 +116,8 @@ void TenantBook::DemandHeard(TenantId tenant, uint32_t slabs, TimePoint now) {
 }
 
 ReclaimReason TenantBook::WhyRefused(const TenantState& tenant, uint32_t needed, uint32_t most,
-                                     TimePoint now) {
+                                     TimePoint now) const {
+  if (now - manager_heard_ > kLeaseGrows) return ReclaimReason::kAdmission;
   const KnownDemand& known = tenant.known_demand;
   const bool news = needed > known.slabs || now - known.since < kLeaseGrows;
   return needed <= most && news ? ReclaimReason::kLeaseGrowing : ReclaimReason::kAdmission;
@@ -132,8 +133,8 @@ void TenantBook::Record(const ReclaimRecord& record) {
       counters.compactions += record.sessions;
     }
     if (record.recovery.measured()) {
-      counters.recovery_sum += record.recovery.mean;
-      ++counters.recovery_count;
+      counters.recovery_sum += double{record.recovery.mean} * record.recovery.count;
+      counters.recovery_count += record.recovery.count;
       counters.recovery_min = std::min<double>(counters.recovery_min, record.recovery.min);
     }
   }

@@ -120,12 +120,15 @@ class TenantBook {
     return std::max(tenant.lease_slabs, held_slabs);
   }
 
+  // The manager has answered a report.
+  void ManagerHeard(TimePoint now) { manager_heard_ = now; }
   // The manager has answered a report in which the tenant wanted `slabs`.
   void DemandHeard(TenantId tenant, uint32_t slabs, TimePoint now);
   // Why a session is refused for which the tenant would need `needed` slabs of at most `most`:
-  // kLeaseGrowing while the manager has had no time to grow the lease, else kAdmission.
-  static ReclaimReason WhyRefused(const TenantState& tenant, uint32_t needed, uint32_t most,
-                                  TimePoint now);
+  // kLeaseGrowing while the manager has had no time to grow the lease, else kAdmission; also while
+  // there is no manager, because nobody grows it then.
+  ReclaimReason WhyRefused(const TenantState& tenant, uint32_t needed, uint32_t most,
+                           TimePoint now) const;
 
   // Called with each record, before merging.
   using Observer = std::function<void(const TenantState&, const ReclaimRecord&)>;
@@ -142,6 +145,7 @@ class TenantBook {
   Observer observer_;
   std::deque<ReclaimRecord> unreported_;
   uint64_t highest_epoch_ = 0;
+  TimePoint manager_heard_;
 };
 
 }  // namespace kvpool

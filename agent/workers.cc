@@ -250,7 +250,7 @@ absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
     worker->waiting = charge;
     worker->waiting_since = BootClock::now();
     const ReclaimReason reason =
-        TenantBook::WhyRefused(*tenant, needed, most, worker->waiting_since);
+        deps_.book->WhyRefused(*tenant, needed, most, worker->waiting_since);
     deps_.book->Record({.tenant = tenant->id,
                         .time = worker->waiting_since,
                         .step = ReclaimStep::kRefusal,

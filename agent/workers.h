@@ -109,7 +109,9 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   // Keeps the magazine at its target; what a doorbell asks for. Never waits, never refuses.
   void TopUp(WorkerId worker);
 
-  // OutOfRange: can never fit. ResourceExhausted: not now.
+  // OutOfRange: can never fit. ResourceExhausted: not now. InvalidArgument: a number, or a policy
+  // that needs the queries that this worker does not push. FailedPrecondition: detached, or a
+  // format that cannot be had here.
   absl::StatusOr<AgentSession*> Open(WorkerId worker, uint32_t prompt_tokens, uint32_t max_tokens);
   void Close(WorkerId worker, uint32_t slot, SessionId session);
 
@@ -156,6 +158,8 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   kj::Promise<CompactionOutcome> RunCompaction(WorkerId worker, uint32_t slot, shm::State resting);
   void RecordCompactions(TenantId tenant, const Layout& layout,
                          const std::vector<CompactionOutcome>& outcomes);
+  // Counts it, and now and then says why.
+  void SealingFailed(const TenantState& tenant, const absl::Status& why);
   void RemoveIfDone(WorkerId worker);
   static void Count(const Attachment& attachment, Hostilities* sum);
   void WatchDoorbell(WorkerId worker);
@@ -173,6 +177,7 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   std::function<void(TenantId)> on_change_;
   std::map<WorkerId, Worker> workers_;
   Hostilities past_;  // of workers that are gone
+  std::map<TenantId, TimePoint> sealing_failures_logged_;
   kj::TaskSet tasks_;
 };
 

@@ -5,11 +5,18 @@
 
 #include "absl/strings/str_cat.h"
 #include "agent/agent_metrics.h"
+#include "agent/reclaim_records.h"
 #include "agent/workers.h"
 #include "common/kj_asio.h"
 #include "proto/limits.h"
 
 namespace kvpool {
+namespace {
+
+// Between two logs of failed sealings of one tenant.
+constexpr std::chrono::minutes kSealingLogPause(1);
+
+}  // namespace
 
 kj::Promise<absl::Status> Workers::Drain(WorkerId id, DrainArgs args) {
   const Turn turn(deps_.metrics);
@@ -55,36 +62,31 @@ kj::Promise<CompactionOutcome> Workers::RunCompaction(WorkerId id, uint32_t slot
 
 void Workers::RecordCompactions(TenantId tenant_id, const Layout& layout,
                                 const std::vector<CompactionOutcome>& outcomes) {
-  const TenantState* tenant = deps_.book->Find(tenant_id);
   const TenantUsage usage = deps_.ledger->Usage(tenant_id);
-  ReclaimRecord record{.tenant = tenant_id,
-                       .time = BootClock::now(),
-                       .step = ReclaimStep::kCompaction,
-                       .reason = usage.held_slabs > usage.lease_slabs ? ReclaimReason::kLeaseShrink
-                                                                      : ReclaimReason::kScheduled,
-                       .policy = tenant == nullptr ? "" : ToString(tenant->spec)};
-  std::vector<RecoveryStats> recovery, cumulative;
-  for (const CompactionOutcome& outcome : outcomes) {
-    if (outcome.effect != CompactionOutcome::Effect::kCompacted) continue;
-    ++record.sessions;
-    record.bytes += outcome.freed_pages * layout.page_bytes().value();
-    recovery.push_back(outcome.recovery);
-    cumulative.push_back(outcome.cumulative);
+  const ReclaimRecord common{.tenant = tenant_id,
+                             .time = BootClock::now(),
+                             .reason = usage.held_slabs > usage.lease_slabs
+                                           ? ReclaimReason::kLeaseShrink
+                                           : ReclaimReason::kScheduled};
+  for (const ReclaimRecord& record : RecordsOf(common, layout.page_bytes(), outcomes)) {
+    deps_.book->Record(record);
   }
-  record.recovery = StatsOf(recovery);
-  record.cumulative = StatsOf(cumulative);
-  if (record.sessions > 0) deps_.book->Record(record);
-  ReclaimRecord sealed{.tenant = record.tenant,
-                       .time = record.time,
-                       .step = ReclaimStep::kRequantisation,
-                       .reason = record.reason,
-                       .policy = record.policy};
+  const TenantState* tenant = deps_.book->Find(tenant_id);
+  if (tenant == nullptr) return;
   for (const CompactionOutcome& outcome : outcomes) {
-    if (outcome.sealing != CompactionOutcome::Sealing::kSealed) continue;
-    ++sealed.sessions;
-    sealed.bytes += outcome.sealing_freed * layout.page_bytes().value();
+    deps_.metrics->ObserveRecovery(*tenant, outcome.recovery, outcome.cumulative);
+    if (!outcome.sealed.ok()) SealingFailed(*tenant, outcome.sealed);
   }
-  if (sealed.sessions > 0) deps_.book->Record(sealed);
+}
+
+void Workers::SealingFailed(const TenantState& tenant, const absl::Status& why) {
+  deps_.metrics->CountFailedSealing(tenant);
+  const TimePoint now = BootClock::now();
+  const auto [last, first] = sealing_failures_logged_.emplace(tenant.id, now);
+  if (!first && now - last->second < kSealingLogPause) return;
+  last->second = now;
+  log_.Warn("a session could not be sealed",
+            {{"tenant", tenant.name}, {"error", std::string(why.message())}});
 }
 
 kj::Promise<std::vector<CompactionOutcome>> Workers::HandOver(WorkerId id,

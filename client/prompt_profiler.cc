@@ -43,6 +43,12 @@ void PromptProfiler::EndStep(uint32_t position, uint32_t tokens) {
   done_ = std::min(tokens_, done_ + tokens);
 }
 
+std::vector<float> PromptProfiler::Frequency(uint32_t plane) const {
+  std::vector<float> frequency = sums_.Frequency(plane);
+  for (float& mass : frequency) mass *= static_cast<float>(rule_.sample_every);
+  return frequency;
+}
+
 std::vector<HeadClass> PromptProfiler::Classes(std::span<const uint8_t> flags) const {
   std::vector<HeadClass> classes;
   for (uint32_t plane = 0; plane < sums_.planes(); ++plane) {

@@ -36,8 +36,9 @@ class PromptProfiler {
 
   // The class of each (layer, head). `flags`: token flags of the prompt, [tokens].
   std::vector<HeadClass> Classes(std::span<const uint8_t> flags) const;
-  // Attention each key had so far: what later "frequent" starts from.
-  std::vector<float> Frequency(uint32_t plane) const { return sums_.Frequency(plane); }
+  // Attention each key had so far, [tokens] by position: what later "frequent" starts from. Of a
+  // sample an estimate of what all queries gave, because those after the prompt count in full.
+  std::vector<float> Frequency(uint32_t plane) const;
 
  private:
   const Layout* const layout_;

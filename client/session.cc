@@ -46,6 +46,8 @@ SessionView SessionImpl::View(uint32_t appended) const {
   return {.compacted_lengths = lengths_,
           .compacted_blocks = blocks_,
           .compacted_stride = tenant_.setup_.sizes.pages(),
+          .compacted_positions = positions_,
+          .positions_stride = tenant_.setup_.sizes.pages() * kPageTokens,
           .sealed_lengths = sealed_lengths_,
           .sealed_format = sealed_format_,
           .fresh_pages = fresh_pages_.data(),
@@ -123,6 +125,7 @@ void SessionImpl::RefreshTable() {
   sealed_format_ = static_cast<SealedFormat>(sealed[0]);
   sealed_lengths_ = sealed + 1;
   blocks_ = reinterpret_cast<const BlockId*>(buffer + shm::TableBlocksOffset(sizes));
+  positions_ = reinterpret_cast<const uint32_t*>(buffer + shm::TablePositionsOffset(sizes));
 }
 
 bool SessionImpl::WantsQueries(uint32_t tokens) const {
@@ -173,7 +176,6 @@ void SessionImpl::PublishProfile() {
            frequency.size() * sizeof(float));
   }
   words_->profiled.store(tokens, std::memory_order_release);
-  profiler_.reset();
 }
 
 bool SessionImpl::PushWanted(uint32_t position, uint32_t index, uint32_t tokens) const {
@@ -191,6 +193,8 @@ absl::Status SessionImpl::Commit(uint32_t tokens, const float* queries, const fl
   if (profiler_ != nullptr) {
     profiler_->EndStep(first, tokens);
     if (profiler_->complete()) PublishProfile();
+    // Published, or not whole and never will be.
+    if (!profiler_->Wants(committed_)) profiler_.reset();
   }
   words_->committed.store(committed_, std::memory_order_release);
   if (queries == nullptr) return absl::OkStatus();

@@ -175,9 +175,10 @@ class SessionImpl final : public Session {
   const uint32_t* sealed_lengths_ = nullptr;
   SealedFormat sealed_format_ = SealedFormat::kNone;
   const BlockId* blocks_ = nullptr;
+  const uint32_t* positions_ = nullptr;
 
   uint8_t* const flags_;                      // [session_tokens], in shared memory
-  std::unique_ptr<PromptProfiler> profiler_;  // until the profile is published
+  std::unique_ptr<PromptProfiler> profiler_;  // while there is more to profile
 
   static constexpr uint32_t kNoWindow = ~0u;
   uint32_t window_ = kNoWindow;  // taken at a safe point, and kept until another session needs it

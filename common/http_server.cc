@@ -59,7 +59,7 @@ int StatusFor(const beast::error_code& error) {
   return error.category() == kSample.category() ? 400 : 0;
 }
 
-// Of a request that no handler sees, in the form of the operator API's errors.
+// Of a request that no handler sees.
 std::string RefusalBody(int status) {
   if (status == 413) {
     return JsonError("too_large",
@@ -94,24 +94,6 @@ HttpRequest ToRequest(http::request<http::string_body>&& message) {
 enum class Body { kSend, kOmit };
 enum class After { kKeepAlive, kClose };
 
-asio::awaitable<beast::error_code> Write(beast::tcp_stream& stream, HttpResponse response,
-                                         Body body, After after) {
-  http::response<http::string_body> message(static_cast<http::status>(response.status), 11);
-  for (const auto& [name, value] : response.headers) message.set(name, value);
-  message.set(http::field::content_type, response.content_type);
-  message.keep_alive(after == After::kKeepAlive);
-  message.body() = std::move(response.body);
-  message.prepare_payload();
-  http::response_serializer<http::string_body> serializer(message);
-  beast::error_code error;
-  if (body == Body::kSend) {
-    std::tie(error, std::ignore) = co_await http::async_write(stream, serializer, kAsTuple);
-  } else {
-    std::tie(error, std::ignore) = co_await http::async_write_header(stream, serializer, kAsTuple);
-  }
-  co_return error;
-}
-
 // Closing with unread bytes would reset the connection, and the peer might never see our answer.
 asio::awaitable<void> Linger(beast::tcp_stream& stream) {
   beast::error_code error;
@@ -129,7 +111,7 @@ class Reply {
  public:
   Reply(std::shared_ptr<asio::io_context> io, Resume resume)
       : io_(std::move(io)), resume_(std::move(resume)) {}
-  ~Reply() { Send({.status = 500, .body = "{\"error\":\"the request was dropped\"}"}); }
+  ~Reply() { Send({.status = 500, .body = JsonError("internal", "the request was dropped")}); }
 
   void Send(HttpResponse response) {
     if (sent_.exchange(true)) return;
@@ -171,6 +153,8 @@ class HttpServer::Service : public std::enable_shared_from_this<Service> {
                                      std::weak_ptr<asio::io_context> io, tcp::socket socket);
   asio::awaitable<beast::error_code> Read(beast::tcp_stream& stream, beast::flat_buffer& buffer,
                                           Parser& parser);
+  asio::awaitable<beast::error_code> Write(beast::tcp_stream& stream, HttpResponse response,
+                                           Body body, After after);
   asio::awaitable<HttpResponse> Answer(std::shared_ptr<asio::io_context> io, HttpRequest request);
 
   const HttpServerOptions options_;
@@ -194,6 +178,27 @@ asio::awaitable<beast::error_code> HttpServer::Service::Read(beast::tcp_stream& 
   co_return error;
 }
 
+asio::awaitable<beast::error_code> HttpServer::Service::Write(beast::tcp_stream& stream,
+                                                              HttpResponse response, Body body,
+                                                              After after) {
+  http::response<http::string_body> message(static_cast<http::status>(response.status), 11);
+  for (const auto& [name, value] : response.headers) message.set(name, value);
+  message.set(http::field::content_type, response.content_type);
+  message.keep_alive(after == After::kKeepAlive);
+  message.body() = std::move(response.body);
+  message.prepare_payload();
+  http::response_serializer<http::string_body> serializer(message);
+  stream.expires_after(options_.deadline);
+  beast::error_code error;
+  if (body == Body::kSend) {
+    std::tie(error, std::ignore) = co_await http::async_write(stream, serializer, kAsTuple);
+  } else {
+    std::tie(error, std::ignore) = co_await http::async_write_header(stream, serializer, kAsTuple);
+  }
+  if (error == beast::error::timeout) ++timed_out_;
+  co_return error;
+}
+
 asio::awaitable<HttpResponse> HttpServer::Service::Answer(std::shared_ptr<asio::io_context> io,
                                                           HttpRequest request) {
   auto start = [this, &io, &request](auto resume) {
@@ -212,6 +217,7 @@ asio::awaitable<void> HttpServer::Service::Serve(std::shared_ptr<Service> self,
   beast::tcp_stream stream(std::move(socket));
   // Room for a header just above its limit, which is answered, and for reading ahead.
   beast::flat_buffer buffer(2 * limits::kHttpHeaderBytes);
+  bool first = true;
   while (!self->closing_) {
     Parser parser;
     const beast::error_code error = co_await self->Read(stream, buffer, parser);
@@ -219,22 +225,22 @@ asio::awaitable<void> HttpServer::Service::Serve(std::shared_ptr<Service> self,
     if (!error && !parser.get().target().starts_with('/')) refusal = 400;
     if (refusal != 0) {
       ++self->bad_requests_;
-      stream.expires_after(self->options_.deadline);
       HttpResponse response{.status = refusal, .body = RefusalBody(refusal)};
-      co_await Write(stream, std::move(response), Body::kSend, After::kClose);
+      co_await self->Write(stream, std::move(response), Body::kSend, After::kClose);
       co_await Linger(stream);
       break;
     }
-    if (error == beast::error::timeout) ++self->timed_out_;
+    // Between requests a connection may well fall idle.
+    if (error == beast::error::timeout && (first || parser.got_some())) ++self->timed_out_;
     if (error) break;
+    first = false;
     const bool keep_alive = parser.get().keep_alive();
     const Body body = parser.get().method() == http::verb::head ? Body::kOmit : Body::kSend;
     stream.expires_never();
     HttpResponse response = co_await self->Answer(io.lock(), ToRequest(parser.release()));
     ++(response.status / 100 == 4 ? self->refused_ : self->handled_);
-    stream.expires_after(self->options_.deadline);
     const After after = keep_alive && !self->closing_ ? After::kKeepAlive : After::kClose;
-    if (co_await Write(stream, std::move(response), body, after)) break;
+    if (co_await self->Write(stream, std::move(response), body, after)) break;
     if (after == After::kClose) {
       co_await Linger(stream);
       break;

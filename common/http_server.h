@@ -34,11 +34,13 @@ class HttpServer {
   using Handler = std::function<void(HttpRequest, Done)>;
 
   struct Counters {
-    uint64_t handled = 0;        // answered by the handler
-    uint64_t refused = 0;        // answered 4xx by the handler
+    uint64_t handled = 0;        // answered by the handler, or 500 because it forgot
+    uint64_t refused = 0;        // answered 4xx by the handler; not in `handled`
     uint64_t bad_requests = 0;   // answered 400, 413 or 431 without it
     uint64_t above_maximum = 0;  // connections closed at once
-    uint64_t timed_out = 0;      // connections closed for silence
+    // Connections closed because a request did not come, or did not come whole, or its answer was
+    // not read in time; not those that fell idle between requests.
+    uint64_t timed_out = 0;
   };
 
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const HttpServerOptions& options,

@@ -126,13 +126,6 @@ absl::StatusOr<int64_t> JsonObject::Integer(std::string_view field, int64_t min,
   return number;
 }
 
-absl::StatusOr<bool> JsonObject::Boolean(std::string_view field) {
-  const auto value = Require(field);
-  if (!value.ok()) return value.status();
-  if (!(*value)->is_bool()) return Error(field, "must be true or false");
-  return (*value)->get_bool();
-}
-
 absl::StatusOr<Bytes> JsonObject::Quantity(std::string_view field, Bytes min, Bytes max) {
   const auto value = Require(field);
   if (!value.ok()) return value.status();

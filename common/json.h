@@ -34,7 +34,6 @@ class JsonObject {
 
   absl::StatusOr<std::string> Text(std::string_view field, size_t longest = limits::kHttpBodyBytes);
   absl::StatusOr<int64_t> Integer(std::string_view field, int64_t min, int64_t max);
-  absl::StatusOr<bool> Boolean(std::string_view field);
   // An integer of bytes, or text as ParseBytes takes it.
   absl::StatusOr<Bytes> Quantity(std::string_view field, Bytes min, Bytes max);
   // Any value that is there, for nested ones; null when it is missing.
@@ -58,7 +57,6 @@ class JsonObject {
   std::vector<std::string> known_;
 };
 
-// {"error": message}
 // {"error": {"code": ..., "message": ...}}, what every refusal of our HTTP servers says.
 std::string JsonError(const std::string& code, const std::string& message);
 

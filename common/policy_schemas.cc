@@ -11,7 +11,7 @@ namespace kvpool {
 namespace {
 
 constexpr int64_t kMaxTokens = 1 << 20;
-// R-KV compares each key with every other one of its head.
+// R-KV compares each key with up to 2048 others of its head (kernels/policy/rkv.h), on one thread.
 constexpr int64_t kMaxCompared = 4096;
 
 absl::Status ScissorhandsRules(PolicySpec& spec) {
@@ -201,23 +201,25 @@ std::vector<PolicySchema> KeyPolicies() {
   };
 }
 
-// In what the rows lie that a policy keeps; read by SealRuleOf (kernels/policy/policy.h).
-std::vector<PolicyParameter> FormatParameters() {
-  return {{"format", "", "what a session's older rows are quantised to",
-           Choices{{"native", "fp8", "int8", "int4"}}},
-          {"open", "tokens", "last rows of a head that stay native; only with a format",
-           IntegerRange{128, 0, kMaxTokens}}};
-}
-
 }  // namespace
+
+// In what the rows lie that a policy keeps; read by SealRuleOf (kernels/policy/policy.h).
+const std::vector<PolicyParameter>& CommonPolicyParameters() {
+  static const auto* const parameters = new std::vector<PolicyParameter>{
+      {"format", "", "what a session's older rows are quantised to",
+       Choices{{"native", "fp8", "int8", "int4"}}},
+      {"open", "tokens", "last rows of a head that stay native; only with a format",
+       IntegerRange{128, 0, kMaxTokens}}};
+  return *parameters;
+}
 
 const std::vector<PolicySchema>& PolicySchemas() {
   static const auto* const schemas = [] {
     auto* const all = new std::vector<PolicySchema>;
     for (const auto group : {GrowthPolicies, PromptPolicies, KeyPolicies}) {
       for (PolicySchema& schema : group()) {
-        for (PolicyParameter& format : FormatParameters()) {
-          schema.parameters.push_back(std::move(format));
+        for (const PolicyParameter& common : CommonPolicyParameters()) {
+          schema.parameters.push_back(common);
         }
         all->push_back(std::move(schema));
       }

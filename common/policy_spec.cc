@@ -37,10 +37,20 @@ std::optional<T> Parse(const std::string& text) {
   return value;
 }
 
+// JSON and YAML may write a whole number as 256.0 or 1e3.
+std::optional<int64_t> Whole(double number) {
+  if (std::trunc(number) != number || std::abs(number) >= 0x1p63) return std::nullopt;
+  return static_cast<int64_t>(number);
+}
+
 std::optional<int64_t> AsInteger(const PolicyValue& value) {
   return std::visit(Overload{[](int64_t number) { return std::optional<int64_t>(number); },
-                             [](double) { return std::optional<int64_t>(); },
-                             [](const std::string& text) { return Parse<int64_t>(text); }},
+                             [](double number) { return Whole(number); },
+                             [](const std::string& text) {
+                               if (const auto whole = Parse<int64_t>(text)) return whole;
+                               const auto number = Parse<double>(text);
+                               return number ? Whole(*number) : std::nullopt;
+                             }},
                     value);
 }
 
@@ -153,9 +163,11 @@ absl::StatusOr<PolicySpec> MakePolicySpec(const std::string& name, const PolicyV
     }
     const std::optional<PolicyValue> fitting = Fit(*parameter, value);
     if (!fitting.has_value()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("policy ", name, ": ", key, " = ", ToString(value),
-                       " is not allowed; it must be ", AllowedText(*parameter)));
+      const bool broken =
+          std::holds_alternative<IntegerRange>(parameter->allowed) && !AsInteger(value);
+      return absl::InvalidArgumentError(absl::StrCat(
+          "policy ", name, ": ", key, " = ", ToString(value), " is not allowed; it must be ",
+          broken ? "a whole number, " : "", AllowedText(*parameter)));
     }
     spec.parameters[key] = *fitting;
   }

@@ -73,6 +73,9 @@ struct PolicySchema {
 // Every policy, in the order in which help texts list them. The first is the default.
 const std::vector<PolicySchema>& PolicySchemas();
 
+// What every policy has, after its own: each schema's parameters end with these.
+const std::vector<PolicyParameter>& CommonPolicyParameters();
+
 // Checks name, parameter names, types and bounds, and the rules between parameters (such as
 // recent + drop <= budget); fills in defaults. Text is read as the parameter's type, so that files
 // and flags need not know it. InvalidArgument says which part is wrong and what is allowed.

@@ -66,17 +66,6 @@ bool EqualInConstantTime(const Sha256Hash& a, const Sha256Hash& b) {
 
 std::string ToHex(const Sha256Hash& hash) { return Hex(hash); }
 
-absl::StatusOr<Sha256Hash> HashFromHex(const std::string& hex) {
-  Sha256Hash hash;
-  if (hex.size() != 2 * hash.size() ||
-      hex.find_first_not_of("0123456789abcdef") != std::string::npos) {
-    return absl::InvalidArgumentError("a hash is 64 lower-case hexadecimal digits");
-  }
-  const std::string bytes = absl::HexStringToBytes(hex);
-  std::copy(bytes.begin(), bytes.end(), hash.begin());
-  return hash;
-}
-
 absl::StatusOr<std::string> ReadTokenFile(const std::string& path) {
   struct stat info;
   if (stat(path.c_str(), &info) != 0) {

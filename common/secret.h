@@ -27,9 +27,8 @@ absl::StatusOr<uint64_t> RandomId();
 bool EqualInConstantTime(std::string_view a, std::string_view b);
 bool EqualInConstantTime(const Sha256Hash& a, const Sha256Hash& b);
 
-// Lower-case hexadecimal, and back.
+// Lower-case hexadecimal.
 std::string ToHex(const Sha256Hash& hash);
-absl::StatusOr<Sha256Hash> HashFromHex(const std::string& hex);
 
 // The first line of a file that holds a token, at most limits::kTokenBytes. Refuses a file that
 // others may read.

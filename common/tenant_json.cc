@@ -4,7 +4,6 @@
 #include "common/tenant_json.h"
 
 #include <limits>
-#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"

@@ -4,7 +4,6 @@
 #include "common/tenants_file.h"
 
 #include <algorithm>
-#include <limits>
 #include <map>
 #include <utility>
 

@@ -21,6 +21,7 @@ struct DerivedScoreArgs {
   const std::byte* base = nullptr;
   SessionView session;             // as long as the planes
   uint32_t fresh_start = 0;        // logical position of fresh row 0
+  uint32_t selected_step = 0;      // tokens fed when rows were last dropped
   const Planes* planes = nullptr;  // their window holds what kWindow* scores read
   float scale = 1.0f;
 };
@@ -28,7 +29,7 @@ struct DerivedScoreArgs {
 // Requires score.derived().
 //
 // kWindowSum, kWindowSquareSum: over the last score.window kept queries and the group's query
-// heads, of those queries that came after the last compaction: the older ones saw other keys.
+// heads, of those queries that came after rows were last dropped: the older ones saw other keys.
 // The others are in kernels/scores.
 RowScores DerivedScores(const RowScore& score, const DerivedScoreArgs& args);
 

@@ -24,10 +24,14 @@ RowScores WindowScores(const RowScore& score, const DerivedScoreArgs& args) {
     longest = std::max(longest, args.session.Length(plane));
   }
   sums.Append(0, longest);
+  for (uint32_t plane = 0; plane < g.planes(); ++plane) {
+    std::copy_n(args.planes->positions(plane).begin(), args.session.Length(plane),
+                sums.positions(plane).begin());
+  }
   const size_t floats = size_t{g.model_layers()} * g.query_heads * g.key_dim;
   const size_t count = window.positions.size();
   for (size_t i = count - std::min<size_t>(score.window, count); i < count;) {
-    if (window.positions[i] < args.fresh_start) {
+    if (window.positions[i] < args.selected_step) {
       ++i;
       continue;
     }

@@ -48,7 +48,6 @@ uint16_t ToF16(float value) {
 uint16_t ToF16Down(float value) {
   const uint16_t half = ToF16(value);
   if (FromF16(half) <= value) return half;
-  if (half == 0) return 0x8001;
   return static_cast<uint16_t>(half & 0x8000 ? half + 1 : half - 1);
 }
 

@@ -53,7 +53,10 @@ void Planes::Append(uint32_t first_position, uint32_t count) {
 
 void Planes::SetSums(uint32_t plane, std::span<const float> sums) {
   Head& head = heads_[plane];
-  for (size_t row = 0; row < sums.size(); ++row) head.sum_before[row] = sums[row] - head.mass[row];
+  for (size_t row = 0; row < head.positions.size(); ++row) {
+    const uint32_t position = head.positions[row];
+    if (position < sums.size()) head.sum_before[row] = sums[position] - head.mass[row];
+  }
 }
 
 void Planes::SetNewestFlags(std::span<const uint8_t> flags) {
@@ -120,13 +123,6 @@ uint32_t Planes::DrainsWithin(uint32_t window) const {
     ++drains;
   }
   return drains;
-}
-
-uint32_t Planes::LowCount(uint32_t plane, uint32_t row, uint32_t window) const {
-  uint32_t count = 0;
-  const uint32_t drains = DrainsWithin(window);
-  for (uint32_t age = 0; age < drains; ++age) count += low_counts(plane, age)[row];
-  return count;
 }
 
 void Planes::Gather(uint32_t plane, const std::vector<uint32_t>& source) {

@@ -94,8 +94,8 @@ class Planes {
   float Sum(uint32_t plane, uint32_t row) const {
     return heads_[plane].sum_before[row] + heads_[plane].mass[row];
   }
-  // Makes Sum(plane, row) what `sums` says, for the first sums.size() rows, of which there must be
-  // as many.
+  // Makes Sum(plane, row) what `sums`, [positions], says of its position; rows at later ones stay
+  // as they are. Requires the plane `sum`.
   void SetSums(uint32_t plane, std::span<const float> sums);
   std::vector<uint8_t>& flags(uint32_t plane) { return heads_[plane].flags; }
   const std::vector<uint8_t>& flags(uint32_t plane) const { return heads_[plane].flags; }
@@ -122,9 +122,6 @@ class Planes {
   // How many of the newest entries make up the last `window` queries: those whose queries together
   // fit in it, and always the newest one.
   uint32_t DrainsWithin(uint32_t window) const;
-
-  // How many of the last `window` queries found row `row` low: the sum over DrainsWithin(window).
-  uint32_t LowCount(uint32_t plane, uint32_t row, uint32_t window) const;
 
   // As Gather, but all rows stay, in another order, and mass stays with them: for moves.
   void Reorder(uint32_t plane, const std::vector<uint32_t>& source);

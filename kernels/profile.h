@@ -57,7 +57,7 @@ class PromptSums {
   uint32_t readers(uint32_t plane) const {
     return static_cast<uint32_t>(sums_[plane].size() / 2 / tokens_);
   }
-  // [tokens], sums over rows.
+  // [tokens], by position: sums over rows of the attention matrix.
   std::span<float> mass(uint32_t plane, uint32_t reader) { return Sum(plane, 2 * reader); }
   std::span<const float> mass(uint32_t plane, uint32_t reader) const {
     return Sum(plane, 2 * reader);
@@ -94,7 +94,8 @@ struct AttendedChunk {
 struct ProfileArgs {
   const Layout* layout = nullptr;
   const std::byte* base = nullptr;
-  // Every token of the prompt so far, the chunk's own last; row i of each head is position i.
+  // Every token of the prompt so far, the chunk's own last and fresh; with positions if some are
+  // compacted.
   SessionView session;
   AttendedChunk chunk;
   float scale = 1.0f;

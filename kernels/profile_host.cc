@@ -4,6 +4,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "kernels/profile.h"
@@ -17,6 +18,17 @@ uint32_t FirstReader(const Geometry& g, uint32_t model_layer) {
   const auto end = g.kv_of_layer.begin() + model_layer;
   return g.group_size() *
          static_cast<uint32_t>(std::count(g.kv_of_layer.begin(), end, g.kv_of_layer[model_layer]));
+}
+
+// The position of each row of a head that has lost none.
+std::vector<uint32_t> PositionsOf(const SessionView& session, uint32_t plane) {
+  std::vector<uint32_t> positions(session.Length(plane));
+  std::iota(positions.begin(), positions.end(), 0);
+  if (const uint32_t compacted = session.CompactedLength(plane); compacted > 0) {
+    std::copy_n(session.compacted_positions + size_t{plane} * session.positions_stride, compacted,
+                positions.begin());
+  }
+  return positions;
 }
 
 }  // namespace
@@ -42,6 +54,7 @@ void AddToProfileOn(const Target& target, const ProfileArgs& args, PromptSums* s
     far.push_back(length - std::min(args.local_keys, length));
   }
   if (scored.empty()) return;
+  const std::vector<uint32_t> positions = PositionsOf(args.session, plane);
   const auto scratch = std::make_unique_for_overwrite<float[]>(ProfileScratch(g));
   std::vector<const float*> queries(scored.size());
   std::vector<float> lse(scored.size());
@@ -57,8 +70,9 @@ void AddToProfileOn(const Target& target, const ProfileArgs& args, PromptSums* s
          .queries = queries.data(),
          .lse = lse.data(),
          .query_rows = seen.data(),
-         .far_rows = far.data(),
+         .far_positions = far.data(),
          .query_count = static_cast<uint32_t>(scored.size()),
+         .positions = positions.data(),
          .scale = args.scale,
          .mass = sums->mass(plane, reader).data(),
          .far = sums->far(plane, reader).data(),

@@ -14,11 +14,21 @@
 namespace kvpool {
 namespace {
 
-// Fresh rows that a query at logical position `position` saw.
-uint32_t FreshSeen(const ScoreArgs& args, uint32_t position) {
-  if (position < args.fresh_start) return 0;
-  const uint64_t seen = uint64_t{position} - args.fresh_start + 1;
-  return static_cast<uint32_t>(std::min<uint64_t>(seen, args.session.fresh_tokens));
+// That a vector kernel can compare with.
+constexpr uint32_t kMostPosition = std::numeric_limits<int32_t>::max() - 1;
+
+// Rows of a head that a query at logical position `position` saw, all of them before the others,
+// because it is not older than the fresh rows.
+uint32_t RowsSeen(const ScoreArgs& args, uint32_t plane, uint32_t position) {
+  const uint64_t fresh = uint64_t{position} - args.fresh_start + 1;
+  return args.session.CompactedLength(plane) +
+         static_cast<uint32_t>(std::min<uint64_t>(fresh, args.session.fresh_tokens));
+}
+
+// The same of any query, by the rows' positions: compacted rows are in no order.
+uint32_t RowsUpTo(const std::vector<uint32_t>& positions, uint32_t position) {
+  return static_cast<uint32_t>(std::count_if(positions.begin(), positions.end(),
+                                             [&](uint32_t row) { return row <= position; }));
 }
 
 // What a query of absolute step `step` leaves in the last hits: 0 when it is too old for them.
@@ -67,17 +77,24 @@ void ScoreOn(const Target& target, const ScoreArgs& args, Planes* planes) {
   const auto scratch = std::make_unique_for_overwrite<float[]>(ScoreScratch(g, longest));
   const bool one_pass = args.lses != nullptr && AllFinite(args);
   std::vector<float> thresholds(args.query_count), hits(args.query_count);
+  // For each query, the number of its rows, or the first position that is not among theirs.
   std::vector<uint32_t> rows(args.query_count);
+  const bool by_position =
+      std::any_of(args.query_positions, args.query_positions + args.query_count,
+                  [&](uint32_t position) { return position < args.fresh_start; });
   for (uint32_t i = 0; i < args.query_count; ++i) {
     hits[i] = HitValue(*planes, uint64_t{args.query_positions[i]} + 1);
   }
   for (uint32_t plane = 0; plane < g.planes(); ++plane) {
     const uint32_t layer = plane / g.kv_heads, head = plane % g.kv_heads;
     for (uint32_t i = 0; i < args.query_count; ++i) {
-      rows[i] = args.session.CompactedLength(plane) + FreshSeen(args, args.query_positions[i]);
+      const uint32_t position = args.query_positions[i];
+      const uint32_t seen = by_position ? RowsUpTo(planes->positions(plane), position)
+                                        : RowsSeen(args, plane, position);
+      rows[i] = by_position ? std::min(position, kMostPosition) + 1 : seen;
       thresholds[i] = 1.0f / (planes->set().threshold == Threshold::kInverseCached
-                                  ? static_cast<float>(rows[i])
-                                  : static_cast<float>(args.query_positions[i]) + 1.0f);
+                                  ? static_cast<float>(seen)
+                                  : static_cast<float>(position) + 1.0f);
     }
     const std::vector<const float*> queries = PartsOf(args, plane, args.queries, g.key_dim);
     std::vector<const float*> lses;
@@ -87,6 +104,7 @@ void ScoreOn(const Target& target, const ScoreArgs& args, Planes* planes) {
          .queries = queries.data(),
          .lses = one_pass ? lses.data() : nullptr,
          .query_rows = rows.data(),
+         .numbers = by_position ? planes->positions(plane).data() : nullptr,
          .thresholds = thresholds.data(),
          .hits = hits.data(),
          .heads = static_cast<uint32_t>(queries.size() / args.query_count),

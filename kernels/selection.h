@@ -20,7 +20,7 @@ struct RowScore {
   enum class Kind : uint8_t {
     kNone,  // no ranking: `top` and `total` fill in nothing
     // From planes.
-    kLowCount,   // fewest low marks of the last `window` queries
+    kLowCount,   // fewest low marks of the last `window` queries: of DrainsWithin(window)
     kSum,        // attention since the row is there
     kSquareSum,  // its square
     // Derived inside the compaction job: derived_scores.h.
@@ -67,7 +67,8 @@ struct RowScore {
   bool operator==(const RowScore&) const = default;
 };
 
-// What stays of one head: the union of these. A head with at most `total` rows keeps everything.
+// What stays of one head: the union of these. Where heads fill up each its own `total` (kHead,
+// kLayerMean, or no ranking), one with at most `total` rows keeps everything.
 struct HeadRule {
   uint32_t first = 0;      // rows at logical positions < first
   uint32_t recent = 0;     // the `recent` rows with the highest positions

@@ -27,6 +27,9 @@ struct SessionView {
   const uint32_t* compacted_lengths = nullptr;
   const BlockId* compacted_blocks = nullptr;  // [layers * kv_heads][compacted_stride]
   uint32_t compacted_stride = 0;              // blocks a (layer, head) row has room for
+  // [layers * kv_heads][positions_stride], of each compacted row; nullptr: not told
+  const uint32_t* compacted_positions = nullptr;
+  uint32_t positions_stride = 0;
   // [layers * kv_heads], each at most the compacted length; nullptr: no row is sealed
   const uint32_t* sealed_lengths = nullptr;
   SealedFormat sealed_format = SealedFormat::kNone;

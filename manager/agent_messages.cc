@@ -109,19 +109,21 @@ absl::StatusOr<ReclaimEntry> CheckedReclaim(rpc::Reclaim::Reader from, const Age
   const auto age = std::chrono::milliseconds(
       std::min<uint64_t>(from.getAgeMillis(), static_cast<uint64_t>(longest.count())));
   const uint64_t count = std::max<uint64_t>(from.getCount(), 1);
-  return ReclaimEntry{.tenant = TenantId(from.getTenant()),
-                      .agent = agent.name,
-                      .first = now - age,
-                      .last = now - age,
-                      .step = StepName(from.getStep()),
-                      .reason = ReasonName(from.getReason()),
-                      .policy = Printable(from.getPolicy()),
-                      .count = count,
-                      .sessions = from.getSessions(),
-                      .bytes = Bytes(static_cast<int64_t>(from.getBytes())),
-                      .recovery = CheckedRecovery(from.getRecovery(), from.getRecoveryMin(), count),
-                      .cumulative = CheckedRecovery(from.getCumulativeRecovery(),
-                                                    from.getCumulativeRecoveryMin(), count)};
+  const uint64_t measured = from.getMeasured() > 0 ? from.getMeasured() : count;
+  return ReclaimEntry{
+      .tenant = TenantId(from.getTenant()),
+      .agent = agent.name,
+      .first = now - age,
+      .last = now - age,
+      .step = StepName(from.getStep()),
+      .reason = ReasonName(from.getReason()),
+      .policy = Printable(from.getPolicy()),
+      .count = count,
+      .sessions = from.getSessions(),
+      .bytes = Bytes(static_cast<int64_t>(from.getBytes())),
+      .recovery = CheckedRecovery(from.getRecovery(), from.getRecoveryMin(), measured),
+      .cumulative =
+          CheckedRecovery(from.getCumulativeRecovery(), from.getCumulativeRecoveryMin(), measured)};
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ namespace kvpool {
 struct RecoverySummary {
   double mean = -1;  // negative: nothing was measured
   double min = -1;
-  uint64_t count = 0;  // records that were measured
+  uint64_t count = 0;  // compactions that were measured
 
   void Add(const RecoverySummary& other);
 };

@@ -92,6 +92,7 @@ struct AttachParams @0xec7429d0a1f8b563 {
 }
 
 enum QueryOffer @0xbe41c7d92a5f6038 {
+  # What an agent does not know it takes for `none`.
   all @0;                       # whichever a policy needs
   none @1;                      # none: sessions under a policy that needs some are refused
 }
@@ -187,7 +188,10 @@ struct OpenResult @0xd7c6e1a85f209b34 {
   union {
     unknown @0 :Void;           # a newer agent's outcome: treat as refused
     opened @1 :Opened;          # admitted
-    refused @2 :Refusal;        # noSpace: try again when a session has ended; tooLarge: never
+    refused @2 :Refusal;        # noSpace: try again when a session has ended; tooLarge: never;
+                                # tooMany: no slot is free; badArgument: a number, or the policy
+                                # needs queries that attach did not offer; badState: the policy's
+                                # format cannot be had here
   }
 }
 
@@ -213,11 +217,13 @@ struct ProfileWish @0xb41d8e93f6072ac5 {
 }
 
 enum ProfileGroup @0xe92c5a07d1b8634f {
+  # What a worker does not know it takes for `min`.
   min @0;                       # the least of them
   mean @1;                      # their mean
 }
 
 enum QueryNeed @0xcb83560da2f7e194 {
+  # What a worker does not know it takes for `none`.
   none @0;                      # push none
   sampled @1;                   # push one in sampleEvery when there is room; never wait
   exact @2;                     # push every one; wait for a full window to drain

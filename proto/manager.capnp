@@ -93,12 +93,14 @@ struct Reclaim @0x97e2c8b0456f1da3 {
   policy @4 :Text;              # the policy with its parameters, as text
   sessions @5 :UInt32;          # sessions touched
   bytes @6 :UInt64;             # bytes freed; for a refusal the bytes refused
-  recovery @7 :Float64;         # mean recovery over heads; negative when not measured
+  recovery @7 :Float64;         # mean recovery over heads and sessions; negative when not measured
   count @8 :UInt32 = 1;         # how many equal things this record stands for
   recoveryMin @9 :Float64 = -1; # least recovery of a head; negative when not measured
   cumulativeRecovery @10 :Float64 = -1;  # mean over heads of the product of recovery over all of a
                                 # session's compactions so far; negative when not measured
   cumulativeRecoveryMin @11 :Float64 = -1;  # least of a head, likewise
+  measured @12 :UInt32;         # sessions that recovery is the mean of; 0: an older agent, which
+                                # did not tell
 }
 
 enum ReclaimStep @0xde40b71f28a5936c {

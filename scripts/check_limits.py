@@ -9,6 +9,7 @@ SPDX-License-Identifier: Apache-2.0
 import pathlib
 import re
 
+import cpp_functions
 import source_tree
 from source_tree import Finding
 
@@ -38,7 +39,7 @@ def uses(root):
     """(names that code uses, names that tests use)"""
     code, tests = set(), set()
     for path in source_tree.cpp_files(root):
-        named = USE.findall(source_tree.text(root, path) or "")
+        named = USE.findall(cpp_functions.blank(source_tree.text(root, path) or ""))
         (tests if path.parts[0] == "tests" else code).update(named)
     return code, tests
 

@@ -45,16 +45,14 @@ struct Engine::Sequence {
   explicit Sequence(Request r)
       : request(std::move(r)), tokens(request.prompt), sampler(request.sampling) {}
 
-  // Tokens of the next step.
+  // Tokens of the next step. A piece ends at the prompt's end, where policies act.
   uint32_t NextTokens(uint32_t chunk) const {
-    return std::min<uint32_t>(chunk, static_cast<uint32_t>(tokens.size()) - fed);
+    const auto known = static_cast<uint32_t>(tokens.size());
+    return std::min(chunk, (fed < prompt_tokens() ? prompt_tokens() : known) - fed);
   }
-  uint32_t MaxTokens() const {
-    return static_cast<uint32_t>(request.prompt.size()) + request.max_new_tokens;
-  }
-  uint32_t generated() const {
-    return static_cast<uint32_t>(tokens.size() - request.prompt.size());
-  }
+  uint32_t prompt_tokens() const { return static_cast<uint32_t>(request.prompt.size()); }
+  uint32_t MaxTokens() const { return prompt_tokens() + request.max_new_tokens; }
+  uint32_t generated() const { return static_cast<uint32_t>(tokens.size()) - prompt_tokens(); }
 
   Request request;
   uint64_t age = 0;             // order of submission
@@ -135,9 +133,8 @@ Engine::Tenant* Engine::NextToAdmit() {
 
 void Engine::OpenFirst(Tenant& tenant) {
   std::unique_ptr<Sequence>& first = tenant.queue.front();
-  OpenResult opened =
-      tenant.cache->Open({.prompt_tokens = static_cast<uint32_t>(first->tokens.size()),
-                          .max_tokens = first->MaxTokens()});
+  OpenResult opened = tenant.cache->Open(
+      {.prompt_tokens = first->prompt_tokens(), .max_tokens = first->MaxTokens()});
   if (opened.outcome == OpenOutcome::kNoSpace) {
     ++tenant.stats.refused_opens;
     tenant.back_off = std::clamp(2 * tenant.back_off, kFirstBackOff, kLastBackOff);

@@ -2,8 +2,9 @@
 // keeps the oldest going when memory is short.
 //
 // Every step each running sequence gets its next piece: up to `chunk` tokens that the cache has not
-// seen yet (a prompt, or all of a preempted sequence), or the one token sampled last. Pieces depend
-// on nothing but the sequence itself, so a policy meets it at the same lengths whoever else runs.
+// seen yet (of a prompt; of a preempted sequence then those it had generated, no piece over both),
+// or the one token sampled last. Pieces depend on nothing but the sequence itself, so a policy
+// meets it at the same lengths whoever else runs.
 //
 // When memory is short, tenant by tenant:
 // - refused at open: the request waits and asks again, after a back-off or when a session has

@@ -61,7 +61,10 @@ void AddFlags(CLI::App& app, Flags& flags) {
                    "escapes, or JSON lines {\"prompt\": ..., \"tenant\": ..., \"max_tokens\": ..., "
                    "\"temperature\": ..., \"seed\": ...}")
       ->check(CLI::ExistingFile);
-  what->add_option("--score", flags.score, "Print the perplexity of this text")
+  what->add_option("--score", flags.score,
+                   "Print the perplexity of this text. All of it is prompt: policies that act at a "
+                   "prompt's end (snapkv, pyramidkv, adakv, kvcompress, fastgen) change nothing; "
+                   "measure them with scripts/quality")
       ->check(CLI::ExistingFile);
   what->require_option(1);
   app.add_option("--tenant", flags.defaults.tenant,

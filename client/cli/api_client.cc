@@ -31,11 +31,12 @@ absl::StatusCode CodeOf(int http_status) {
   }
 }
 
-// {"error": {"message": ...}} from the API, {"error": ...} from the HTTP server below it.
+// Of {"error": {"message": ...}}, as JsonError writes it.
 std::string MessageOf(const boost::json::object& answer, int http_status) {
   const boost::json::value* error = answer.if_contains("error");
-  if (error != nullptr && error->is_object()) error = error->get_object().if_contains("message");
-  if (error != nullptr && error->is_string()) return std::string(error->get_string());
+  const boost::json::value* message =
+      error != nullptr && error->is_object() ? error->get_object().if_contains("message") : nullptr;
+  if (message != nullptr && message->is_string()) return std::string(message->get_string());
   return absl::StrCat("the server answered with HTTP status ", http_status);
 }
 

@@ -3,6 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "client/cli/policy_table.h"
 
+#include <span>
+
 #include "client/cli/table.h"
 #include "common/policy_spec.h"
 
@@ -34,6 +36,17 @@ json::object ParameterDocument(const PolicyParameter& parameter) {
   return document;
 }
 
+using Parameters = std::span<const PolicyParameter>;
+
+std::string Section(const std::string& name, const std::string& summary, Parameters parameters) {
+  Table table({{"PARAMETER"}, {"DEFAULT", Align::kRight}, {"ALLOWED"}, {"MEANING"}});
+  for (const PolicyParameter& parameter : parameters) {
+    table.Add({parameter.name, ToString(parameter.DefaultValue()), AllowedText(parameter),
+               parameter.description});
+  }
+  return name + ": " + summary + "\n" + table.ToText(2);
+}
+
 }  // namespace
 
 json::object PolicyDocument() {
@@ -50,17 +63,13 @@ json::object PolicyDocument() {
 }
 
 std::string PolicyTable() {
+  const std::vector<PolicyParameter>& common = CommonPolicyParameters();
   std::string text;
   for (const PolicySchema& schema : PolicySchemas()) {
-    text += (text.empty() ? "" : "\n") + schema.name + ": " + schema.summary + "\n";
-    Table table({{"PARAMETER"}, {"DEFAULT", Align::kRight}, {"ALLOWED"}, {"MEANING"}});
-    for (const PolicyParameter& parameter : schema.parameters) {
-      table.Add({parameter.name, ToString(parameter.DefaultValue()), AllowedText(parameter),
-                 parameter.description});
-    }
-    text += table.ToText(2);
+    const Parameters all = schema.parameters;
+    text += Section(schema.name, schema.summary, all.first(all.size() - common.size())) + "\n";
   }
-  return text;
+  return text + Section("every policy", "What they all have beside their own.", common);
 }
 
 }  // namespace kvpool

@@ -12,7 +12,7 @@ namespace kvpool {
 // {"policies": [{"name", "summary", "parameters": [{"name", "unit", "description", "default",
 // "allowed", and what it is made of: "min" and "max", or "choices"}]}]}
 boost::json::object PolicyDocument();
-// A line for each policy, then one for each of its parameters.
+// A line for each policy, then one for each of its own parameters; at the end those of all of them.
 std::string PolicyTable();
 
 }  // namespace kvpool

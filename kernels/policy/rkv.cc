@@ -6,7 +6,7 @@
 namespace kvpool {
 namespace {
 
-constexpr uint32_t kComparedRows = 8192;
+constexpr uint32_t kComparedRows = 2048;
 
 }  // namespace
 

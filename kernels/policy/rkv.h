@@ -7,10 +7,10 @@
 // from which two keys say the same).
 //
 // The paper compacts while it decodes. Here a prompt that brings a head to budget + buffer is
-// compacted by the same rule, with the last queries of the chunk fed last. Comparing keys takes
-// time by the square of their number: budget and buffer are at most 4096, so that a head that grows
-// token by token is compared whole; one that a longer chunk brought over 8192 rows is compared in
-// runs of at most so many.
+// compacted by the same rule, with the last queries of the chunk fed last. Comparing all keys of a
+// head takes time by the square of their number, on one thread: a head of at most 2048 rows, which
+// is one that grows token by token with budget + buffer <= 2048, is compared whole, as in the
+// paper; a longer one in runs of at most so many neighbours, in time by its length.
 //
 // Every query is pushed (QueryNeed::kExact), of a longer chunk the last `window`; they take
 // 4 * window * model_layers * query_heads * key_dim bytes a session, charged with the planes.

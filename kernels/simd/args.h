@@ -65,10 +65,12 @@ struct ScoreHeadArgs {
   HeadRows head;
   const float* const* queries = nullptr;  // [heads][query_count], each [key_dim]
   const float* const* lses = nullptr;     // [heads][query_count], each one float; or nullptr
-  const uint32_t* query_rows = nullptr;   // [query_count] rows that a query saw
-  const float* thresholds = nullptr;      // [query_count] alpha below this is low
-  const float* hits = nullptr;            // [query_count] what a query leaves in last_hits
-  uint32_t heads = 0;                     // query heads that read this KV head
+  // [query_count] a query saw the rows whose number is below it.
+  const uint32_t* query_rows = nullptr;
+  const uint32_t* numbers = nullptr;  // [rows], of each row; nullptr: in their order
+  const float* thresholds = nullptr;  // [query_count] alpha below this is low
+  const float* hits = nullptr;        // [query_count] what a query leaves in last_hits
+  uint32_t heads = 0;                 // query heads that read this KV head
   uint32_t query_count = 0;
   float scale = 1;
   float* mass = nullptr;          // [rows], added to
@@ -84,11 +86,13 @@ struct ProfileHeadArgs {
   const float* const* queries = nullptr;  // [query_count], each [key_dim]
   const float* lse = nullptr;             // [query_count]
   const uint32_t* query_rows = nullptr;   // [query_count] rows that a query saw
-  const uint32_t* far_rows = nullptr;     // [query_count] how many first ones of them are far
+  // [query_count] the rows of positions below it are far from a query
+  const uint32_t* far_positions = nullptr;
   uint32_t query_count = 0;
+  const uint32_t* positions = nullptr;  // [rows], of each row
   float scale = 1;
-  float* mass = nullptr;     // [rows], added to
-  float* far = nullptr;      // [rows], added to by queries to which the row is far
+  float* mass = nullptr;     // [positions], added to
+  float* far = nullptr;      // [positions], added to by queries to which the row is far
   float* scratch = nullptr;  // [ProfileScratch()]
 };
 

@@ -289,30 +289,14 @@ class ChunkPass {
     for (uint32_t n = 0; n < count_; ++n) rows = rows < lanes_[n].rows ? lanes_[n].rows : rows;
     for (uint32_t v = 0; v < vectors_; ++v) highest_[v] = Fill(-kInfinity);
     for (uint32_t first = 0, count = 0; first < rows; first += count) {
-      count = LoadTile(first, rows);
+      // No lane sees what lies past the last of them.
+      count = LoadTile<Format>(head_, first, rows, keys_, values_);
       for (uint32_t v = 0; v < vectors_; ++v) AddTile(v, first, count);
     }
     for (uint32_t n = 0; n < count_; ++n) Finish(n);
   }
 
  private:
-  // Widens rows `first` .. and returns how many: 16, or fewer where sealed rows or all rows end.
-  uint32_t LoadTile(uint32_t first, uint32_t end) {
-    const uint32_t sealed = head_.sealed.rows;
-    if (first < sealed) {
-      UnpackTile(head_, first, keys_, values_);
-      return Min(kTileRows, Min(sealed, end) - first);
-    }
-    Tile tile;
-    Locate(head_, first - sealed, end - sealed, &tile);
-    // Rows past the last are not read: copies of the last one stand in, and no lane sees them.
-    for (uint32_t row = 0; row < kTileRows; ++row) {
-      Widen<Format>(tile.key[row], head_.key_dim, keys_ + row * head_.key_dim);
-      Widen<Format>(tile.value[row], head_.value_dim, values_ + row * head_.value_dim);
-    }
-    return tile.rows;
-  }
-
   void AddTile(uint32_t v, uint32_t first, uint32_t rows) {
     Floats logits[kTileRows];
     float weights[kTileRows * kLanes];

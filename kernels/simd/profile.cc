@@ -3,6 +3,7 @@
 //
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/simd/rows.h"
+#include "kernels/simd/sealed.h"
 
 namespace kvpool::simd::KVPOOL_SIMD_TARGET {
 namespace {
@@ -24,7 +25,7 @@ class ProfilePass {
       const uint32_t v = n / kLanes, lane = n % kLanes, query = first_query + n;
       // Lanes that only pad a vector see no row.
       seen_[v][lane] = n < count ? static_cast<int32_t>(args.query_rows[query]) : 0;
-      far_[v][lane] = n < count ? static_cast<int32_t>(args.far_rows[query]) : 0;
+      far_[v][lane] = n < count ? static_cast<int32_t>(args.far_positions[query]) : 0;
       lse_[v][lane] = n < count ? args.lse[query] * kLog2E : 0;
       for (uint32_t d = 0; d < head_.key_dim; ++d) {
         queries_[(v * head_.key_dim + d) * kLanes + lane] =
@@ -35,13 +36,9 @@ class ProfilePass {
   }
 
   void Run() {
-    for (uint32_t first = 0; first < rows_; first += kTileRows) {
-      Tile tile;
-      Locate(head_, first, rows_, &tile);
-      for (uint32_t row = 0; row < kTileRows; ++row) {
-        Widen<Format>(tile.key[row], head_.key_dim, keys_ + row * head_.key_dim);
-      }
-      AddTile(first, tile.rows);
+    for (uint32_t first = 0, count = 0; first < rows_; first += count) {
+      count = LoadTile<Format>(head_, first, rows_, keys_, nullptr);
+      AddTile(first, count);
     }
   }
 
@@ -51,24 +48,25 @@ class ProfilePass {
     for (uint32_t v = 0; v < vectors_; ++v) {
       Floats logits[kTileRows];
       TileLogits(keys_, queries_ + v * kLanes * head_.key_dim, head_.key_dim, logits);
-      for (uint32_t row = 0; row < kTileRows; ++row) {
+      for (uint32_t row = 0; row < rows; ++row) {
         const auto number = static_cast<int32_t>(first + row);
+        const auto position = static_cast<int32_t>(args_.positions[first + row]);
         const Floats alpha = Exp2(logits[row] - lse_[v]);
         // Comparisons with NaN are false: such an alpha adds nothing.
         const Floats seen = (number < seen_[v]) & (alpha >= 0.0f) ? alpha : Floats{};
         mass[row] += seen;
-        far[row] += number < far_[v] ? seen : Floats{};
+        far[row] += position < far_[v] ? seen : Floats{};
       }
     }
-    AddSums(mass, rows, args_.mass + first);
-    AddSums(far, rows, args_.far + first);
+    AddSums(mass, args_.positions + first, rows, args_.mass);
+    AddSums(far, args_.positions + first, rows, args_.far);
   }
 
-  static void AddSums(Floats* lanes, uint32_t rows, float* to) {
+  static void AddSums(Floats* lanes, const uint32_t* positions, uint32_t rows, float* to) {
     SumLanes<kTileRows>(lanes);
     float sums[kTileRows];
     __builtin_memcpy(sums, lanes, sizeof(sums));
-    for (uint32_t row = 0; row < rows; ++row) to[row] += sums[row];
+    for (uint32_t row = 0; row < rows; ++row) to[positions[row]] += sums[row];
   }
 
   const ProfileHeadArgs& args_;
@@ -92,7 +90,7 @@ void ProfileHeadIn(const ProfileHeadArgs& args) {
 }  // namespace
 
 void ProfileHead(const ProfileHeadArgs& args) {
-  args.head.element_bytes == Bf16::kBytes ? ProfileHeadIn<Bf16>(args) : ProfileHeadIn<F32>(args);
+  InFormat(args.head.dtype, [&]<typename Format>() { ProfileHeadIn<Format>(args); });
 }
 
 }  // namespace kvpool::simd::KVPOOL_SIMD_TARGET

@@ -32,6 +32,7 @@ class ScorePass {
       hit_[lane] = args.hits[first_query + lane];
       rows_ = rows_ < rows ? rows : rows_;
     }
+    if (args.numbers != nullptr) rows_ = head_.sealed.rows + head_.open.rows + head_.fresh.rows;
     padded_rows_ = (rows_ + kTileRows - 1) / kTileRows * kTileRows;
     low_ = logits_ + size_t{padded_rows_} * kLanes;
   }
@@ -46,7 +47,12 @@ class ScorePass {
     Floats squares[kTileRows];
   };
 
-  Ints Sees(uint32_t row) const { return static_cast<int32_t>(row) < seen_; }
+  // Of padding no lane sees anything.
+  Ints Sees(uint32_t row) const {
+    if (row >= rows_) return Ints{};
+    const uint32_t number = args_.numbers == nullptr ? row : args_.numbers[row];
+    return static_cast<int32_t>(number) < seen_;
+  }
 
   float* QueriesOf(uint32_t h) const { return queries_ + h * size_t{head_.key_dim + 1} * kLanes; }
 
@@ -150,20 +156,8 @@ class ScorePass {
     AddSums(first, Min(kTileRows, rows_ - first), mass, squares);
   }
 
-  // Widens the keys of rows `first` .. and returns how many: 16, or fewer where sealed rows or all
-  // rows end.
   uint32_t LoadKeys(uint32_t first) {
-    const uint32_t sealed = head_.sealed.rows;
-    if (first < sealed) {
-      UnpackTile(head_, first, keys_, nullptr);
-      return Min(kTileRows, Min(sealed, rows_) - first);
-    }
-    Tile tile;
-    Locate(head_, first - sealed, rows_ - sealed, &tile);
-    for (uint32_t row = 0; row < kTileRows; ++row) {
-      Widen<Format>(tile.key[row], head_.key_dim, keys_ + row * head_.key_dim);
-    }
-    return tile.rows;
+    return LoadTile<Format>(head_, first, rows_, keys_, nullptr);
   }
 
   // Of query head h and the rows `first` .., of which it returns the number.
@@ -229,7 +223,7 @@ class ScorePass {
   // Of two passes:
   float* const logits_;  // [padded_rows_][kLanes], later exponentials
   float* low_;           // [padded_rows_][kLanes], 1 while no query head found the row important
-  uint32_t rows_ = 0;    // rows that some query saw
+  uint32_t rows_ = 0;    // rows that some query can have seen
   uint32_t padded_rows_ = 0;
   Ints seen_ = {};
   Floats threshold_ = {}, hit_ = {}, highest_ = {}, inverse_ = {};

@@ -1,5 +1,6 @@
 // Reading sealed blocks: 16 rows at a time become f32 in a tile that stays in the first cache,
-// never whole blocks in memory. Included by the vector kernels only.
+// never whole blocks in memory; and tiles of any rows, sealed or native. Included by the vector
+// kernels only.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -206,6 +207,28 @@ inline void UnpackTile(const HeadRows& head, uint32_t first, float* keys, float*
     case SealedFormat::kNone:
       return;
   }
+}
+
+// The rows `first` .. of a head as f32, sealed or native, up to `end`: keys [16][key_dim], and
+// values [16][value_dim] unless nullptr. Returns how many: 16, or fewer where the sealed rows or
+// those before `end` end; past them are numbers that mean nothing, and no row is read. `first` is
+// less than `end`, and where the tile before ended.
+template <typename Format>
+inline uint32_t LoadTile(const HeadRows& head, uint32_t first, uint32_t end, float* keys,
+                         float* values) {
+  const uint32_t sealed = head.sealed.rows;
+  if (first < sealed) {
+    UnpackTile(head, first, keys, values);
+    return Min(kTileRows, Min(sealed, end) - first);
+  }
+  Tile tile;
+  Locate(head, first - sealed, end - sealed, &tile);
+  for (uint32_t row = 0; row < kTileRows; ++row) {
+    Widen<Format>(tile.key[row], head.key_dim, keys + row * head.key_dim);
+    if (values == nullptr) continue;
+    Widen<Format>(tile.value[row], head.value_dim, values + row * head.value_dim);
+  }
+  return tile.rows;
 }
 
 }  // namespace kvpool::simd::KVPOOL_SIMD_TARGET

@@ -9,21 +9,12 @@ namespace kvpool::simd::KVPOOL_SIMD_TARGET {
 
 uint32_t ReadTile(const TileArgs& args) {
   const HeadRows& head = args.head;
-  const uint32_t sealed = head.sealed.rows;
-  if (args.first < sealed) {
-    UnpackTile(head, args.first, args.keys, args.values);
-    return Min(kTileRows, sealed - args.first);
-  }
-  Tile tile;
-  Locate(head, args.first - sealed, head.open.rows + head.fresh.rows, &tile);
+  const uint32_t end = head.sealed.rows + head.open.rows + head.fresh.rows;
+  uint32_t rows = 0;
   InFormat(head.dtype, [&]<typename Format>() {
-    for (uint32_t row = 0; row < kTileRows; ++row) {
-      Widen<Format>(tile.key[row], head.key_dim, args.keys + row * head.key_dim);
-      if (args.values == nullptr) continue;
-      Widen<Format>(tile.value[row], head.value_dim, args.values + row * head.value_dim);
-    }
+    rows = LoadTile<Format>(head, args.first, end, args.keys, args.values);
   });
-  return tile.rows;
+  return rows;
 }
 
 void Multiply(const ProductArgs& args) {

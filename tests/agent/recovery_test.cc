@@ -17,16 +17,18 @@ TEST(RecoveryTest, StatsOverHeadsSkipWhatWasNotMeasured) {
   const RecoveryStats stats = StatsOf(std::vector<float>{0.9f, -1, 0.5f, -1});
   EXPECT_FLOAT_EQ(stats.mean, 0.7f);
   EXPECT_FLOAT_EQ(stats.min, 0.5f);
+  EXPECT_EQ(stats.count, 2u);
   EXPECT_FALSE(StatsOf(std::vector<float>{-1, -1}).measured());
   EXPECT_FALSE(StatsOf(std::vector<float>{}).measured());
   EXPECT_TRUE(StatsOf(std::vector<float>{0}).measured()) << "everything lost is a measurement";
 }
 
 TEST(RecoveryTest, StatsOverSessionsAreTheMeanOfMeansAndTheLeastOfMinima) {
-  const RecoveryStats stats = StatsOf(
-      std::vector<RecoveryStats>{{.mean = 0.9f, .min = 0.2f}, {}, {.mean = 0.5f, .min = 0.4f}});
+  const RecoveryStats stats = StatsOf(std::vector<RecoveryStats>{
+      {.mean = 0.9f, .min = 0.2f, .count = 8}, {}, {.mean = 0.5f, .min = 0.4f, .count = 1}});
   EXPECT_FLOAT_EQ(stats.mean, 0.7f);
   EXPECT_FLOAT_EQ(stats.min, 0.2f);
+  EXPECT_EQ(stats.count, 2u) << "sessions, not heads";
 }
 
 TEST(RecoveryTest, TwoCompactionsMultiplyHeadByHead) {

@@ -162,13 +162,17 @@ TEST_F(TenantBookTest, PromisesWhatIsHeldUntilItHasComeBack) {
 
 class WhyRefusedTest : public TenantBookTest {
  protected:
-  WhyRefusedTest() { EXPECT_TRUE(Apply(1, {Order(kA, 1, 4)}).ok()); }
+  WhyRefusedTest() {
+    EXPECT_TRUE(Apply(1, {Order(kA, 1, 4)}).ok());
+    book_.ManagerHeard(TimePoint(kStart));
+  }
 
   void Heard(uint32_t slabs, milliseconds at) {
+    book_.ManagerHeard(TimePoint(kStart + at));
     book_.DemandHeard(kA, slabs, TimePoint(kStart + at));
   }
   ReclaimReason Why(uint32_t needed, milliseconds at) {
-    return TenantBook::WhyRefused(*book_.Find(kA), needed, kMost, TimePoint(kStart + at));
+    return book_.WhyRefused(*book_.Find(kA), needed, kMost, TimePoint(kStart + at));
   }
 
   static constexpr milliseconds kStart{1'000'000};
@@ -184,6 +188,15 @@ TEST_F(WhyRefusedTest, DemandThatTheManagerHasNotHeardOfMayStillBeMet) {
   Heard(6, milliseconds(530));
   EXPECT_EQ(Why(6, milliseconds(531)), ReclaimReason::kAdmission) << "the same again is no news";
   EXPECT_EQ(Why(7, milliseconds(531)), ReclaimReason::kLeaseGrowing);
+}
+
+TEST_F(WhyRefusedTest, NoLeaseGrowsWhileThereIsNoManager) {
+  Heard(6, milliseconds(0));
+  EXPECT_EQ(Why(7, milliseconds(500)), ReclaimReason::kLeaseGrowing);
+  EXPECT_EQ(Why(7, milliseconds(501)), ReclaimReason::kAdmission);
+  EXPECT_EQ(Why(7, milliseconds(100'000)), ReclaimReason::kAdmission);
+  Heard(6, milliseconds(100'001));
+  EXPECT_EQ(Why(7, milliseconds(100'001)), ReclaimReason::kLeaseGrowing);
 }
 
 TEST_F(WhyRefusedTest, WhatLimitOrPoolForbidIsNoGrowingLease) {
@@ -241,9 +254,10 @@ TEST_F(TenantBookTest, RefusalsWithinASecondAreOneRecordAndCountOneByOne) {
 
 TEST_F(TenantBookTest, CompactionsAreNeverMergedAndTheirRecoveryIsSummed) {
   ASSERT_TRUE(Apply(1, {Order(kA, 1, 4)}).ok());
-  ReclaimRecord record{.tenant = kA, .sessions = 2, .recovery = {.mean = 0.9f, .min = 0.5f}};
+  ReclaimRecord record{
+      .tenant = kA, .sessions = 2, .recovery = {.mean = 0.9f, .min = 0.5f, .count = 2}};
   book_.Record(record);
-  record.recovery = {.mean = 0.7f, .min = 0.6f};
+  record.recovery = {.mean = 0.7f, .min = 0.6f, .count = 1};
   book_.Record(record);
   record.recovery = {};  // nothing was measured
   book_.Record(record);
@@ -251,8 +265,8 @@ TEST_F(TenantBookTest, CompactionsAreNeverMergedAndTheirRecoveryIsSummed) {
   const TenantCounters& counters = book_.Find(kA)->counters;
   EXPECT_EQ(counters.compactions, 6u);
   EXPECT_EQ(counters.refusals, 0u);
-  EXPECT_EQ(counters.recovery_count, 2u);
-  EXPECT_NEAR(counters.recovery_sum, 1.6, 1e-6);
+  EXPECT_EQ(counters.recovery_count, 3u) << "sessions, not records";
+  EXPECT_NEAR(counters.recovery_sum, 2.5, 1e-6);
   EXPECT_NEAR(counters.recovery_min, 0.5, 1e-6);
 }
 

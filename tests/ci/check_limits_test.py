@@ -35,6 +35,10 @@ class CheckLimitsTest(CheckCase):
         self.write("agent/a.cc", HEAD + "int a = limits::kOne;\n")
         self.assert_finds("no code uses limits::kTwo", SCRIPT)
 
+    def test_named_in_a_comment_alone(self):
+        self.write("agent/a.cc", HEAD + "int a = limits::kOne;  // below limits::kTwo\n")
+        self.assert_finds("no code uses limits::kTwo", SCRIPT)
+
     def test_not_tested(self):
         self.write("tests/agent/a_test.cc", HEAD + "int a = limits::kTwo;\n")
         self.assert_finds("no test names limits::kOne", SCRIPT)

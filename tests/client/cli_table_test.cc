@@ -102,6 +102,16 @@ TEST(CliPolicyTest, TheTableNamesEveryParameterWithWhatIsAllowed) {
   }
 }
 
+TEST(CliPolicyTest, TheTableNamesWhatEveryPolicyHasOnce) {
+  const std::string text = PolicyTable();
+  for (const PolicyParameter& common : CommonPolicyParameters()) {
+    const size_t first = text.find("\n  " + common.name + " ");
+    EXPECT_GT(first, text.find("\nevery policy: ")) << common.name;
+    EXPECT_NE(first, std::string::npos) << common.name;
+    EXPECT_EQ(text.rfind("\n  " + common.name + " "), first) << common.name;
+  }
+}
+
 TEST(CliPolicyTest, ParametersChangeAloneOrWithThePolicy) {
   const PolicySpec now = *MakePolicySpec("streaming", {{"recent", 60}});
   EXPECT_EQ(ChangedPolicy(now, {})->Integer("recent"), 60);

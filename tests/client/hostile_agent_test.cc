@@ -88,13 +88,13 @@ class HostileAgent {
     kj::Promise<void> attach(AttachContext context) override {
       const auto params = context.getParams().getParams();
       const auto group = params.getGeometry().getGroups()[0];
-      agent_.regions_ =
-          *SharedRegions::Make({.sessions = params.getMaxSessions(),
-                                .windows = params.getMaxRunning(),
-                                .session_tokens = params.getMaxSessionTokens(),
-                                .planes = group.getLayers() * group.getKvHeads(),
-                                .query_floats = group.getKvOfLayer().size() *
-                                                group.getQueryHeads() * group.getKeyDim()});
+      agent_.regions_ = *SharedRegions::Make(
+          {.sessions = params.getMaxSessions(),
+           .windows = params.getMaxRunning(),
+           .session_tokens = params.getMaxSessionTokens(),
+           .planes = group.getLayers() * group.getKvHeads(),
+           .query_floats = group.getKvOfLayer().size() * group.getQueryHeads() * group.getKeyDim(),
+           .query_lses = group.getKvOfLayer().size() * group.getQueryHeads()});
       agent_.events_ = params.getEvents();
       auto attached = context.getResults().initResult().initAttached();
       attached.setAttachment(kj::heap<AttachmentServer>());

@@ -18,6 +18,7 @@
 #include <thread>
 
 #include "kernels/attention.h"
+#include "kernels/places.h"
 #include "tests/client/loopback.h"
 
 namespace kvpool {
@@ -378,6 +379,37 @@ TEST(TenantTest, ASessionThatCannotBeSealedNowIsDueAgainLater) {
   EXPECT_EQ(session->View(0).SealedLength(0), 96u);
 }
 
+// A sealing that fails costs a whole job: the next one waits for twice as many rows.
+TEST(TenantTest, ASealingThatFailsIsToldAndTriedAgainLater) {
+  Loopback loop({.policy = *MakePolicySpec("full", {{"format", "int4"}, {"open", 0}})});
+  Driver driver(&loop);
+  auto session = *loop.tenant().Open({.prompt_tokens = 64, .max_tokens = 1000});
+  ASSERT_TRUE(driver.Advance(session.get(), 64).ok());
+  session->Park();
+  enum class Spare { kKept, kTakenAway };
+  const auto seal = [&](Spare spare_pages) {
+    EXPECT_TRUE(loop.attachment().regions().TakeIdle(0));
+    auto job = loop.attachment().BeginCompaction(0, shm::State::kIdle);
+    EXPECT_TRUE(job.ok() && job->has_value());
+    const std::vector<PageId> spare = (*job)->spare;
+    if (spare_pages == Spare::kTakenAway) (*job)->spare.clear();
+    (*job)->Run();
+    (*job)->spare = spare;
+    return loop.attachment().EndCompaction(0, **std::move(job), shm::State::kIdle);
+  };
+  const auto due = [&] { return loop.attachment().regions().table(0).compact_at.load(); };
+  for (uint32_t rows : {64u, 128u, 256u, 512u, 1024u, 1024u}) {
+    const CompactionOutcome outcome = seal(Spare::kTakenAway);
+    EXPECT_TRUE(outcome.status.ok());
+    EXPECT_FALSE(outcome.sealed.ok());
+    EXPECT_EQ(due(), 64 + rows);
+  }
+  const CompactionOutcome outcome = seal(Spare::kKept);
+  EXPECT_TRUE(outcome.sealed.ok()) << outcome.sealed;
+  EXPECT_EQ(outcome.sealing, CompactionOutcome::Sealing::kSealed);
+  EXPECT_EQ(due(), 64u + 64);
+}
+
 // Under pressure a session is sealed before it is due, and its policy has its say.
 TEST(TenantTest, UnderPressureASessionIsSealedEarlier) {
   Loopback loop(
@@ -395,6 +427,31 @@ TEST(TenantTest, UnderPressureASessionIsSealedEarlier) {
   EXPECT_EQ(loop.compactions()[0].sealing, CompactionOutcome::Sealing::kSealed);
   EXPECT_EQ(session->View(0).Length(0), 65u);
   EXPECT_EQ(session->View(0).SealedLength(0), 32u);
+}
+
+// A page of this geometry holds 80 rows of every head in int4, and 16 native ones. Of 768 rows 672
+// are sealed, in 9 pages beside 6; of the 320 that stay 280 would be, in 4 beside 3. As native rows
+// those 320 would take more pages than there are.
+TEST(TenantTest, WhatACompactionOfASealedSessionFreesIsCountedInSealedPages) {
+  Loopback loop(
+      {.policy = *MakePolicySpec(
+           "streaming",
+           {{"sinks", 4}, {"recent", 316}, {"slack", 600}, {"format", "int4"}, {"open", 16}})});
+  Driver driver(&loop);
+  auto session = *loop.tenant().Open({.prompt_tokens = 64, .max_tokens = 1000});
+  while (session->position() < 768) ASSERT_TRUE(driver.Advance(session.get(), 64).ok());
+  session->Park();
+  ASSERT_EQ(RowsPerPage(loop.tenant().layout(), SealedFormat::kInt4), 4u * 80);
+  ASSERT_EQ(UsedNow(loop), 15u);
+  ASSERT_EQ(loop.attachment().Find(0)->sealed_tokens(), 672u);
+  EXPECT_EQ(loop.attachment().PagesFreedByCompaction(*loop.attachment().Find(0)), 8u);
+  // This policy keeps the newest rows, so that more of those that stay are native than on average.
+  ASSERT_TRUE(loop.attachment().regions().TakeIdle(0));
+  auto job = loop.attachment().BeginCompaction(0, shm::State::kIdle);
+  ASSERT_TRUE(job.ok() && job->has_value());
+  (*job)->Run();
+  EXPECT_EQ(loop.attachment().EndCompaction(0, **std::move(job), shm::State::kIdle).freed_pages,
+            6u);
 }
 
 TEST(TenantTest, AttentionAfterCompactionEqualsAttentionOverTheKeptRows) {
@@ -526,6 +583,45 @@ TEST(TenantTest, AParkedSessionIsTakenBackAtTheNextSafePoint) {
   for (const auto& positions : driver.Positions(session.get())) {
     EXPECT_TRUE(positions.contains(60u));
   }
+}
+
+// More sessions than windows, one at a time, parked between its steps or only left alone: each
+// query is scored, whichever window it went through.
+TEST(TenantTest, AWindowGoesFromASessionThatStandsByToOneThatSteps) {
+  Loopback loop({.windows = 1, .policy = Scissorhands(512)});
+  Driver driver(&loop);
+  auto a = *loop.tenant().Open({.prompt_tokens = 1, .max_tokens = 500});
+  auto b = *loop.tenant().Open({.prompt_tokens = 1, .max_tokens = 500});
+  for (int i = 0; i < 100; ++i) {
+    for (Session* session : {a.get(), b.get()}) {
+      ASSERT_TRUE(driver.Advance(session, 1).ok()) << i;
+      if (i % 3 > 0) session->Park();
+    }
+  }
+  EXPECT_EQ(loop.attachment().unscored(), 0u);
+  for (uint32_t slot : {0u, 1u}) EXPECT_GE(loop.attachment().Find(slot)->drained, 99u);
+}
+
+TEST(TenantTest, OfMoreSessionsThanWindowsTheLastOnesDoNotStep) {
+  Loopback loop({.windows = 2, .policy = Scissorhands(512)});
+  std::vector<std::unique_ptr<Session>> sessions;
+  std::vector<Step> steps;
+  for (int i = 0; i < 3; ++i) {
+    sessions.push_back(*loop.tenant().Open({.prompt_tokens = 1, .max_tokens = 500}));
+    steps.push_back({.session = sessions.back().get(), .tokens = 1});
+  }
+  ASSERT_TRUE(loop.tenant().SafePoint(steps).ok());
+  EXPECT_TRUE(steps[0].outcome.ok());
+  EXPECT_TRUE(steps[1].outcome.ok());
+  EXPECT_EQ(steps[2].outcome.code(), absl::StatusCode::kFailedPrecondition);
+  const std::vector<float> queries(loop.attachment().regions().sizes().query_floats);
+  EXPECT_FALSE(sessions[2]->Commit(1, queries.data()).ok());
+  EXPECT_EQ(sessions[2]->position(), 0u) << "a commit that is refused changes nothing";
+  EXPECT_TRUE(sessions[0]->Commit(1, queries.data()).ok());
+  sessions.erase(sessions.begin());
+  Step again{.session = sessions.back().get(), .tokens = 1};
+  ASSERT_TRUE(loop.tenant().SafePoint({&again, 1}).ok());
+  EXPECT_TRUE(again.outcome.ok());
 }
 
 TEST(TenantTest, SessionsWithAForeignPageFailAndOthersDoNot) {

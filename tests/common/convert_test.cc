@@ -7,6 +7,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/common/policy_values.h"
+
 namespace kvpool {
 namespace {
 
@@ -14,13 +16,41 @@ using ::testing::HasSubstr;
 
 TEST(ConvertTest, EveryPolicySurvives) {
   for (const PolicySchema& schema : PolicySchemas()) {
-    const PolicySpec spec = *MakePolicySpec(schema.name, {});
-    capnp::MallocMessageBuilder message;
-    auto builder = message.initRoot<rpc::PolicySpec>();
-    ToProto(spec, builder);
-    const auto back = FromProto(builder.asReader());
-    ASSERT_TRUE(back.ok()) << back.status();
-    EXPECT_EQ(*back, spec);
+    for (const PolicySpec& spec : {*MakePolicySpec(schema.name, {}), WithoutDefaults(schema)}) {
+      SCOPED_TRACE(ToString(spec));
+      capnp::MallocMessageBuilder message;
+      auto builder = message.initRoot<rpc::PolicySpec>();
+      ToProto(spec, builder);
+      const auto back = FromProto(builder.asReader());
+      ASSERT_TRUE(back.ok()) << back.status();
+      EXPECT_EQ(*back, spec);
+    }
+  }
+}
+
+TEST(ConvertTest, EveryBoundOfEveryParameterSurvives) {
+  for (const PolicySchema& schema : PolicySchemas()) {
+    for (const PolicyParameter& parameter : schema.parameters) {
+      std::vector<PolicyValue> values = OtherValues(parameter);
+      if (const auto* range = std::get_if<IntegerRange>(&parameter.allowed)) {
+        values.insert(values.end(), {range->min, range->max});
+      } else if (const auto* numbers = std::get_if<NumberRange>(&parameter.allowed)) {
+        values.insert(values.end(), {numbers->min, numbers->max});
+      }
+      size_t tried = 0;
+      for (const PolicyValue& value : values) {
+        const auto spec = MakePolicySpec(schema.name, {{parameter.name, value}});
+        if (!spec.ok()) continue;  // a rule between parameters
+        ++tried;
+        capnp::MallocMessageBuilder message;
+        auto builder = message.initRoot<rpc::PolicySpec>();
+        ToProto(*spec, builder);
+        const auto back = FromProto(builder.asReader());
+        ASSERT_TRUE(back.ok()) << back.status();
+        EXPECT_EQ(*back, *spec) << parameter.name;
+      }
+      EXPECT_GT(tried, 0u) << schema.name << " " << parameter.name;
+    }
   }
 }
 

@@ -23,8 +23,19 @@ namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+using ::testing::AllOf;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
+
+// What the server says without the handler.
+constexpr char kMalformed[] =
+    R"({"error":{"code":"malformed","message":"this is not an HTTP request that can be read"}})";
+constexpr char kLargeBody[] =
+    R"({"error":{"code":"too_large","message":"the body is above 1048576 bytes"}})";
+constexpr char kLargeHeaders[] =
+    R"({"error":{"code":"too_large","message":"the headers are above 16384 bytes"}})";
+constexpr char kDropped[] = R"({"error":{"code":"internal","message":"the request was dropped"}})";
 
 // A client socket that sends whatever it is told to.
 class RawClient {
@@ -91,6 +102,7 @@ class HttpTest : public ::testing::Test {
       return;
     }
     if (request.path == "/no") return done({.status = 404});
+    if (request.path == "/huge") return done({.body = std::string(size_t{64} << 20, 'x')});
     done({.body = request.method + " " + request.path + " " + request.query + " " +
                   request.Header("authorization") + " " + std::to_string(request.body.size()),
           .headers = {{"X-Test", "1"}}});
@@ -102,6 +114,21 @@ class HttpTest : public ::testing::Test {
   std::string Get(const std::string& path) {
     const auto response = Call({.path = path});
     return response.ok() ? response->body : response.status().ToString();
+  }
+  // Status, type and body: "404 application/json {...}".
+  std::string Refusal(const HttpRequest& request) {
+    const auto response = Call(request);
+    if (!response.ok()) return response.status().ToString();
+    return std::to_string(response->status) + " " + response->content_type + " " + response->body;
+  }
+  // Whether `count` connections have been closed for silence.
+  bool TimedOut(uint64_t count) {
+    const auto end = std::chrono::steady_clock::now() + seconds(8);
+    while (server_->counters().timed_out < count) {
+      if (std::chrono::steady_clock::now() > end) return false;
+      std::this_thread::yield();
+    }
+    return server_->counters().timed_out == count;
   }
 
   void TearDown() override {
@@ -137,7 +164,8 @@ TEST_F(HttpTest, AnswersFromAnotherThreadOnce) {
 
 TEST_F(HttpTest, AHandlerThatForgetsAnswers500) {
   Start();
-  EXPECT_EQ(Call({.path = "/drop"})->status, 500);
+  EXPECT_EQ(Refusal({.path = "/drop"}), std::string("500 application/json ") + kDropped);
+  EXPECT_EQ(server_->counters().handled, 1u);
 }
 
 TEST_F(HttpTest, HeadHasTheLengthAndNoBody) {
@@ -175,7 +203,8 @@ TEST_F(HttpTest, MalformedRequestsGet400AndOthersGoOn) {
   for (const std::string& request : bad) {
     RawClient client(server_->address());
     client.Send(request);
-    EXPECT_THAT(client.ReadAll(), StartsWith("HTTP/1.1 400 ")) << request;
+    EXPECT_THAT(client.ReadAll(), AllOf(StartsWith("HTTP/1.1 400 "), EndsWith(kMalformed)))
+        << request;
     EXPECT_EQ(Get("/ok"), "GET /ok   0");
   }
   EXPECT_EQ(server_->counters().bad_requests, std::size(bad));
@@ -206,11 +235,12 @@ TEST_F(HttpTest, OversizeGets413And431) {
   Start();
   EXPECT_EQ(Call({.method = "POST", .body = std::string(limits::kHttpBodyBytes, 'x')})->status,
             200);
-  EXPECT_EQ(Call({.method = "POST", .body = std::string(limits::kHttpBodyBytes + 1, 'x')})->status,
-            413);
-  EXPECT_EQ(Call({.path = "/" + std::string(limits::kHttpHeaderBytes, 'x')})->status, 431);
-  EXPECT_EQ(Call({.headers = {{"x", std::string(3 * limits::kHttpHeaderBytes, 'x')}}})->status,
-            431);
+  const std::string body = std::string("413 application/json ") + kLargeBody;
+  const std::string headers = std::string("431 application/json ") + kLargeHeaders;
+  EXPECT_EQ(Refusal({.method = "POST", .body = std::string(limits::kHttpBodyBytes + 1, 'x')}),
+            body);
+  EXPECT_EQ(Refusal({.path = "/" + std::string(limits::kHttpHeaderBytes, 'x')}), headers);
+  EXPECT_EQ(Refusal({.headers = {{"x", std::string(3 * limits::kHttpHeaderBytes, 'x')}}}), headers);
   // The length is only claimed.
   RawClient claims(server_->address());
   claims.Send("POST / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n");
@@ -223,7 +253,7 @@ TEST_F(HttpTest, OversizeGets413And431) {
   EXPECT_THAT(chunked.ReadAll(), StartsWith("HTTP/1.1 413"));
 }
 
-TEST_F(HttpTest, SlowRequestsAreClosed) {
+TEST_F(HttpTest, SlowRequestsAreClosedAndCounted) {
   Start({.deadline = milliseconds(200)});
   RawClient silent(server_->address()), slow(server_->address());
   slow.Send("GET / HTTP/1.1\r\nHost: ");
@@ -236,7 +266,26 @@ TEST_F(HttpTest, SlowRequestsAreClosed) {
   EXPECT_EQ(silent.ReadAll(), "");
   drip.join();
   EXPECT_EQ(Get("/ok"), "GET /ok   0");
-  EXPECT_GE(server_->counters().timed_out, 1u);
+  // The dripping one may have grown too large first.
+  EXPECT_TRUE(TimedOut(2 - server_->counters().bad_requests));
+}
+
+TEST_F(HttpTest, IdleConnectionsAreClosedAndNotCounted) {
+  Start({.deadline = milliseconds(200)});
+  RawClient idle(server_->address());
+  idle.Send("GET /1 HTTP/1.1\r\n\r\n");
+  EXPECT_THAT(idle.ReadAll(), EndsWith("GET /1   0"));
+  RawClient half(server_->address());
+  half.Send("GET /1 HTTP/1.1\r\n\r\nGET");
+  EXPECT_THAT(half.ReadAll(), EndsWith("GET /1   0"));
+  EXPECT_TRUE(TimedOut(1)) << "the request that had begun, and no other";
+}
+
+TEST_F(HttpTest, APeerThatDoesNotReadIsClosedAndCounted) {
+  Start({.deadline = milliseconds(200)});
+  RawClient deaf(server_->address());
+  deaf.Send("GET /huge HTTP/1.1\r\n\r\n");
+  EXPECT_TRUE(TimedOut(1));
 }
 
 TEST_F(HttpTest, ConnectionsAboveTheMaximumAreClosed) {

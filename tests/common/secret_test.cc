@@ -23,9 +23,6 @@ using ::testing::MatchesRegex;
 TEST(SecretTest, Sha256IsTheStandards) {
   EXPECT_EQ(ToHex(Sha256("abc")),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-  EXPECT_EQ(*HashFromHex(ToHex(Sha256("abc"))), Sha256("abc"));
-  EXPECT_FALSE(HashFromHex(std::string(64, 'A')).ok());
-  EXPECT_FALSE(HashFromHex(std::string(62, 'a')).ok());
 }
 
 TEST(SecretTest, TokensDifferAndFitTheLimit) {

@@ -16,6 +16,7 @@
 #include "common/http_client.h"
 #include "tests/integration/fake_manager.h"
 #include "tests/integration/process.h"
+#include "tests/integration/raw_worker.h"
 
 namespace kvpool {
 namespace {
@@ -220,6 +221,39 @@ TEST_F(AgentTest, AWorkerThatPushesNoQueriesIsRefusedAPolicyThatNeedsThem) {
   EXPECT_LT((*session)->View(0).Length(0), 100u);
 }
 
+TEST_F(AgentTest, AnOfferOfQueriesThatTheAgentDoesNotKnowIsNone) {
+  SetTenant(4, *MakePolicySpec("corm", {}));
+  StartAgent();
+  RpcThread thread;
+  RawWorker raw(thread, socket_);
+  ASSERT_EQ(raw.Authenticate(kTenantToken), "ok");
+  ASSERT_EQ(raw.Attach(SmallGeometry(),
+                       [](rpc::AttachParams::Builder params) {
+                         params.setQueries(static_cast<rpc::QueryOffer>(7));
+                       }),
+            "ok");
+  EXPECT_EQ(raw.Open(10, 100), "badArgument");
+}
+
+TEST_F(AgentTest, AWorkerIsToldHowToProfileAPrompt) {
+  SetTenant(4, *MakePolicySpec("fastgen", {{"recovery", 0.75},
+                                           {"local", 0.125},
+                                           {"frequent", 0.0625},
+                                           {"group", "mean"},
+                                           {"profile", "sampled"}}));
+  StartAgent();
+  RpcThread thread;
+  RawWorker raw(thread, socket_);
+  ASSERT_EQ(raw.Authenticate(kTenantToken), "ok");
+  ASSERT_EQ(raw.Attach(SmallGeometry()), "ok");
+  ASSERT_EQ(raw.Open(10, 100), "ok");
+  EXPECT_EQ(raw.wish().sample_every, 8u);
+  EXPECT_EQ(raw.wish().recovery, 0.75);
+  EXPECT_EQ(raw.wish().local, 0.125);
+  EXPECT_EQ(raw.wish().frequent, 0.0625);
+  EXPECT_EQ(raw.wish().group, rpc::ProfileGroup::MEAN);
+}
+
 TEST_F(AgentTest, ScissorhandsSessionsStayWithinTheirBudgetAcrossTheWire) {
   SetTenant(4, *MakePolicySpec("scissorhands", {{"budget", 64}, {"window", 64}}));
   StartAgent();
@@ -235,6 +269,30 @@ TEST_F(AgentTest, ScissorhandsSessionsStayWithinTheirBudgetAcrossTheWire) {
   EXPECT_LE(tenant->Statistics()->used_bytes, 6u * 8192);
   EXPECT_TRUE(Eventually([&] { return manager_.Use(1).compactions >= 10; }));
   EXPECT_TRUE(Eventually([&] { return !manager_.Reclaims(1).empty(); }));
+}
+
+TEST_F(AgentTest, SessionsHandedOverTogetherAreCountedOneByOneUnderThePolicyTheyWereOpenedWith) {
+  const PolicySpec opened_with =
+      *MakePolicySpec("scissorhands", {{"budget", 64}, {"window", 64}, {"drop", 16}});
+  SetTenant(8, opened_with);
+  StartAgent();
+  auto connection = Connect();
+  auto tenant = *connection->Attach(kTenantToken, Options());
+  std::vector<std::unique_ptr<Session>> sessions;
+  std::vector<Step> steps;
+  for (int i = 0; i < 4; ++i) {
+    sessions.push_back(*tenant->Open({.prompt_tokens = 60, .max_tokens = 200}));
+    ASSERT_TRUE(Advance(*tenant, sessions.back().get(), 60).ok());
+    steps.push_back({.session = sessions.back().get(), .tokens = 8});
+  }
+  SetTenant(8, *MakePolicySpec("full", {}));
+  ASSERT_TRUE(tenant->SafePoint(steps).ok());
+  for (const auto& session : sessions) EXPECT_LT(session->View(0).Length(0), 60u);
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).compactions == 4; }));
+  EXPECT_EQ(manager_.Use(1).recovery_count, 4u);
+  ASSERT_TRUE(Eventually([&] { return !manager_.Reclaims(1).empty(); }));
+  EXPECT_THAT(manager_.Reclaims(1), testing::ElementsAre("2:1")) << "one batch, one record";
+  EXPECT_THAT(manager_.Policies(1), testing::ElementsAre(ToString(opened_with)));
 }
 
 // Nothing presses: the lease has room for twice as much. int4 blocks of this geometry take half the

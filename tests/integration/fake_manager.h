@@ -8,6 +8,7 @@
 
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,7 @@ struct FakeUse {
   uint32_t workers = 0;
   uint64_t refusals = 0;
   uint64_t compactions = 0;
+  uint64_t recovery_count = 0;
 };
 
 class FakeManager {
@@ -85,6 +87,12 @@ class FakeManager {
     Run([&] { reclaims = reclaims_[id]; });
     return reclaims;
   }
+  // Policies that its reclaims named.
+  std::set<std::string> Policies(uint32_t id) {
+    std::set<std::string> policies;
+    Run([&] { policies = policies_[id]; });
+    return policies;
+  }
   uint64_t reports() {
     uint64_t reports = 0;
     Run([&] { reports = reports_; });
@@ -114,12 +122,14 @@ class FakeManager {
                                            .sessions = use.getSessions(),
                                            .workers = use.getWorkers(),
                                            .refusals = use.getRefusals(),
-                                           .compactions = use.getCompactions()};
+                                           .compactions = use.getCompactions(),
+                                           .recovery_count = use.getRecoveryCount()};
       }
       for (auto reclaim : context.getParams().getReport().getReclaims()) {
         manager_.reclaims_[reclaim.getTenant()].push_back(
             std::to_string(static_cast<int>(reclaim.getStep())) + ":" +
             std::to_string(static_cast<int>(reclaim.getReason())));
+        manager_.policies_[reclaim.getTenant()].insert(reclaim.getPolicy().cStr());
       }
       auto orders = context.getResults().initOrders();
       orders.setEpoch(manager_.epoch_);
@@ -169,6 +179,7 @@ class FakeManager {
   std::map<uint32_t, FakeTenant> tenants_;
   std::map<uint32_t, FakeUse> uses_;
   std::map<uint32_t, std::vector<std::string>> reclaims_;
+  std::map<uint32_t, std::set<std::string>> policies_;
   uint64_t epoch_ = 1;
   uint64_t seq_ = 1;
   uint64_t reports_ = 0;

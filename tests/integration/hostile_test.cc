@@ -453,6 +453,17 @@ TEST_F(HostileTest, SilentHttpConnectionsAreBoundedAndClosed) {
   EXPECT_GE(Metric("kvpool_agent_http_requests_total{outcome=\"above_maximum\"}"), 4);
 }
 
+TEST_F(HostileTest, WhatHttpDoesNotServeIsRefusedInJson) {
+  const auto none = HttpCall(Http(), {.path = "/v1/tenants"}, kPatience);
+  ASSERT_TRUE(none.ok()) << none.status();
+  EXPECT_EQ(none->status, 404);
+  EXPECT_EQ(none->body, R"({"error":{"code":"not_found","message":"try /metrics or /healthz"}})");
+  const auto post = HttpCall(Http(), {.method = "POST", .path = "/metrics"}, kPatience);
+  ASSERT_TRUE(post.ok()) << post.status();
+  EXPECT_EQ(post->status, 405);
+  EXPECT_EQ(post->body, R"({"error":{"code":"method_not_allowed","message":"only GET here"}})");
+}
+
 TEST_F(HostileTest, OrdersForMoreTenantsThanThereCanBeAreIgnored) {
   const auto orders = [&](uint32_t tenants) {
     for (uint32_t id = 1000; id < 1000 + tenants; ++id) {

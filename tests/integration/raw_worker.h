@@ -115,10 +115,23 @@ class RawWorker {
         auto result = response.getResult();
         if (result.isRefused()) return NameOf(result.getRefused());
         caps_->sessions.push_back(result.getOpened().getSession());
+        const auto wish = result.getOpened().getProfile();
+        wish_ = {.sample_every = wish.getSampleEvery(),
+                 .recovery = wish.getRecovery(),
+                 .local = wish.getLocal(),
+                 .frequent = wish.getFrequent(),
+                 .group = wish.getGroup()};
         return "ok";
       });
     });
   }
+  // How the prompt of the session that was opened last is to be profiled.
+  struct Wish {
+    uint32_t sample_every = 0;
+    double recovery = 0, local = 0, frequent = 0;
+    rpc::ProfileGroup group = rpc::ProfileGroup::MIN;
+  };
+  const Wish& wish() const { return wish_; }
   // The oldest of those that are open.
   void CloseOne() {
     (void)Call([this]() -> kj::Promise<Word> {
@@ -232,6 +245,7 @@ class RawWorker {
       std::make_shared<std::atomic<uint32_t>>(0);
   std::unique_ptr<Caps> caps_;  // RPC thread
   shm::ShmSizes sizes_;
+  Wish wish_;
   Mapping control_;
 };
 

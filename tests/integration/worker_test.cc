@@ -149,6 +149,15 @@ TEST_F(WorkerTest, ATightBudgetIsKeptWhileEverySessionFinishes) {
   EXPECT_LE(recovery, 1.0);
   const HttpResponse reclaims = cluster_.Call("GET", "/v1/tenants/press/reclaims");
   EXPECT_NE(reclaims.body.find("compaction"), std::string::npos) << reclaims.body;
+  // Sessions are handed over in batches, and each is an observation of its own.
+  const std::string metrics = Cluster::CallAt(cluster_.agent_http("a"), "GET", "/metrics").body;
+  const auto metric = [&](const std::string& name) {
+    const std::string line = "\n" + name + "{tenant=\"press\"} ";
+    const size_t at = metrics.find(line);
+    return at == std::string::npos ? -1 : std::stod(metrics.substr(at + line.size()));
+  };
+  EXPECT_GT(metric("kvpool_agent_compactions_total"), 40);
+  EXPECT_EQ(metric("kvpool_agent_recovery_ratio_count"), metric("kvpool_agent_compactions_total"));
 }
 
 // Prompts of a few hundred tokens under FastGen: each is profiled and compacted at its end, and its

@@ -311,7 +311,7 @@ TEST(Compaction, PlanesTravelWithTheirRows) {
       LoadRow(session.layout(), session.base(), session.BlockOf(p, row),
               session.View().RowInBlock(p, row), key, value);
       EXPECT_EQ(static_cast<float>(planes.positions(p)[row]), key[0]);
-      EXPECT_EQ(static_cast<float>(planes.LowCount(p, row, 10)), key[0]);
+      EXPECT_EQ(static_cast<float>(planes.low_counts(p, 0)[row]), key[0]);
     }
   }
 }

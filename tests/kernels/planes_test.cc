@@ -8,12 +8,18 @@
 #include <deque>
 #include <random>
 
+#include "kernels/selection.h"
 #include "tests/kernels/test_session.h"
 
 namespace kvpool {
 namespace {
 
 const Geometry kGeometry = TestGeometry(2, 2, 1, 8, 8, Dtype::kF32);
+
+// The score by low marks of every row of a plane: how many there are, negative.
+std::vector<float> LowMarks(const Planes& planes, uint32_t plane, uint32_t window) {
+  return PlaneScores({.kind = RowScore::Kind::kLowCount, .window = window}, planes)[plane];
+}
 
 TEST(Planes, BytesFollowTheFormula) {
   EXPECT_EQ(PlaneBytes(kGeometry, {}, 100), 2u * 100 * 8);
@@ -36,7 +42,7 @@ TEST(Planes, AppendGivesPositionsAndZeroes) {
     EXPECT_EQ(planes.rows(p), 4u);
     EXPECT_EQ(planes.positions(p), (std::vector<uint32_t>{10, 11, 12, 13}));
     EXPECT_EQ(planes.mass(p), std::vector<float>(4));
-    for (uint32_t row = 0; row < 4; ++row) EXPECT_EQ(planes.LowCount(p, row, 400), 0u);
+    EXPECT_EQ(LowMarks(planes, p, 400), std::vector<float>(4));
   }
 }
 
@@ -46,7 +52,7 @@ TEST(Planes, WithoutARingDrainsAreFree) {
   planes.BeginDrain(7, 7);
   EXPECT_EQ(planes.drain_queries(0), 0u);
   EXPECT_EQ(planes.DrainsWithin(100), 0u);
-  EXPECT_EQ(planes.LowCount(0, 3, 100), 0u);
+  EXPECT_EQ(LowMarks(planes, 0, 100), std::vector<float>(5));
 }
 
 TEST(Planes, SmallDrainsShareAnEntryUpToAFullOne) {
@@ -63,8 +69,8 @@ TEST(Planes, SmallDrainsShareAnEntryUpToAFullOne) {
   EXPECT_EQ(planes.DrainsWithin(1000), 3u);
 }
 
-// Random drains, appends and gathers: LowCount equals the model's sum over whole entries, and a
-// ring of 2 * ceil(w / 32) + 1 never forgets an entry that fits in w queries.
+// Random drains, appends and gathers: the score by low marks is the model's sum over whole entries,
+// and a ring of 2 * ceil(w / 32) + 1 never forgets an entry that fits in w queries.
 TEST(Planes, RandomHistoryMatchesTheModel) {
   struct Entry {
     uint32_t queries;
@@ -113,15 +119,16 @@ TEST(Planes, RandomHistoryMatchesTheModel) {
         rows = static_cast<uint32_t>(source.size());
       }
       ASSERT_EQ(planes.positions(1), positions);
+      std::vector<float> expected(rows);
       for (uint32_t row = 0; row < rows; ++row) {
-        uint32_t expected = 0, seen = 0;
+        uint32_t seen = 0;
         for (size_t i = 0; i < model.size(); ++i) {
           seen += model[i].queries;
           if (i > 0 && seen > window) break;
-          expected += model[i].low[row];
+          expected[row] -= static_cast<float>(model[i].low[row]);
         }
-        ASSERT_EQ(planes.LowCount(1, row, window), expected) << "seed " << seed;
       }
+      ASSERT_EQ(LowMarks(planes, 1, window), expected) << "seed " << seed;
     }
   }
 }

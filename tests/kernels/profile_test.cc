@@ -19,10 +19,22 @@ namespace {
 
 constexpr double kLocal = 0.3;
 
-// A prompt of random rows and queries; `spread` sharpens attention.
+// A prompt of random rows and queries; `spread` sharpens attention. Compacted rows, equally many in
+// each head, are the first of the prompt in no order of positions.
 struct Prompt {
   Prompt(const Geometry& g, uint32_t tokens, uint32_t seed, float spread = 1)
-      : geometry(g), tokens(tokens), session(g, {.fresh = tokens}, seed) {
+      : Prompt(g, SessionShape{.fresh = tokens}, seed, spread) {}
+  Prompt(const Geometry& g, const SessionShape& shape, uint32_t seed, float spread = 1)
+      : geometry(g),
+        compacted(shape.max_sealed + shape.max_compacted),
+        tokens(compacted + shape.fresh),
+        session(g, shape, seed) {
+    positions.resize(size_t{g.planes()} * compacted);
+    for (uint32_t p = 0; p < g.planes(); ++p) {
+      const auto first = positions.begin() + p * compacted;
+      std::iota(first, first + compacted, 0);
+      std::shuffle(first, first + compacted, session.random());
+    }
     queries = session.RandomRow(g.model_layers() * tokens * g.query_heads * g.key_dim);
     for (float& x : queries) x *= spread;
     for (uint32_t i = 0; i < tokens; ++i) {
@@ -35,25 +47,36 @@ struct Prompt {
   const float* QueriesOf(uint32_t model_layer) const {
     return &queries[size_t{model_layer} * tokens * geometry.query_heads * geometry.key_dim];
   }
+  SessionView View() const {
+    SessionView view = session.View();
+    view.compacted_positions = positions.data();
+    view.positions_stride = compacted;
+    return view;
+  }
+  uint32_t PositionOf(uint32_t plane, uint32_t row) const {
+    return row < compacted ? positions[plane * compacted + row] : row;
+  }
 
   const Geometry geometry;
-  const uint32_t tokens;
+  const uint32_t compacted, tokens;
   TestSession session;
-  std::vector<float> queries;  // [model_layers][tokens][query_heads][key_dim]
+  std::vector<uint32_t> positions;  // of compacted rows, as SessionView wants them
+  std::vector<float> queries;       // [model_layers][tokens][query_heads][key_dim]
   std::vector<uint8_t> flags;
 };
 
-// Feeds the prompt in chunks as a worker does: attention, which gives the lse, then the profile.
+// Feeds the prompt's fresh tokens in chunks as a worker does: attention, which gives the lse, then
+// the profile.
 PromptSums Profile(const simd::Target& target, Prompt& prompt, uint32_t chunk,
                    uint32_t sample_every = 1) {
   const Geometry& g = prompt.geometry;
   PromptSums sums(g, prompt.tokens);
   std::vector<float> out(size_t{chunk} * g.query_heads * g.value_dim);
   std::vector<float> lse(size_t{chunk} * g.query_heads);
-  for (uint32_t done = 0; done < prompt.tokens; done += chunk) {
+  for (uint32_t done = prompt.compacted; done < prompt.tokens; done += chunk) {
     const uint32_t count = std::min(chunk, prompt.tokens - done);
-    SessionView view = prompt.session.View();
-    view.fresh_tokens = done + count;
+    SessionView view = prompt.View();
+    view.fresh_tokens = done + count - prompt.compacted;
     for (uint32_t ml = 0; ml < g.model_layers(); ++ml) {
       const float* queries = prompt.QueriesOf(ml) + size_t{done} * g.query_heads * g.key_dim;
       simd::AttentionOn(target, {.layout = &prompt.session.layout(),
@@ -87,7 +110,7 @@ PromptSums Profile(const simd::Target& target, Prompt& prompt, uint32_t chunk,
 
 using Matrix = std::vector<std::vector<double>>;  // [query][key]
 
-// The attention matrix of each reader of a plane, in float64.
+// The attention matrix of each reader of a plane, in float64; of the fresh tokens' queries.
 std::vector<Matrix> Oracle(const Prompt& prompt, uint32_t plane) {
   const Geometry& g = prompt.geometry;
   std::vector<Matrix> readers;
@@ -95,12 +118,17 @@ std::vector<Matrix> Oracle(const Prompt& prompt, uint32_t plane) {
     if (g.kv_of_layer[ml] != plane / g.kv_heads) continue;
     for (uint32_t i = 0; i < g.group_size(); ++i) {
       Matrix& matrix = readers.emplace_back();
-      for (uint32_t p = 0; p < prompt.tokens; ++p) {
+      matrix.resize(prompt.compacted);
+      for (uint32_t p = prompt.compacted; p < prompt.tokens; ++p) {
         const size_t query = size_t{p} * g.query_heads + plane % g.kv_heads * g.group_size() + i;
-        matrix.push_back(OracleAttention(prompt.session, plane,
-                                         prompt.QueriesOf(ml) + query * g.key_dim, prompt.scale(),
-                                         [p](uint32_t row) { return row <= p; })
-                             .alpha);
+        const std::vector<double> alpha =
+            OracleAttention(prompt.session, plane, prompt.QueriesOf(ml) + query * g.key_dim,
+                            prompt.scale(), [p](uint32_t row) { return row <= p; })
+                .alpha;
+        std::vector<double>& keys = matrix.emplace_back(alpha.size());
+        for (uint32_t row = 0; row < alpha.size(); ++row) {
+          keys[prompt.PositionOf(plane, row)] = alpha[row];
+        }
       }
     }
   }
@@ -108,7 +136,7 @@ std::vector<Matrix> Oracle(const Prompt& prompt, uint32_t plane) {
 }
 
 bool IsLocal(const Prompt& prompt, uint32_t query, uint32_t key) {
-  return query - key < kLocal * prompt.tokens;
+  return query - key < std::floor(kLocal * prompt.tokens);
 }
 
 // Whether a class keeps `key` for the query at position `query`: said once, plainly.
@@ -151,31 +179,56 @@ double OracleRecovery(HeadClass c, const Prompt& prompt, const std::vector<uint8
   return group == ProfileRule::Group::kMin ? least : mean;
 }
 
+void ExpectSumsMatchFloat64(Prompt& prompt, const PromptSums& sums) {
+  for (uint32_t plane = 0; plane < prompt.geometry.planes(); ++plane) {
+    const std::vector<Matrix> oracle = Oracle(prompt, plane);
+    ASSERT_EQ(sums.readers(plane), oracle.size());
+    for (uint32_t reader = 0; reader < oracle.size(); ++reader) {
+      for (uint32_t key = 0; key < prompt.tokens; ++key) {
+        double mass = 0, far = 0;
+        for (uint32_t query = std::max(key, prompt.compacted); query < prompt.tokens; ++query) {
+          mass += oracle[reader][query][key];
+          if (!IsLocal(prompt, query, key)) far += oracle[reader][query][key];
+        }
+        ASSERT_NEAR(sums.mass(plane, reader)[key], mass, 1e-4 * (1 + mass)) << "key " << key;
+        ASSERT_NEAR(sums.far(plane, reader)[key], far, 1e-4 * (1 + far)) << "key " << key;
+      }
+    }
+  }
+}
+
 TEST(Profile, SumsMatchFloat64) {
   for (const simd::Target& target : simd::Targets()) {
     uint32_t seed = 1;
-    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) {
       for (uint32_t dim : {32u, 20u}) {
         for (uint32_t chunk : {1u, 7u, 64u, 100u}) {
           Prompt prompt(TestGeometry(2, 4, 2, dim, dim, dtype), 100, ++seed);
-          const PromptSums sums = Profile(target, prompt, chunk);
-          for (uint32_t plane = 0; plane < 4; ++plane) {
-            const std::vector<Matrix> oracle = Oracle(prompt, plane);
-            ASSERT_EQ(sums.readers(plane), oracle.size());
-            for (uint32_t reader = 0; reader < oracle.size(); ++reader) {
-              for (uint32_t key = 0; key < prompt.tokens; ++key) {
-                double mass = 0, far = 0;
-                for (uint32_t query = key; query < prompt.tokens; ++query) {
-                  mass += oracle[reader][query][key];
-                  if (!IsLocal(prompt, query, key)) far += oracle[reader][query][key];
-                }
-                ASSERT_NEAR(sums.mass(plane, reader)[key], mass, 1e-4 * (1 + mass))
-                    << target.name << " seed " << seed << " key " << key;
-                ASSERT_NEAR(sums.far(plane, reader)[key], far, 1e-4 * (1 + far))
-                    << target.name << " seed " << seed << " key " << key;
-              }
-            }
-          }
+          SCOPED_TRACE(testing::Message() << target.name << " seed " << seed);
+          ExpectSumsMatchFloat64(prompt, Profile(target, prompt, chunk));
+        }
+      }
+    }
+  }
+}
+
+// A prompt that was sealed, or moved, while it was fed: rows in blocks of two formats, in an order
+// of their own.
+TEST(Profile, SealedAndMovedRowsCountAtTheirPositions) {
+  for (const simd::Target& target : simd::Targets()) {
+    uint32_t seed = 100;
+    for (SealedFormat format : {SealedFormat::kFp8, SealedFormat::kInt8, SealedFormat::kInt4}) {
+      for (uint32_t sealed : {0u, 32u, 45u, 64u}) {
+        for (uint32_t open : {0u, 16u, 21u}) {
+          Prompt prompt(TestGeometry(2, 4, 2, 32, 20, Dtype::kF16),
+                        {.max_compacted = open,
+                         .max_sealed = sealed,
+                         .sealed = format,
+                         .fresh = 70,
+                         .equal_heads = true},
+                        ++seed);
+          SCOPED_TRACE(testing::Message() << target.name << " seed " << seed);
+          ExpectSumsMatchFloat64(prompt, Profile(target, prompt, 33));
         }
       }
     }

@@ -14,6 +14,7 @@
 
 #include "common/http_client.h"
 #include "common/rpc_thread.h"
+#include "tests/common/policy_values.h"
 #include "tests/integration/process.h"
 #include "tests/manager/fake_agent.h"
 
@@ -361,6 +362,28 @@ TEST_F(ManagerTest, ReclaimsCanBeAskedFor) {
   EXPECT_EQ(Call("GET", "/v1/tenants/b/reclaims").status, 404);
 }
 
+TEST_F(ManagerTest, ARecordWeighsAsManyCompactionsAsItMeasured) {
+  Put("a", 0, 40);
+  FakeAgent agent(AgentOptions("gpu-0"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  ASSERT_TRUE(agent
+                  .Exchange([&](rpc::Report::Builder report) {
+                    auto reclaims = report.initReclaims(2);
+                    for (auto reclaim : reclaims) {
+                      reclaim.setTenant(agent.tenant("a").id);
+                      reclaim.setStep(rpc::ReclaimStep::COMPACTION);
+                    }
+                    reclaims[0].setRecovery(0.9);
+                    reclaims[0].setMeasured(8);
+                    reclaims[1].setRecovery(0.45);  // of an agent that does not tell how many
+                  })
+                  .ok());
+  const json::value reclaims = Get("/v1/tenants/a/reclaims");
+  ASSERT_EQ(reclaims.at("reclaims").as_array().size(), 1u);
+  EXPECT_NEAR(reclaims.at("reclaims").at(0).at("recovery").as_double(), 0.85, 1e-12);
+}
+
 TEST_F(ManagerTest, AnImpossibleReportCutsItsAgentOff) {
   Put("a", 0, 40);
   using Edit = std::function<void(rpc::Report::Builder)>;
@@ -498,7 +521,7 @@ TEST_F(ManagerTest, TheLargestOrdersFitIntoAMessage) {
   for (uint32_t i = 0; i < limits::kTenants; ++i) {
     const std::string name = std::string(limits::kNameBytes - 4, 'x') + std::to_string(1000 + i);
     Tenant tenant{.id = TenantId(i + 1),
-                  .spec = {.name = name, .policy = *MakePolicySpec(largest.name, {})},
+                  .spec = {.name = name, .policy = WithoutDefaults(largest)},
                   .revision = 1};
     for (uint32_t t = 0; t < limits::kTokensPerTenant; ++t) {
       tenant.tokens.push_back(Sha256(name + std::to_string(t)));

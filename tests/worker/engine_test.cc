@@ -209,6 +209,42 @@ TEST_F(EngineTest, TheYoungestGivesWayToTheOldest) {
       << "each once; nobody comes back before the oldest ends";
 }
 
+// What was generated is no prompt: policies act at the end of the prompt that was asked for.
+TEST_F(EngineTest, APreemptedSequenceKeepsItsPrompt) {
+  auto kv = Memory(100);
+  std::vector<uint32_t> prompts;
+  kv->on_open = [&](const OpenRequest& request) {
+    prompts.push_back(request.prompt_tokens);
+    EXPECT_EQ(request.max_tokens, 20u + 30u);
+    return OpenOutcome::kOpened;
+  };
+  // The oldest is held up once the other has generated ten tokens. What each session is fed:
+  size_t open_sessions = 2;
+  std::map<int, std::vector<uint32_t>> pieces;
+  kv->on_prepare = [&](int number, const KvStep& step) {
+    if (number == 0 && pieces[1].size() > 10 && open_sessions > 1) return Readiness::kNoSpace;
+    pieces[number].push_back(step.tokens);
+    return Readiness::kReady;
+  };
+  ManualWaiter waiter;
+  std::vector<Result> results;
+  Engine engine(&model_, {kv.get()}, &waiter, {.chunk = 16, .preempt_after = Duration{}},
+                [&](Result result) { results.push_back(std::move(result)); });
+  for (uint64_t id = 0; id < 2; ++id) {
+    engine.Submit({.id = id, .prompt = std::vector<int32_t>(20, 1), .max_new_tokens = 30});
+  }
+  while (engine.Step()) {
+    open_sessions = engine.running();
+    ASSERT_LT(engine.steps(), 1000u);
+  }
+  ASSERT_EQ(engine.stats(0).preemptions, 1u);
+  EXPECT_EQ(prompts, (std::vector<uint32_t>{20, 20, 20}));
+  ASSERT_GE(pieces[2].size(), 3u);
+  EXPECT_EQ(pieces[2][0] + pieces[2][1], 20u) << "a piece ends at the prompt's end";
+  EXPECT_GT(pieces[2][2], 1u) << "what was generated is fed in pieces, too";
+  EXPECT_EQ(results.at(0).generated, results.at(1).generated);
+}
+
 TEST_F(EngineTest, ABusySessionIsSkippedAndTheOthersGoOn) {
   auto kv = Memory(100);
   int busy = 0;

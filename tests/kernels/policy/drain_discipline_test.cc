@@ -178,17 +178,39 @@ TEST(DrainDiscipline, TovaKeepsWhatTheLastQueryLookedAt) {
   EXPECT_GT(session.compactions(), 10u);
 }
 
-// The plane of squares outlives compactions and counts every query once.
+// The sums of a key's attention and of its square outlive compactions and hold what each query that
+// saw it gave it, once.
 TEST(DrainDiscipline, EveryQueryIsScoredOnce) {
-  const auto policy =
-      MakePolicy(*MakePolicySpec("h2o", {{"budget", 64}, {"recent", 24}, {"slack", 16}}));
-  PolicySession session(kGeometry, *policy, kPlan, 9);
-  while (session.committed() < kPlan.max_tokens) {
-    const uint32_t now = session.committed();
-    session.Feed(now < 150 ? std::min(48u, 150 - now) : 1);
+  for (const PolicySpec& spec :
+       {*MakePolicySpec("h2o", {{"budget", 64}, {"recent", 24}, {"slack", 16}}),
+        *MakePolicySpec("kvcompress", {{"budget", 64}, {"votes", "all"}})}) {
+    const auto policy = MakePolicy(spec);
+    const bool squares = policy->Needs().planes.square_sum;
+    // kvcompress looks at the prompt alone.
+    const uint32_t tokens = squares ? kPlan.prompt_tokens : kPlan.max_tokens;
+    PolicySession session(kGeometry, *policy, kPlan, 9);
+    StepOracle oracle(session);
+    while (session.committed() < tokens) {
+      const uint32_t left =
+          kPlan.prompt_tokens - std::min(kPlan.prompt_tokens, session.committed());
+      const uint32_t step = left > 0 ? std::min(kPlan.chunk, left) : 1;
+      oracle.Feed(session.Feed(step), step);
+    }
+    session.Drain();
+    const Planes& planes = session.planes();
+    EXPECT_EQ(planes.observed(), tokens) << ToString(spec);
+    for (uint32_t plane = 0; plane < kGeometry.planes(); ++plane) {
+      for (uint32_t row = 0; row < planes.rows(plane); ++row) {
+        const uint32_t position = planes.positions(plane)[row];
+        double expected = 0;
+        for (const StepMarks& step : oracle.marks(plane)) {
+          if (step.Saw(position)) expected += (squares ? step.squares : step.sum)[position];
+        }
+        const double sum = squares ? planes.square_sum(plane)[row] : planes.Sum(plane, row);
+        ASSERT_NEAR(sum, expected, expected * kNear) << ToString(spec) << " key " << position;
+      }
+    }
   }
-  session.Drain();
-  EXPECT_EQ(session.planes().observed(), kPlan.max_tokens);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
-// A session that lives under a policy: fed chunk by chunk with random rows and queries, drained and
-// compacted in the order that client and agent keep, with the real kernels on a small pool. Queries
-// have a direction in common, so that most agree on which keys are important. Knows what each row
-// must hold, by its position.
+// A session that lives under a policy: fed chunk by chunk with random rows and queries, drained,
+// compacted and sealed in the order that client and agent keep, with the real kernels on a small
+// pool. Queries have a direction in common, so that most agree on which keys are important. Knows
+// what each row must hold, by its position.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -18,6 +18,7 @@
 #include "kernels/derived_scores.h"
 #include "kernels/policy/policy.h"
 #include "kernels/scoring.h"
+#include "kernels/sealing.h"
 #include "tests/kernels/test_session.h"
 
 namespace kvpool {
@@ -35,11 +36,14 @@ class PolicySession {
         planes_(geometry, needs_.planes),
         compacted_(MakeEmpty(geometry)),
         rows_(geometry.planes()) {
-    const uint32_t pages = CeilDiv(plan.max_tokens, kPageTokens) + 2;
+    const uint32_t pages = CeilDiv(plan.max_tokens, kPageTokens) + kSparePages;
     pool_.resize(pages * static_cast<size_t>(layout_.page_bytes().value()));
     for (uint32_t i = pages; i > 0; --i) free_.push_back(layout_.Page(SlabIndex(i - 1), 0));
     compact_at_ = policy.NextCompactAt(State());
   }
+
+  // What is sealed from now on, at every hand-over and each time that kSealBatch rows have come.
+  void SealAs(const SealRule& rule) { seal_ = rule; }
 
   const Geometry& geometry() const { return layout_.geometry(); }
   const Planes& planes() const { return planes_; }
@@ -96,6 +100,7 @@ class PolicySession {
   // [tokens][model_layers][query_heads][key_dim].
   std::vector<float> Feed(uint32_t tokens) {
     if (compact_at_.has_value() && fresh_ > 0 && Longest() + tokens > *compact_at_) HandOver();
+    if (seal_.format != SealedFormat::kNone && fresh_ >= kSealBatch) Move();
     while (fresh_pages_.size() * kPageTokens < fresh_ + tokens) {
       fresh_pages_.push_back(free_.back());
       free_.pop_back();
@@ -142,8 +147,14 @@ class PolicySession {
     compact_at_ = policy_.NextCompactAt(State());
   }
 
-  // Whether every row holds the key and value of its position, bit for bit, and planes are as long
-  // as their heads.
+  // A hand-over that drops nothing: the policy is not asked. Seals what there is to be sealed.
+  void Move() {
+    Drain();
+    Rewrite(nullptr);
+  }
+
+  // Whether every row holds the key and value of its position, bit for bit, or nearly so where it
+  // is sealed, and planes are as long as their heads.
   testing::AssertionResult RowsAreRight() const {
     const Geometry& g = geometry();
     std::vector<float> key(g.key_dim), value(g.value_dim);
@@ -153,10 +164,11 @@ class PolicySession {
         return testing::AssertionFailure() << "head " << p << " and its planes differ in length";
       }
       for (uint32_t row = 0; row < view.Length(p); ++row) {
-        LoadRow(layout_, pool_.data(), view.BlockOf(layout_, p / g.kv_heads, p % g.kv_heads, row),
-                view.RowInBlock(p, row), key.data(), value.data());
+        ReadRow(layout_, pool_.data(), view, p, row, key.data(), value.data());
         const Row& right = rows_[p][planes_.positions(p)[row]];
-        if (key != right.key || value != right.value) {
+        const bool sealed = row < view.SealedLength(p);
+        if (sealed ? !Near(key, right.key) || !Near(value, right.value)
+                   : key != right.key || value != right.value) {
           return testing::AssertionFailure() << "head " << p << " row " << row;
         }
       }
@@ -169,9 +181,19 @@ class PolicySession {
     std::vector<float> key, value;
   };
 
+  static constexpr uint32_t kSealBatch = 64, kSparePages = 8;
+
   static CompactedSegment MakeEmpty(const Geometry& g) {
     return {.lengths = std::vector<uint32_t>(g.planes()),
-            .blocks = std::vector<std::vector<BlockId>>(g.planes())};
+            .blocks = std::vector<std::vector<BlockId>>(g.planes()),
+            .sealed_lengths = std::vector<uint32_t>(g.planes())};
+  }
+
+  // Rows of different positions are about 1 apart in each number.
+  static bool Near(const std::vector<float>& a, const std::vector<float>& b) {
+    float sum = 0;
+    for (size_t i = 0; i < a.size(); ++i) sum += std::abs(a[i] - b[i]);
+    return sum <= 0.5f * static_cast<float>(a.size());
   }
 
   std::vector<float> Random(size_t count, float size) {
@@ -211,6 +233,8 @@ class PolicySession {
     return {.compacted_lengths = compacted_.lengths.data(),
             .compacted_blocks = blocks_.data(),
             .compacted_stride = stride_,
+            .sealed_lengths = compacted_.sealed_lengths.data(),
+            .sealed_format = compacted_.format,
             .fresh_pages = fresh_pages_.data(),
             .fresh_tokens = fresh_};
   }
@@ -224,18 +248,30 @@ class PolicySession {
                                                                    .base = pool_.data(),
                                                                    .session = View(),
                                                                    .fresh_start = fresh_start_,
+                                                                   .selected_step = compacted_step_,
                                                                    .planes = &planes_,
                                                                    .scale = scale()})
                                  : PlaneScores(selection.score, planes_);
     const std::vector<KeepRows> keep = Select(selection, geometry(), planes_, scores);
+    Rewrite(&keep);
+    compacted_step_ = committed_;
+    compacted_length_ = Longest();
+    ++compactions_;
+  }
+
+  // Keeps `keep`, or every row, and seals.
+  void Rewrite(const std::vector<KeepRows>* keep) {
     std::vector<PageId> pages = compacted_.pages;
     pages.insert(pages.end(), fresh_pages_.begin(), fresh_pages_.end());
     const CompactionPlan plan = *PlanCompaction(
-        {.layout = &layout_, .session = View(), .session_pages = pages, .keep = &keep});
+        {.layout = &layout_, .session = View(), .session_pages = pages, .keep = keep});
     ExecuteCompaction(layout_, pool_.data(), plan);
-    for (uint32_t p = 0; p < planes_.planes(); ++p) planes_.Gather(p, plan.sources[p]);
+    for (uint32_t p = 0; p < planes_.planes(); ++p) {
+      keep != nullptr ? planes_.Gather(p, plan.sources[p]) : planes_.Reorder(p, plan.sources[p]);
+    }
     free_.insert(free_.end(), plan.freed.begin(), plan.freed.end());
     compacted_ = plan.result;
+    if (seal_.format != SealedFormat::kNone) Seal();
     stride_ = 1;
     for (const auto& list : compacted_.blocks) {
       stride_ = std::max(stride_, static_cast<uint32_t>(list.size()));
@@ -248,14 +284,32 @@ class PolicySession {
     fresh_pages_.clear();
     fresh_ = 0;
     fresh_start_ = committed_;
-    compacted_step_ = committed_;
-    compacted_length_ = Longest();
-    ++compactions_;
+  }
+
+  void Seal() {
+    for (;;) {
+      const SealingPlan part = *PlanSealing({.layout = &layout_,
+                                             .segment = &compacted_,
+                                             .format = seal_.format,
+                                             .open_rows = seal_.open_rows,
+                                             .spare = free_});
+      if (part.moves.empty()) return;
+      for (size_t slice = 0; slice <= part.slices.size(); ++slice) {
+        ExecuteSealingSlice(layout_, pool_.data(), part, slice);
+      }
+      compacted_ = part.result;
+      free_.insert(free_.end(), part.freed.begin(), part.freed.end());
+      std::erase_if(free_, [&](PageId page) {
+        return std::find(compacted_.pages.begin(), compacted_.pages.end(), page) !=
+               compacted_.pages.end();
+      });
+    }
   }
 
   const Policy& policy_;
   const PolicyNeeds needs_;
   const SessionPlan plan_;
+  SealRule seal_;
   std::mt19937 random_;
   const Layout layout_;
   Planes planes_;

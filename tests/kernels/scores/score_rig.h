@@ -55,6 +55,7 @@ struct ScoreRig {
             .base = session.base(),
             .session = session.View(),
             .fresh_start = fresh_start,
+            .selected_step = fresh_start,
             .planes = &planes,
             .scale = 1.0f / std::sqrt(static_cast<float>(geometry().key_dim))};
   }
