@@ -183,33 +183,6 @@ absl::Status TenantImpl::TakeWindows(std::span<Step> steps) {
   return absl::OkStatus();
 }
 
-absl::Status TenantImpl::TakeWindows(std::span<Step> steps) {
-  const auto stands_by = [&steps](const SessionImpl* owner) {
-    return std::none_of(steps.begin(), steps.end(), [owner](const Step& step) {
-      return step.session == owner && step.outcome.ok();
-    });
-  };
-  for (Step& step : steps) {
-    auto* session = static_cast<SessionImpl*>(step.session);
-    if (!step.outcome.ok() || !session->LacksWindow()) continue;
-    auto window = std::find(window_owners_.begin(), window_owners_.end(), nullptr);
-    if (window == window_owners_.end()) {
-      window = std::find_if(window_owners_.begin(), window_owners_.end(), stands_by);
-      if (window == window_owners_.end()) {
-        step.outcome = absl::FailedPreconditionError(
-            absl::StrCat("more sessions step at once than max_running at attach, which is ",
-                         window_owners_.size()));
-        continue;
-      }
-      if (absl::Status status = DrainAll({*window}); !status.ok()) return status;
-      (*window)->window_ = SessionImpl::kNoWindow;
-    }
-    *window = session;
-    session->window_ = static_cast<uint32_t>(window - window_owners_.begin());
-  }
-  return absl::OkStatus();
-}
-
 void TenantImpl::TakePages(std::span<Step> steps) {
   uint32_t total = 0;
   for (const Step& step : steps) {
