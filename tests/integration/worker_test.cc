@@ -97,13 +97,18 @@ class WorkerTest : public testing::Test {
   Cluster cluster_;
 };
 
-TEST_F(WorkerTest, UnderFullThePoolGivesTheSameTokensAsPrivateMemory) {
+// The formats that keys and values are stored in without a policy's doing.
+class WorkerDtypeTest : public WorkerTest, public testing::WithParamInterface<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Dtypes, WorkerDtypeTest, testing::Values("bf16", "f16"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST_P(WorkerDtypeTest, UnderFullThePoolGivesTheSameTokensAsPrivateMemory) {
   cluster_.StartAgent("a", 16);
   cluster_.PutTenant("library", R"({"guaranteed": "16 MiB", "limit": "32 MiB"})");
   cluster_.MakeToken("library");
   AwaitLease("library");
-  std::vector<std::string> args = {"--prompts", kPrompts, "--max-tokens", "40",
-                                   "--batch",   "8",      "-o",           "json"};
+  std::vector<std::string> args = {"--prompts", kPrompts, "--max-tokens", "40",         "--batch",
+                                   "8",         "-o",     "json",         "--kv-dtype", GetParam()};
   std::vector<std::string> pool_args = PoolArgs("library");
   pool_args.insert(pool_args.end(), args.begin(), args.end());
   args.insert(args.end(), {"--kv", "private"});
@@ -163,7 +168,7 @@ TEST_F(WorkerTest, ATightBudgetIsKeptWhileEverySessionFinishes) {
 // Prompts of a few hundred tokens under FastGen: each is profiled and compacted at its end, and its
 // pages come free. T is a mean over all rows of the prompt, recovery is measured on its last ones
 // and on the queries after it, on keys that are chosen for good: a few percent lower at worst.
-TEST_F(WorkerTest, FastGenCompactsEachPromptByItsOwnProfile) {
+TEST_P(WorkerDtypeTest, FastGenCompactsEachPromptByItsOwnProfile) {
   cluster_.StartAgent("a", 16);
   cluster_.PutTenant("press", R"({"guaranteed": "16 MiB", "limit": "32 MiB", "policy":
       {"name": "fastgen", "recovery": 0.92, "slack": 32}})");
@@ -176,8 +181,8 @@ TEST_F(WorkerTest, FastGenCompactsEachPromptByItsOwnProfile) {
   }
   prompts.close();
   std::vector<std::string> args = PoolArgs("press");
-  args.insert(args.end(),
-              {"--prompts", cluster_.File("long.txt"), "--max-tokens", "80", "-o", "json"});
+  args.insert(args.end(), {"--prompts", cluster_.File("long.txt"), "--max-tokens", "80", "-o",
+                           "json", "--kv-dtype", GetParam()});
   ASSERT_EQ(RunWorker(args, cluster_.File("press.log")), 0) << ReadAll(cluster_.File("press.log"));
   EXPECT_EQ(Generated(cluster_.File("press.log")).size(), 4u);
   ASSERT_TRUE(Eventually([&] {
