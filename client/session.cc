@@ -105,10 +105,13 @@ absl::Status SessionImpl::TakeBack() {
   return state == static_cast<uint32_t>(shm::State::kBusy) ? kBusy : Failure();
 }
 
+bool SessionImpl::WasTaken() const {
+  return !away_ &&
+         words_->state.load(std::memory_order_acquire) == static_cast<uint32_t>(shm::State::kBusy);
+}
+
 bool SessionImpl::MayGoOn() const {
-  if (away_) return !progress_->handed_over.load();
-  return !progress_->draining.load() &&
-         words_->state.load(std::memory_order_acquire) != static_cast<uint32_t>(shm::State::kBusy);
+  return away_ ? !progress_->handed_over.load() : !progress_->draining.load() && !WasTaken();
 }
 
 void SessionImpl::RefreshTable() {

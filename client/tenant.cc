@@ -105,17 +105,20 @@ void TenantImpl::LoseAborted(std::span<Step> steps) {
 
 bool TenantImpl::AwaitAny(const std::vector<SessionImpl*>& sessions,
                           std::chrono::steady_clock::time_point deadline) {
-  // A session that the agent took while it was parked comes back without an answer to us.
+  // A session that the agent took while it was parked comes back without an answer to us: look.
   constexpr std::chrono::microseconds kNap(50);
+  const bool look = std::any_of(sessions.begin(), sessions.end(),
+                                [](const SessionImpl* session) { return session->WasTaken(); });
   const auto any = [&sessions] {
     return std::any_of(sessions.begin(), sessions.end(),
                        [](const SessionImpl* session) { return session->MayGoOn(); });
   };
   std::unique_lock<std::mutex> lock(signal_->mutex);
-  while (!signal_->changed.wait_for(lock, kNap, any)) {
-    if (std::chrono::steady_clock::now() > deadline) return false;
+  for (;;) {
+    const auto now = std::chrono::steady_clock::now();
+    if (signal_->changed.wait_until(lock, look ? now + kNap : deadline, any)) return true;
+    if (now > deadline) return false;
   }
-  return true;
 }
 
 void TenantImpl::HandOverDue(std::span<Step> steps) {

@@ -135,6 +135,8 @@ class SessionImpl final : public Session {
   bool Due(uint32_t tokens) const;
   // Makes it RUNNING. Aborted: the agent has it.
   absl::Status TakeBack();
+  // Whether the agent took it while it was parked, and has it still.
+  bool WasTaken() const;
   // Whether TakeBack or a drain under way would come to another end now than it did.
   bool MayGoOn() const;
   // Reads the table after the agent may have changed it.
