@@ -231,6 +231,17 @@ What each method has to reach here, and how it stands. One row of those that a g
 it; the one that loses least is shown. A method is better than a baseline when each of its rows is.
 
 {gates}
+
+## Reading them
+
+- A model of a few million parameters attends flatly: within CORM's window most keys get 1 / step or more from some query, and FastGen finds
+  heads that need every key at a T near 1. Then CORM and FastGen remove less at the papers' parameters than from large models, and lose less
+  than the gates allow; parameters that remove as much leave the papers' ground, and may lose more than `streaming`.
+- What such a model predicts in prose is mostly near. That makes `streaming` hard to beat by perplexity; the divergence (KL) and the recall of
+  facts tell methods apart.
+- Differences of perplexity below the error of a row (`+-`) say nothing. A row is compared with what lies between measured rows of the
+  baseline, not with a run of exactly as many bytes.
+- Scissorhands with the paper's m = B / 2 keeps about three quarters of B in the mean; smaller drops keep more at the same peak.
 """
 
 
