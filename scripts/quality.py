@@ -159,6 +159,7 @@ def run(args, cluster):
     print(f"{len(policies)} tenants, each with {shape['windows']} windows of {shape['context']} tokens, of which "
           f"{shape['prompt']} are the prompt, from {', '.join(path.name for path in args.text)}; "
           f"logs in {cluster.folder} until the end", flush=True)
+    origin = circumstances(args)  # before files are written that may be part of the tree
     rows = measure(cluster, args, shape, policies)
     found = quality_report.verdicts(rows)
     print(f"\n{quality_report.table(rows)}\n\nPerplexity of the full cache {rows[0]['ppl_full']:.2f} over "
@@ -169,7 +170,7 @@ def run(args, cluster):
     if args.svg:
         args.svg.write_text(plot_quality.picture(plot_quality.read_rows(json.dumps(rows))), encoding="utf-8")
     if args.markdown:
-        args.markdown.write_text(quality_report.page(rows, found, shape, *circumstances(args)), encoding="utf-8")
+        args.markdown.write_text(quality_report.page(rows, found, shape, *origin), encoding="utf-8")
     return [verdict for verdict in found if verdict.verdict == "MISS"]
 
 
