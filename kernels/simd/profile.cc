@@ -53,7 +53,7 @@ class ProfilePass {
         const auto position = static_cast<int32_t>(args_.positions[first + row]);
         const Floats alpha = Exp2(logits[row] - lse_[v]);
         // Comparisons with NaN are false: such an alpha adds nothing.
-        const Floats seen = (number < seen_[v]) & (alpha >= 0.0f) ? alpha : Floats{};
+        const Floats seen = ((number < seen_[v]) & (alpha >= 0.0f)) ? alpha : Floats{};
         mass[row] += seen;
         far[row] += position < far_[v] ? seen : Floats{};
       }
