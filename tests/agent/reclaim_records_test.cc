@@ -12,10 +12,10 @@ namespace {
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
-constexpr ReclaimRecord kCommon{.tenant = TenantId(3), .reason = ReclaimReason::kLeaseShrink};
+constexpr TenantId kTenant(3);
 
 std::vector<ReclaimRecord> Records(const std::vector<CompactionOutcome>& outcomes) {
-  return RecordsOf(kCommon, 4_KiB, outcomes);
+  return RecordsOf({.tenant = kTenant, .reason = ReclaimReason::kLeaseShrink}, 4_KiB, outcomes);
 }
 
 CompactionOutcome Compacted(const std::string& policy, uint32_t freed, float recovery) {
@@ -32,8 +32,8 @@ TEST(ReclaimRecordsTest, TheSessionsOfABatchAreOneRecordThatCountsThemAll) {
   const auto records =
       Records({Compacted("full", 2, 0.8f), unmeasured, Compacted("full", 3, 0.4f)});
   ASSERT_THAT(records, SizeIs(1));
-  EXPECT_EQ(records[0].tenant, kCommon.tenant);
-  EXPECT_EQ(records[0].reason, kCommon.reason);
+  EXPECT_EQ(records[0].tenant, kTenant);
+  EXPECT_EQ(records[0].reason, ReclaimReason::kLeaseShrink);
   EXPECT_EQ(records[0].step, ReclaimStep::kCompaction);
   EXPECT_EQ(records[0].sessions, 3u);
   EXPECT_EQ(records[0].bytes, 6u * 4096);
