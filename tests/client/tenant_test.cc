@@ -28,6 +28,12 @@ PolicySpec Scissorhands(int64_t budget) {
   return *MakePolicySpec("scissorhands", {{"budget", budget}, {"window", 64}, {"recent", 8}});
 }
 
+PolicySpec SealedStreaming(int64_t recent, int64_t slack) {
+  return *MakePolicySpec(
+      "streaming",
+      {{"sinks", 4}, {"recent", recent}, {"slack", slack}, {"format", "int4"}, {"open", 16}});
+}
+
 // Drives sessions with random rows and remembers every row by its position.
 class Driver {
  public:
@@ -412,10 +418,7 @@ TEST(TenantTest, ASealingThatFailsIsToldAndTriedAgainLater) {
 
 // Under pressure a session is sealed before it is due, and its policy has its say.
 TEST(TenantTest, UnderPressureASessionIsSealedEarlier) {
-  Loopback loop(
-      {.policy = *MakePolicySpec(
-           "streaming",
-           {{"sinks", 4}, {"recent", 60}, {"slack", 900}, {"format", "int4"}, {"open", 16}})});
+  Loopback loop({.policy = SealedStreaming(60, 900)});
   Driver driver(&loop);
   auto session = *loop.tenant().Open({.prompt_tokens = 64, .max_tokens = 1000});
   for (int i = 0; i < 70; ++i) ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
@@ -433,10 +436,7 @@ TEST(TenantTest, UnderPressureASessionIsSealedEarlier) {
 // are sealed, in 9 pages beside 6; of the 320 that stay 280 would be, in 4 beside 3. As native rows
 // those 320 would take more pages than there are.
 TEST(TenantTest, WhatACompactionOfASealedSessionFreesIsCountedInSealedPages) {
-  Loopback loop(
-      {.policy = *MakePolicySpec(
-           "streaming",
-           {{"sinks", 4}, {"recent", 316}, {"slack", 600}, {"format", "int4"}, {"open", 16}})});
+  Loopback loop({.policy = SealedStreaming(316, 600)});
   Driver driver(&loop);
   auto session = *loop.tenant().Open({.prompt_tokens = 64, .max_tokens = 1000});
   while (session->position() < 768) ASSERT_TRUE(driver.Advance(session.get(), 64).ok());
