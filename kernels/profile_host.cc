@@ -20,13 +20,17 @@ uint32_t FirstReader(const Geometry& g, uint32_t model_layer) {
          static_cast<uint32_t>(std::count(g.kv_of_layer.begin(), end, g.kv_of_layer[model_layer]));
 }
 
-// The position of each row of a head that has lost none.
+// The position of each row of a head that has lost none. Those of compacted rows lie in memory that
+// another process writes: what is not below the length becomes the last, and no sum goes astray.
 std::vector<uint32_t> PositionsOf(const SessionView& session, uint32_t plane) {
   std::vector<uint32_t> positions(session.Length(plane));
   std::iota(positions.begin(), positions.end(), 0);
   if (const uint32_t compacted = session.CompactedLength(plane); compacted > 0) {
-    std::copy_n(session.compacted_positions + size_t{plane} * session.positions_stride, compacted,
-                positions.begin());
+    const uint32_t* const told =
+        session.compacted_positions + size_t{plane} * session.positions_stride;
+    const auto last = static_cast<uint32_t>(positions.size() - 1);
+    std::transform(told, told + compacted, positions.begin(),
+                   [last](uint32_t position) { return std::min(position, last); });
   }
   return positions;
 }

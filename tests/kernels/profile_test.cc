@@ -235,6 +235,20 @@ TEST(Profile, SealedAndMovedRowsCountAtTheirPositions) {
   }
 }
 
+// They come from memory that the agent writes and a worker must not trust with its own.
+TEST(Profile, PositionsThatCannotBeLeadNowhereElse) {
+  Prompt prompt(TestGeometry(2, 4, 2, 32, 20, Dtype::kF32),
+                {.max_compacted = 21, .fresh = 40, .equal_heads = true}, 9);
+  std::fill(prompt.positions.begin(), prompt.positions.end(), ~0u);
+  const PromptSums sums = Profile(simd::Targets().front(), prompt, 16);
+  for (uint32_t plane = 0; plane < 4; ++plane) {
+    for (uint32_t reader = 0; reader < 2; ++reader) {
+      const std::span<const float> mass = sums.mass(plane, reader);
+      EXPECT_NEAR(std::accumulate(mass.begin(), mass.end(), 0.0), 40, 1e-3) << "one for each query";
+    }
+  }
+}
+
 TEST(Profile, LayersThatShareACachedLayerAreAllReaders) {
   Geometry g = TestGeometry(2, 4, 2, 16, 16, Dtype::kF32);
   g.kv_of_layer = {1, 0, 1};
