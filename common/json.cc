@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <boost/json/basic_parser_impl.hpp>
+#include <limits>
 #include <set>
 #include <utility>
 
@@ -94,7 +95,7 @@ absl::Status JsonObject::Error(std::string_view field, const std::string& messag
 }
 
 const json::value* JsonObject::Take(std::string_view field) {
-  known_.emplace_back(field);
+  if (std::find(known_.begin(), known_.end(), field) == known_.end()) known_.emplace_back(field);
   return object_->if_contains(Name(field));
 }
 
@@ -141,6 +142,40 @@ absl::StatusOr<Bytes> JsonObject::Quantity(std::string_view field, Bytes min, By
     return Error(field, absl::StrCat("is outside ", FormatBytes(min), "..", FormatBytes(max)));
   }
   return bytes;
+}
+
+absl::StatusOr<Duration> JsonObject::Span(std::string_view field, Duration min, Duration max) {
+  const auto text = Text(field);
+  if (!text.ok()) return text.status();
+  const auto duration = ParseDuration(*text);
+  if (!duration.ok()) return Error(field, std::string(duration.status().message()));
+  if (*duration < min || *duration > max) {
+    return Error(field,
+                 absl::StrCat("is outside ", FormatDuration(min), "..", FormatDuration(max)));
+  }
+  return duration;
+}
+
+absl::StatusOr<std::variant<int64_t, double, std::string>> JsonObject::Scalar(
+    std::string_view field) {
+  const auto value = Require(field);
+  if (!value.ok()) return value.status();
+  if ((*value)->is_string()) return std::string((*value)->get_string());
+  if ((*value)->is_double()) return (*value)->get_double();
+  return Integer(field, std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max());
+}
+
+absl::StatusOr<JsonObject> JsonObject::Child(std::string_view field, const std::string& expected) {
+  const auto value = Require(field);
+  if (!value.ok()) return value.status();
+  if (!(*value)->is_object()) return Error(field, "must be an object: " + expected);
+  return From(**value, std::string(field));
+}
+
+std::vector<std::string> JsonObject::Keys() const {
+  std::vector<std::string> keys;
+  for (const auto& entry : *object_) keys.emplace_back(entry.key());
+  return keys;
 }
 
 absl::Status JsonObject::Finish() const {

@@ -8,6 +8,7 @@
 #include <openssl/sha.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <fstream>
 
 #include "absl/strings/escaping.h"
@@ -65,6 +66,19 @@ bool EqualInConstantTime(const Sha256Hash& a, const Sha256Hash& b) {
 }
 
 std::string ToHex(const Sha256Hash& hash) { return Hex(hash); }
+
+absl::StatusOr<Sha256Hash> FromHex(const std::string& digits) {
+  const bool good = std::all_of(digits.begin(), digits.end(), [](char c) {
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+  });
+  Sha256Hash hash;
+  if (!good || digits.size() != 2 * hash.size()) {
+    return absl::InvalidArgumentError("a hash must be 64 digits 0-9 and a-f");
+  }
+  const std::string bytes = absl::HexStringToBytes(digits);
+  std::copy(bytes.begin(), bytes.end(), hash.begin());
+  return hash;
+}
 
 absl::StatusOr<std::string> ReadTokenFile(const std::string& path) {
   struct stat info;

@@ -29,6 +29,8 @@ bool EqualInConstantTime(const Sha256Hash& a, const Sha256Hash& b);
 
 // Lower-case hexadecimal.
 std::string ToHex(const Sha256Hash& hash);
+// The reverse, exactly 64 digits.
+absl::StatusOr<Sha256Hash> FromHex(const std::string& digits);
 
 // The first line of a file that holds a token, at most limits::kTokenBytes. Refuses a file that
 // others may read.

@@ -3,11 +3,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/tenant_json.h"
 
-#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "proto/limits.h"
+#include "common/quantity.h"
+#include "common/tenant_fields.h"
 
 namespace kvpool {
 namespace {
@@ -25,10 +25,20 @@ boost::json::object ToJson(const PolicySpec& policy) {
 }
 
 boost::json::object ToJson(const TenantSpec& spec) {
+  boost::json::object floors;
+  for (const auto& [agent, bytes] : spec.floors) floors[agent] = bytes.value();
   return {{"name", spec.name},
           {"guaranteed", spec.guaranteed.value()},
           {"limit", spec.limit.value()},
-          {"policy", ToJson(spec.policy)}};
+          {"policy", ToJson(spec.policy)},
+          {"floors", std::move(floors)},
+          {"weight", spec.weight},
+          {"priority", spec.priority},
+          {"borrowing", ToString(spec.borrowing)},
+          {"grace",
+           {{"cold", FormatDuration(spec.grace.cold)},
+            {"running", FormatDuration(spec.grace.running)}}},
+          {"over_deadline", ToString(spec.over_deadline)}};
 }
 
 boost::json::object ToJson(const std::vector<TenantSpec>& specs) {
@@ -40,50 +50,15 @@ boost::json::object ToJson(const std::vector<TenantSpec>& specs) {
 absl::StatusOr<PolicySpec> PolicyFromJson(const boost::json::value& value) {
   absl::StatusOr<JsonObject> object = JsonObject::From(value, "policy");
   if (!object.ok()) return object.status();
-  const auto name = object->Text("name", limits::kNameBytes);
-  if (!name.ok()) return name.status();
-  PolicyValues parameters;
-  for (const auto& field : value.get_object()) {
-    const std::string key(field.key());
-    if (key == "name") continue;
-    const boost::json::value& given = *object->Take(key);
-    if (given.is_string()) {
-      parameters[key] = std::string(given.get_string());
-    } else if (given.is_double()) {
-      parameters[key] = given.get_double();
-    } else {
-      const auto number = object->Integer(key, std::numeric_limits<int64_t>::min(),
-                                          std::numeric_limits<int64_t>::max());
-      if (!number.ok()) return number.status();
-      parameters[key] = *number;
-    }
-  }
-  return MakePolicySpec(*name, parameters);
+  return TenantFields(*object).ReadPolicy();
 }
 
 absl::StatusOr<TenantSpec> TenantFromJson(JsonObject& object, const std::string& name) {
-  TenantSpec spec{.name = name};
-  if (name.empty() || object.Has("name")) {
-    const auto given = object.Text("name", limits::kNameBytes);
-    if (!given.ok()) return given.status();
-    if (!name.empty() && *given != name) {
-      return absl::InvalidArgumentError(absl::StrCat("the tenant is called \"", *given,
-                                                     "\" here and \"", name, "\" in the path"));
-    }
-    spec.name = *given;
+  auto spec = TenantFields(object).Read({.name = name});
+  if (spec.ok() && !name.empty() && spec->name != name) {
+    return absl::InvalidArgumentError(absl::StrCat("the tenant is called \"", spec->name,
+                                                   "\" here and \"", name, "\" in the path"));
   }
-  const auto guaranteed = object.Quantity("guaranteed", 0_B, Bytes(limits::kTenantBytes));
-  if (!guaranteed.ok()) return guaranteed.status();
-  spec.guaranteed = *guaranteed;
-  const auto limit = object.Quantity("limit", 0_B, Bytes(limits::kTenantBytes));
-  if (!limit.ok()) return limit.status();
-  spec.limit = *limit;
-  if (const boost::json::value* policy = object.Take("policy"); policy != nullptr) {
-    const auto parsed = PolicyFromJson(*policy);
-    if (!parsed.ok()) return parsed.status();
-    spec.policy = *parsed;
-  }
-  if (absl::Status status = CheckTenantSpec(spec); !status.ok()) return status;
   return spec;
 }
 

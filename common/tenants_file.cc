@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/quantity.h"
+#include "common/tenant_fields.h"
 #include "common/yaml.h"
 #include "proto/limits.h"
 
@@ -18,56 +19,13 @@ namespace {
 constexpr int64_t kFileVersion = 1;
 constexpr Bytes kMaxBytes(limits::kTenantBytes);
 
-absl::StatusOr<std::string> RequiredName(const YamlNode& map) {
-  const auto node = map.Require("name");
-  if (!node.ok()) return node.status();
-  return (*node)->AsText(limits::kNameBytes);
-}
-
-absl::StatusOr<Bytes> RequiredBytes(const YamlNode& map, const std::string& key) {
-  const auto node = map.Require(key);
-  if (!node.ok()) return node.status();
-  return (*node)->AsBytes(0_B, kMaxBytes);
-}
-
-absl::StatusOr<PolicySpec> ParsePolicy(const YamlNode& node) {
-  if (node.kind != YamlNode::Kind::kMap) {
-    return node.Error("expected a policy such as {name: scissorhands, budget: 256}");
-  }
-  const auto name = RequiredName(node);
-  if (!name.ok()) return name.status();
-  PolicyValues parameters;
-  for (const YamlEntry& entry : node.entries) {
-    if (entry.key == "name") continue;
-    const auto value = entry.value.AsText(limits::kNameBytes);
-    if (!value.ok()) return value.status();
-    parameters[entry.key] = *value;
-  }
-  const auto spec = MakePolicySpec(*name, parameters);
-  if (!spec.ok()) return node.Error(std::string(spec.status().message()));
-  return spec;
-}
-
 absl::StatusOr<TenantSpec> ParseTenant(const YamlNode& node) {
-  if (absl::Status status = node.CheckKeys({"name", "guaranteed", "limit", "policy"});
-      !status.ok()) {
-    return status;
-  }
-  const auto name = RequiredName(node);
-  if (!name.ok()) return name.status();
-  const auto guaranteed = RequiredBytes(node, "guaranteed");
-  if (!guaranteed.ok()) return guaranteed.status();
-  const auto limit = RequiredBytes(node, "limit");
-  if (!limit.ok()) return limit.status();
-  TenantSpec spec{.name = *name, .guaranteed = *guaranteed, .limit = *limit};
-  if (const YamlNode* policy = node.Find("policy"); policy != nullptr) {
-    const auto parsed = ParsePolicy(*policy);
-    if (!parsed.ok()) return parsed.status();
-    spec.policy = *parsed;
-  }
-  if (absl::Status status = CheckTenantSpec(spec); !status.ok()) {
-    return node.Error(std::string(status.message()));
-  }
+  auto object =
+      YamlObject::From(node, "a tenant such as {name: chat, guaranteed: 0, limit: 8 GiB}");
+  if (!object.ok()) return object.status();
+  auto spec = TenantFields(*object).Read({});
+  if (!spec.ok()) return spec;
+  if (absl::Status status = object->Finish(); !status.ok()) return status;
   return spec;
 }
 
@@ -100,6 +58,27 @@ absl::StatusOr<std::vector<TenantSpec>> ParseRoot(const YamlNode& root) {
   return tenants;
 }
 
+absl::Status CheckFloors(const TenantSpec& spec) {
+  const auto refuse = [&](const auto&... parts) {
+    return absl::InvalidArgumentError(absl::StrCat("tenant \"", spec.name, "\": ", parts...));
+  };
+  if (spec.floors.size() > limits::kFloorsPerTenant) {
+    return refuse(spec.floors.size(), " floors are too many; at most ", limits::kFloorsPerTenant,
+                  " are allowed");
+  }
+  Bytes sum;
+  for (const auto& [agent, bytes] : spec.floors) {
+    if (absl::Status status = CheckName("floors: agent", agent); !status.ok()) return status;
+    if (bytes < 0_B || bytes > kMaxBytes) {
+      return refuse("the floor at agent \"", agent, "\" is outside 0..", FormatBytes(kMaxBytes));
+    }
+    sum += bytes;
+  }
+  if (sum <= spec.guaranteed) return absl::OkStatus();
+  return refuse("floors must not exceed guaranteed, got ", FormatBytes(sum), " in all > ",
+                FormatBytes(spec.guaranteed), "; lower floors or raise guaranteed");
+}
+
 }  // namespace
 
 absl::Status CheckName(const std::string& what, const std::string& name) {
@@ -115,19 +94,38 @@ absl::Status CheckName(const std::string& what, const std::string& name) {
                    limits::kNameBytes, " characters"));
 }
 
+std::string ToString(Borrowing borrowing) { return borrowing == Borrowing::kOn ? "on" : "off"; }
+
+std::string ToString(OverDeadline action) {
+  return action == OverDeadline::kHold ? "hold" : "preempt";
+}
+
 absl::Status CheckTenantSpec(const TenantSpec& spec) {
   if (absl::Status status = CheckName("tenant", spec.name); !status.ok()) return status;
-  const std::string who = absl::StrCat("tenant \"", spec.name, "\": ");
+  const auto refuse = [&](const auto&... parts) {
+    return absl::InvalidArgumentError(absl::StrCat("tenant \"", spec.name, "\": ", parts...));
+  };
   for (const Bytes bytes : {spec.guaranteed, spec.limit}) {
     if (bytes < 0_B || bytes > kMaxBytes) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(who, bytes.value(), " bytes is outside 0..", FormatBytes(kMaxBytes)));
+      return refuse(bytes.value(), " bytes is outside 0..", FormatBytes(kMaxBytes));
     }
   }
   if (spec.guaranteed > spec.limit) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(who, "guaranteed must not exceed limit, got ", FormatBytes(spec.guaranteed),
-                     " > ", FormatBytes(spec.limit), "; lower guaranteed or raise limit"));
+    return refuse("guaranteed must not exceed limit, got ", FormatBytes(spec.guaranteed), " > ",
+                  FormatBytes(spec.limit), "; lower guaranteed or raise limit");
+  }
+  if (absl::Status status = CheckFloors(spec); !status.ok()) return status;
+  if (spec.weight < 1 || spec.weight > kMaxWeight) {
+    return refuse("weight ", spec.weight, " is outside 1..", kMaxWeight);
+  }
+  if (spec.priority < 0 || spec.priority > kMaxPriority) {
+    return refuse("priority ", spec.priority, " is outside 0..", kMaxPriority);
+  }
+  for (const Duration grace : {spec.grace.cold, spec.grace.running}) {
+    if (grace < Duration(0) || grace > kMaxGrace) {
+      return refuse("grace ", FormatDuration(grace), " is outside 0 s..",
+                    FormatDuration(kMaxGrace));
+    }
   }
   return absl::OkStatus();
 }

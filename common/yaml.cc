@@ -198,6 +198,76 @@ absl::StatusOr<Bytes> YamlNode::AsBytes(Bytes min, Bytes max) const {
   return value;
 }
 
+absl::StatusOr<Duration> YamlNode::AsDuration(Duration min, Duration max) const {
+  const auto text = AsText(limits::kConfigFileBytes);
+  if (!text.ok()) return text.status();
+  const auto value = ParseDuration(*text);
+  if (!value.ok()) return Error(std::string(value.status().message()));
+  if (*value < min || *value > max) {
+    return Error(
+        absl::StrCat(*text, " is outside ", FormatDuration(min), "..", FormatDuration(max)));
+  }
+  return value;
+}
+
+absl::StatusOr<YamlObject> YamlObject::From(const YamlNode& node, const std::string& expected) {
+  if (node.kind != YamlNode::Kind::kMap) return node.Error("expected " + expected);
+  return YamlObject(node);
+}
+
+std::vector<std::string> YamlObject::Keys() const {
+  std::vector<std::string> keys;
+  for (const YamlEntry& entry : node_->entries) keys.push_back(entry.key);
+  return keys;
+}
+
+const YamlNode* YamlObject::Take(const std::string& key) {
+  if (std::find(known_.begin(), known_.end(), key) == known_.end()) known_.push_back(key);
+  return node_->Find(key);
+}
+
+absl::StatusOr<const YamlNode*> YamlObject::Require(const std::string& key) {
+  Take(key);
+  return node_->Require(key);
+}
+
+absl::StatusOr<std::string> YamlObject::Text(const std::string& key, size_t longest) {
+  const auto value = Require(key);
+  if (!value.ok()) return value.status();
+  return (*value)->AsText(longest);
+}
+
+absl::StatusOr<int64_t> YamlObject::Integer(const std::string& key, int64_t min, int64_t max) {
+  const auto value = Require(key);
+  if (!value.ok()) return value.status();
+  return (*value)->AsInteger(min, max);
+}
+
+absl::StatusOr<Bytes> YamlObject::Quantity(const std::string& key, Bytes min, Bytes max) {
+  const auto value = Require(key);
+  if (!value.ok()) return value.status();
+  return (*value)->AsBytes(min, max);
+}
+
+absl::StatusOr<Duration> YamlObject::Span(const std::string& key, Duration min, Duration max) {
+  const auto value = Require(key);
+  if (!value.ok()) return value.status();
+  return (*value)->AsDuration(min, max);
+}
+
+absl::StatusOr<std::variant<int64_t, double, std::string>> YamlObject::Scalar(
+    const std::string& key) {
+  const auto text = Text(key, limits::kConfigFileBytes);
+  if (!text.ok()) return text.status();
+  return *text;
+}
+
+absl::StatusOr<YamlObject> YamlObject::Child(const std::string& key, const std::string& expected) {
+  const auto value = Require(key);
+  if (!value.ok()) return value.status();
+  return From(**value, expected);
+}
+
 absl::StatusOr<YamlNode> ParseYaml(const std::string& text, const std::string& file) {
   if (text.size() > limits::kConfigFileBytes) {
     return absl::InvalidArgumentError(

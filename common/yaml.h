@@ -9,10 +9,12 @@
 
 #include <cstdint>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/clock.h"
 #include "common/units.h"
 
 namespace kvpool {
@@ -44,12 +46,46 @@ struct YamlNode {
   absl::StatusOr<std::string> AsText(size_t longest) const;
   absl::StatusOr<int64_t> AsInteger(int64_t min, int64_t max) const;
   absl::StatusOr<Bytes> AsBytes(Bytes min, Bytes max) const;
+  absl::StatusOr<Duration> AsDuration(Duration min, Duration max) const;
 };
 
 struct YamlEntry {
   std::string key;
   std::string where;  // of the key
   YamlNode value;
+};
+
+// The same calls for a map as JsonObject has for an object, so that one function reads both. The
+// node must outlive this.
+class YamlObject {
+ public:
+  // Fails when the node is no map; `expected` says in words what belongs there.
+  static absl::StatusOr<YamlObject> From(const YamlNode& node, const std::string& expected);
+
+  // Whether the key is there; it is allowed from now on.
+  bool Has(const std::string& key) { return Take(key) != nullptr; }
+  std::vector<std::string> Keys() const;
+
+  absl::StatusOr<std::string> Text(const std::string& key, size_t longest);
+  absl::StatusOr<int64_t> Integer(const std::string& key, int64_t min, int64_t max);
+  absl::StatusOr<Bytes> Quantity(const std::string& key, Bytes min, Bytes max);
+  absl::StatusOr<Duration> Span(const std::string& key, Duration min, Duration max);
+  // Text: a file does not tell "1" from 1.
+  absl::StatusOr<std::variant<int64_t, double, std::string>> Scalar(const std::string& key);
+  absl::StatusOr<YamlObject> Child(const std::string& key, const std::string& expected);
+  const YamlNode* Take(const std::string& key);
+
+  // That there is no key that nobody asked for.
+  absl::Status Finish() const { return node_->CheckKeys(known_); }
+  // An error about the whole map.
+  absl::Status Refusal(const std::string& message) const { return node_->Error(message); }
+
+ private:
+  explicit YamlObject(const YamlNode& node) : node_(&node) {}
+  absl::StatusOr<const YamlNode*> Require(const std::string& key);
+
+  const YamlNode* node_;
+  std::vector<std::string> known_;
 };
 
 // Parses one document; an empty one is an empty map. `file` is for messages. At most

@@ -30,12 +30,19 @@ std::vector<std::string> Names(const std::vector<AgentInfo>& agents) {
 Cluster::Cluster(Start start)
     : tenants_(std::move(start.tenants)),
       ledger_(start.epoch, Names(start.known_agents)),
-      learn_until_(start.learn_until) {
+      learn_until_(start.learn_until),
+      oversubscription_percent_(start.oversubscription_percent) {
   for (const AgentInfo& info : start.known_agents) agents_[info.name].info = info;
 }
 
-std::optional<Bytes> Cluster::Capacity() const {
-  if (agents_.empty()) return std::nullopt;
+Pools Cluster::AgentPools() const {
+  Pools pools;
+  for (const auto& [name, agent] : agents_) pools.agents[name] = agent.info.pool_bytes;
+  pools.oversubscription_percent = oversubscription_percent_;
+  return pools;
+}
+
+Bytes Cluster::Capacity() const {
   Bytes sum;
   for (const auto& [name, agent] : agents_) sum += agent.info.pool_bytes;
   return sum;

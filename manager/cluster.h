@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <deque>
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -90,6 +89,7 @@ class Cluster {
     TenantTable tenants;
     std::vector<AgentInfo> known_agents;
     TimePoint learn_until;  // then it goes on without agents that have not come back
+    int64_t oversubscription_percent = 400;
   };
 
   explicit Cluster(Start start);
@@ -99,8 +99,9 @@ class Cluster {
   const LeaseLedger& ledger() const { return ledger_; }
   uint64_t epoch() const { return ledger_.epoch(); }
   bool Learning(TimePoint now) const { return ledger_.Learning() && now < learn_until_; }
-  // Of all known agents; none without agents.
-  std::optional<Bytes> Capacity() const;
+  // Of all known agents.
+  Pools AgentPools() const;
+  Bytes Capacity() const;
   // The size of every slab in the cluster; zero without agents.
   Bytes SlabBytes() const;
   // At most limits::kReclaimsKept runs, newest first.
@@ -138,6 +139,7 @@ class Cluster {
   std::map<std::string, Agent> agents_;
   std::map<TenantId, ReclaimLog> reclaims_;
   TimePoint learn_until_;
+  int64_t oversubscription_percent_;
   TimePoint next_plan_;
   uint64_t last_link_ = 0;
 };

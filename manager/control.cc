@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/quantity.h"
+#include "manager/records.h"
 
 namespace kvpool {
 namespace {
@@ -21,6 +22,12 @@ std::string Describe(const Tenant* tenant) {
 
 Control::Control(Cluster cluster, std::unique_ptr<Store> store)
     : cluster_(std::move(cluster)), store_(std::move(store)), log_("control") {}
+
+kj::Promise<absl::Status> Control::Write(Store::Changes changes) {
+  return Offload(store_thread_, [store = store_.get(), changes = std::move(changes)] {
+    return store->Write(changes);
+  });
+}
 
 template <typename F>
 std::invoke_result_t<F&> Control::TakeTurn(F change) {
@@ -38,10 +45,9 @@ kj::Promise<absl::StatusOr<std::vector<Tenant>>> Control::Apply(std::vector<Tena
       absl::Status status = cluster_.tenants().CheckRevision(specs.at(0).name, *revision);
       if (!status.ok()) return Result(status);
     }
-    Result changed = cluster_.tenants().PlanApply(specs, cluster_.Capacity());
+    Result changed = cluster_.tenants().PlanApply(specs, cluster_.AgentPools());
     if (!changed.ok() || changed->empty()) return changed;
-    return Offload(store_thread_, [store = store_.get(),
-                                   tenants = *changed] { return store->SaveTenants(tenants); })
+    return Write(SaveTenants(*changed, cluster_.tenants().next_id()))
         .then([this, changed = *changed](absl::Status saved) mutable -> Result {
           if (!saved.ok()) return saved;
           for (const Tenant& tenant : changed) {
@@ -64,25 +70,21 @@ kj::Promise<absl::Status> Control::RemoveTenant(std::string name) {
     Tenant leaving = before;
     leaving.spec.guaranteed = leaving.spec.limit = 0_B;
     cluster_.CommitTenants({leaving});
-    return Offload(store_thread_,
-                   [store = store_.get(), id = before.id] { return store->RemoveTenant(id); })
-        .then([this, before](absl::Status removed) {
-          if (removed.ok()) {
-            cluster_.RemoveTenant(before.spec.name);
-            log_.Info("tenant deleted",
-                      {{"tenant", before.spec.name}, {"before", Describe(&before)}});
-          } else {
-            cluster_.CommitTenants({before});
-          }
-          return removed;
-        });
+    return Write(kvpool::RemoveTenant(before.id)).then([this, before](absl::Status removed) {
+      if (removed.ok()) {
+        cluster_.RemoveTenant(before.spec.name);
+        log_.Info("tenant deleted", {{"tenant", before.spec.name}, {"before", Describe(&before)}});
+      } else {
+        cluster_.CommitTenants({before});
+      }
+      return removed;
+    });
   });
 }
 
 kj::Promise<absl::Status> Control::SaveTenant(absl::StatusOr<Tenant> tenant) {
   if (!tenant.ok()) return tenant.status();
-  return Offload(store_thread_,
-                 [store = store_.get(), saved = *tenant] { return store->SaveTenants({saved}); })
+  return Write(SaveTenants({*tenant}, cluster_.tenants().next_id()))
       .then([this, tenant = *tenant](absl::Status saved) {
         if (saved.ok()) cluster_.CommitTenants({tenant});
         return saved;
@@ -123,25 +125,23 @@ kj::Promise<absl::StatusOr<Registration>> Control::Register(AgentInfo agent,
     if (known != cluster_.agents().end() && known->second.info == agent) {
       return Result(Registration{.link = cluster_.Connect(agent)});
     }
-    return Offload(store_thread_, [store = store_.get(), agent] { return store->SaveAgent(agent); })
-        .then([this, agent](absl::Status saved) -> Result {
-          if (!saved.ok()) return saved;
-          return Registration{.link = cluster_.Connect(agent)};
-        });
+    return Write(SaveAgent(agent)).then([this, agent](absl::Status saved) -> Result {
+      if (!saved.ok()) return saved;
+      return Registration{.link = cluster_.Connect(agent)};
+    });
   });
 }
 
 kj::Promise<absl::Status> Control::ForgetAgent(std::string name) {
   return TakeTurn([this, name = std::move(name)]() -> kj::Promise<absl::Status> {
     if (absl::Status status = cluster_.CheckForget(name); !status.ok()) return status;
-    return Offload(store_thread_, [store = store_.get(), name] { return store->RemoveAgent(name); })
-        .then([this, name](absl::Status removed) {
-          if (removed.ok()) {
-            cluster_.Forget(name);
-            log_.Info("agent forgotten", {{"agent", name}});
-          }
-          return removed;
-        });
+    return Write(RemoveAgent(name)).then([this, name](absl::Status removed) {
+      if (removed.ok()) {
+        cluster_.Forget(name);
+        log_.Info("agent forgotten", {{"agent", name}});
+      }
+      return removed;
+    });
   });
 }
 

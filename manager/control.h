@@ -50,6 +50,7 @@ class Control {
  private:
   template <typename F>
   std::invoke_result_t<F&> TakeTurn(F change);
+  kj::Promise<absl::Status> Write(Store::Changes changes);
   kj::Promise<absl::Status> SaveTenant(absl::StatusOr<Tenant> tenant);
 
   Cluster cluster_;

@@ -10,34 +10,39 @@
 #include <utility>
 
 #include "common/log.h"
+#include "manager/records.h"
+#include "manager/sqlite_store.h"
 
 namespace kvpool {
 
 absl::StatusOr<Manager::Opened> Manager::OpenStore(const ManagerConfig& config,
                                                    const ManagerSecrets& secrets) {
-  absl::StatusOr<std::unique_ptr<Store>> store = Store::Open(config.database);
+  absl::StatusOr<std::unique_ptr<SqliteStore>> store = SqliteStore::Open(config.database);
   if (!store.ok()) return store.status();
-  absl::StatusOr<Store::Contents> contents = (*store)->Begin();
+  const absl::StatusOr<Store::Contents> contents = (*store)->Begin();
   if (!contents.ok()) return contents.status();
+  absl::StatusOr<Records> records = ReadRecords(*contents);
+  if (!records.ok()) return records.status();
   std::optional<std::string> new_token;
   if (secrets.operator_token.has_value()) {
-    contents->operator_tokens.push_back(Sha256(*secrets.operator_token));
-  } else if (contents->operator_tokens.empty()) {
+    records->operator_tokens.push_back(Sha256(*secrets.operator_token));
+  } else if (records->operator_tokens.empty()) {
     absl::StatusOr<std::string> token = NewToken();
     if (!token.ok()) return token.status();
-    if (absl::Status status = (*store)->AddOperatorToken(Sha256(*token)); !status.ok()) {
+    if (absl::Status status = (*store)->Write(AddOperatorToken(Sha256(*token))); !status.ok()) {
       return status;
     }
-    contents->operator_tokens.push_back(Sha256(*token));
+    records->operator_tokens.push_back(Sha256(*token));
     new_token = *std::move(token);
   }
-  TenantTable tenants(std::move(contents->tenants), contents->next_tenant_id);
+  TenantTable tenants(std::move(records->tenants), records->next_tenant_id);
   return Opened{.cluster = Cluster({.epoch = contents->epoch,
                                     .tenants = std::move(tenants),
-                                    .known_agents = std::move(contents->agents),
-                                    .learn_until = BootClock::now() + config.learning}),
+                                    .known_agents = std::move(records->agents),
+                                    .learn_until = BootClock::now() + config.learning,
+                                    .oversubscription_percent = config.oversubscription_percent}),
                 .store = *std::move(store),
-                .operator_tokens = std::move(contents->operator_tokens),
+                .operator_tokens = std::move(records->operator_tokens),
                 .new_operator_token = std::move(new_token)};
 }
 

@@ -28,6 +28,9 @@ void Declare(ManagerConfig* c, Settings* s) {
   s->Add("learning", "longest wait for known agents after a start, before leases are changed",
          &c->learning, std::chrono::milliseconds(3 * limits::kReportMillis),
          std::chrono::minutes(10));
+  s->Add("oversubscription_percent",
+         "most that the limits of all tenants may sum up to, in percent of the agents' pools",
+         &c->oversubscription_percent, 100, 100'000);
   s->AddChoice("log_level", "least severe message that is logged", &c->log_level,
                {"debug", "info", "warn", "error"});
   s->AddChoice("log_format", "text for people, json for machines", &c->log_format,

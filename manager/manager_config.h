@@ -21,6 +21,7 @@ struct ManagerConfig {
   std::string operator_token_file;
   Duration learning = std::max<Duration>(std::chrono::seconds(5),
                                          std::chrono::milliseconds(3 * limits::kReportMillis));
+  int64_t oversubscription_percent = 400;
   std::string log_level = "info";
   std::string log_format = "text";
 };

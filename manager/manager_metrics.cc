@@ -55,7 +55,7 @@ void ManagerMetrics::Update(const Cluster& cluster, const AgentService::Counters
                             TimePoint now) {
   epoch_.Set(static_cast<double>(cluster.epoch()));
   learning_.Set(cluster.Learning(now) ? 1 : 0);
-  capacity_.Set(Number(cluster.Capacity().value_or(0_B)));
+  capacity_.Set(Number(cluster.Capacity()));
   double connected = 0, away = 0;
   for (const auto& [name, agent] : cluster.agents()) ++(agent.connected ? connected : away);
   agents_.With({{"state", "connected"}}).Set(connected);

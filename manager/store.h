@@ -1,21 +1,19 @@
-// What must survive the manager: tenants, tokens (as hashes), known agents, and the epoch. SQLite,
-// one file, held exclusively; every change is durable when its call returns. Leases are not here:
-// agents are the truth about them. Blocking; one thread at a time (the shell runs it on a pool of
-// one thread).
+// Where the manager keeps what must survive it: records by key, changed all or nothing, by the one
+// manager that leads. What the records say is records.h's business; leases are not among them:
+// agents are the truth about them. Stores: sqlite_store.h.
+//
+// Blocking; one thread at a time (the shell runs it on a pool of one thread).
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
-#include <memory>
+#include <map>
+#include <optional>
 #include <string>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "manager/cluster.h"
-
-struct sqlite3;
 
 namespace kvpool {
 
@@ -23,45 +21,22 @@ class Store {
  public:
   struct Contents {
     uint64_t epoch = 0;
-    std::vector<Tenant> tenants;
-    TenantId next_tenant_id;  // above every id that was ever given
-    std::vector<AgentInfo> agents;
-    std::vector<Sha256Hash> operator_tokens;
+    std::map<std::string, std::string> records;
   };
+  // Key -> new value; none removes the record, or leaves it missing.
+  using Changes = std::map<std::string, std::optional<std::string>>;
 
-  // Opens or creates the database and checks it. FailedPrecondition, with advice, when it is
-  // damaged, written by a newer version, no database, or in use.
-  static absl::StatusOr<std::unique_ptr<Store>> Open(const std::string& path);
-  ~Store();
+  Store() = default;
   Store(const Store&) = delete;
   Store& operator=(const Store&) = delete;
+  virtual ~Store() = default;
 
   // Raises the epoch, and returns it with everything else. Once, before the first message.
-  absl::StatusOr<Contents> Begin();
+  // FailedPrecondition when a record is damaged.
+  virtual absl::StatusOr<Contents> Begin() = 0;
 
-  // Each is one transaction: all or nothing.
-  absl::Status SaveTenants(const std::vector<Tenant>& tenants);
-  absl::Status RemoveTenant(TenantId tenant);
-  absl::Status SaveAgent(const AgentInfo& agent);
-  absl::Status RemoveAgent(const std::string& name);
-  absl::Status AddOperatorToken(const Sha256Hash& hash);
-
- private:
-  class Statement;
-  class Transaction;
-
-  explicit Store(sqlite3* database, std::string path);
-
-  absl::Status Prepare();
-  absl::Status Execute(const char* sql);
-  absl::Status SaveTenant(const Tenant& tenant);
-  absl::Status LoadTenants(Contents& contents);
-  absl::Status LoadTokens(Contents& contents);
-  absl::Status LoadAgents(Contents& contents);
-  absl::Status Error(const std::string& what) const;
-
-  sqlite3* database_;
-  std::string path_;
+  // Durable when it returns OK; after an error nothing is changed and the store goes on.
+  virtual absl::Status Write(const Changes& changes) = 0;
 };
 
 }  // namespace kvpool

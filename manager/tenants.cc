@@ -4,6 +4,7 @@
 #include "manager/tenants.h"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,10 +17,13 @@ namespace {
 constexpr size_t kTokenIdDigits = 12;
 constexpr size_t kTermsShown = 4;
 
+using Amounts = std::map<std::string, Bytes>;  // tenant -> bytes
+using Specs = std::map<std::string, TenantSpec>;
+
 // "chat 16 MiB + batch 8 MiB + 3 others 2 MiB", the largest first.
-std::string ShowSum(const std::map<std::string, Bytes>& guarantees) {
+std::string ShowSum(const Amounts& amounts) {
   std::vector<std::pair<Bytes, std::string>> terms;
-  for (const auto& [name, bytes] : guarantees) {
+  for (const auto& [name, bytes] : amounts) {
     if (bytes > 0_B) terms.emplace_back(bytes, name);
   }
   std::sort(terms.rbegin(), terms.rend());
@@ -39,10 +43,55 @@ std::string ShowSum(const std::map<std::string, Bytes>& guarantees) {
   return text;
 }
 
-Bytes Sum(const std::map<std::string, Bytes>& guarantees) {
+Bytes Sum(const Amounts& amounts) {
   Bytes sum;
-  for (const auto& [name, bytes] : guarantees) sum += bytes;
+  for (const auto& [name, bytes] : amounts) sum += bytes;
   return sum;
+}
+
+// One sum over all tenants that must stay within bounds.
+struct SumRule {
+  std::string what;  // "the guarantees do not fit"
+  std::function<Bytes(const TenantSpec&)> amount;
+  Bytes room;
+  std::string room_text;  // "the agents' pools hold 27 MiB"
+  std::string advice;
+};
+
+absl::Status Check(const SumRule& rule, const Specs& before, const Specs& after) {
+  Amounts now, then;
+  for (const auto& [name, spec] : before) now[name] = rule.amount(spec);
+  for (const auto& [name, spec] : after) then[name] = rule.amount(spec);
+  const Bytes sum = Sum(then);
+  if (sum <= rule.room || sum <= Sum(now)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(rule.what, ": ", ShowSum(then), " = ",
+                                                 FormatBytes(sum), ", but ", rule.room_text, "; ",
+                                                 rule.advice));
+}
+
+std::vector<SumRule> RulesFor(const Pools& pools) {
+  Bytes capacity;
+  for (const auto& [agent, bytes] : pools.agents) capacity += bytes;
+  const std::string hold = "the agents' pools hold " + FormatBytes(capacity);
+  const Bytes most((capacity.value() / 100) * pools.oversubscription_percent +
+                   (capacity.value() % 100) * pools.oversubscription_percent / 100);
+  std::vector<SumRule> rules = {
+      {"the guarantees do not fit", [](const TenantSpec& spec) { return spec.guaranteed; },
+       capacity, hold, "guarantee less or add agents"},
+      {"the limits are too large", [](const TenantSpec& spec) { return spec.limit; }, most,
+       absl::StrCat(hold, ", and an oversubscription of ", pools.oversubscription_percent,
+                    " % allows ", FormatBytes(most)),
+       "lower limits, add agents, or raise oversubscription_percent"}};
+  for (const auto& [agent, bytes] : pools.agents) {
+    rules.push_back({absl::StrCat("the floors at agent \"", agent, "\" do not fit"),
+                     [agent = agent](const TenantSpec& spec) {
+                       const auto floor = spec.floors.find(agent);
+                       return floor == spec.floors.end() ? 0_B : floor->second;
+                     },
+                     bytes, "its pool holds " + FormatBytes(bytes),
+                     "lower a floor, or move it to another agent"});
+  }
+  return rules;
 }
 
 }  // namespace
@@ -66,21 +115,11 @@ absl::StatusOr<Tenant> TenantTable::Get(const std::string& name) const {
   return absl::NotFoundError(absl::StrCat("tenant \"", name, "\" does not exist"));
 }
 
-absl::Status TenantTable::CheckGuarantees(const std::map<std::string, Bytes>& guarantees,
-                                          Bytes capacity) const {
-  std::map<std::string, Bytes> before;
-  for (const auto& [name, tenant] : tenants_) before[name] = tenant.spec.guaranteed;
-  const Bytes sum = Sum(guarantees);
-  if (sum <= capacity || sum <= Sum(before)) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "the guarantees do not fit: ", ShowSum(guarantees), " = ", FormatBytes(sum),
-      ", but the agents' pools hold ", FormatBytes(capacity), "; guarantee less or add agents"));
-}
-
 absl::StatusOr<std::vector<Tenant>> TenantTable::PlanApply(const std::vector<TenantSpec>& specs,
-                                                           std::optional<Bytes> capacity) const {
-  std::map<std::string, Bytes> guarantees;
-  for (const auto& [name, tenant] : tenants_) guarantees[name] = tenant.spec.guaranteed;
+                                                           const Pools& pools) const {
+  Specs before;
+  for (const auto& [name, tenant] : tenants_) before[name] = tenant.spec;
+  Specs after = before;
   std::vector<Tenant> changed;
   TenantId next_id = next_id_;
   for (const TenantSpec& spec : specs) {
@@ -91,7 +130,7 @@ absl::StatusOr<std::vector<Tenant>> TenantTable::PlanApply(const std::vector<Ten
     if (twice) {
       return absl::InvalidArgumentError(absl::StrCat("tenant \"", spec.name, "\" is there twice"));
     }
-    guarantees[spec.name] = spec.guaranteed;
+    after[spec.name] = spec;
     if (const Tenant* tenant = Find(spec.name); tenant == nullptr) {
       changed.push_back({.id = next_id, .spec = spec, .revision = 1});
       next_id += TenantId(1);
@@ -101,12 +140,13 @@ absl::StatusOr<std::vector<Tenant>> TenantTable::PlanApply(const std::vector<Ten
       ++changed.back().revision;
     }
   }
-  if (guarantees.size() > limits::kTenants) {
-    return absl::ResourceExhaustedError(absl::StrCat(guarantees.size(), " tenants are too many; ",
-                                                     limits::kTenants, " are allowed"));
+  if (after.size() > limits::kTenants) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(after.size(), " tenants are too many; ", limits::kTenants, " are allowed"));
   }
-  if (capacity.has_value()) {
-    if (absl::Status status = CheckGuarantees(guarantees, *capacity); !status.ok()) return status;
+  if (pools.agents.empty()) return changed;
+  for (const SumRule& rule : RulesFor(pools)) {
+    if (absl::Status status = Check(rule, before, after); !status.ok()) return status;
   }
   return changed;
 }

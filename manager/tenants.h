@@ -7,7 +7,6 @@
 
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,22 +28,29 @@ struct Tenant {
 // How people name a token that they cannot see any more: the first digits of its hash.
 std::string TokenId(const Sha256Hash& hash);
 
+// What budgets are checked against.
+struct Pools {
+  std::map<std::string, Bytes> agents;     // the pool of each known agent; none: nothing to check
+  int64_t oversubscription_percent = 400;  // most that limits may sum up to, of all pools
+};
+
 class TenantTable {
  public:
   // `next_id` is above every id that was ever given.
   TenantTable(std::vector<Tenant> tenants, TenantId next_id);
 
   const std::map<std::string, Tenant>& by_name() const { return tenants_; }
+  TenantId next_id() const { return next_id_; }
   const Tenant* Find(const std::string& name) const;
   // NotFound, in words.
   absl::StatusOr<Tenant> Get(const std::string& name) const;
 
   // The tenants that differ from now if these were created or updated; the others stay. All or
-  // nothing. `capacity`: of all known agents, none when no agent is known; a sum of guarantees
-  // above it is InvalidArgument, unless the change makes the sum no larger. ResourceExhausted above
-  // limits::kTenants.
+  // nothing. InvalidArgument, with the sum, when the guarantees do not fit the pools, the floors at
+  // an agent its pool, or the limits what oversubscription allows; but a change that makes such a
+  // sum no larger passes. ResourceExhausted above limits::kTenants.
   absl::StatusOr<std::vector<Tenant>> PlanApply(const std::vector<TenantSpec>& specs,
-                                                std::optional<Bytes> capacity) const;
+                                                const Pools& pools) const;
   // Aborted unless the tenant has this revision (0: does not exist).
   absl::Status CheckRevision(const std::string& name, uint64_t revision) const;
 
@@ -57,9 +63,6 @@ class TenantTable {
   void Remove(const std::string& name);
 
  private:
-  absl::Status CheckGuarantees(const std::map<std::string, Bytes>& guarantees,
-                               Bytes capacity) const;
-
   std::map<std::string, Tenant> tenants_;
   TenantId next_id_;
 };

@@ -127,7 +127,7 @@ boost::json::object TenantsView(const Cluster& cluster, TimePoint now) {
   }
   return {{"epoch", cluster.epoch()},
           {"learning", cluster.Learning(now)},
-          {"capacity", cluster.Capacity().value_or(0_B).value()},
+          {"capacity", cluster.Capacity().value()},
           {"tenants", std::move(tenants)}};
 }
 

@@ -47,6 +47,7 @@ inline constexpr uint32_t kTenants = 512;                  // tenants a manager 
 inline constexpr uint32_t kSlabsPerAgent = 1 << 20;        // slabs of an agent's pool
 inline constexpr int64_t kTenantBytes = int64_t{1} << 50;  // largest budget of a tenant
 inline constexpr uint32_t kTokensPerTenant = 16;           // worker tokens a tenant may have
+inline constexpr uint32_t kFloorsPerTenant = 128;          // agents where a tenant has a floor
 inline constexpr uint32_t kReclaimsPerReport = 64;         // reclaim records in one report
 inline constexpr uint32_t kPolicyTextBytes = 256;          // text of a policy or device in a report
 inline constexpr uint32_t kReclaimsKept = 20;              // runs of reclaims kept for each tenant

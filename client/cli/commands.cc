@@ -5,15 +5,12 @@
 
 #include <iostream>
 #include <iterator>
-#include <map>
-#include <set>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/policy_table.h"
 #include "client/cli/render.h"
-#include "common/quantity.h"
 #include "common/tenant_json.h"
 #include "common/tenants_file.h"
 
@@ -96,21 +93,16 @@ absl::Status Commands::SetTenant(const std::string& name, const TenantChange& ch
                                             "; create it with: kvpoolctl apply -f FILE"));
   }
   if (!now.ok()) return now.status();
+  const json::value document = *now;
+  auto object = JsonObject::From(document, "the tenant in the manager's answer");
+  if (!object.ok()) return absl::InternalError(object.status().message());
+  auto spec = TenantFromJson(*object, name);
+  if (!spec.ok()) return absl::InternalError(spec.status().message());
+  const auto changed = Changed(*std::move(spec), change);
+  if (!changed.ok()) return changed.status();
+  json::object body = ToJson(*changed);
   // The revision that was read makes sure that nobody's change in between is undone.
-  json::object body;
-  for (const char* field : {"guaranteed", "limit", "policy", "revision"}) {
-    if (const json::value* value = now->if_contains(field)) body[field] = *value;
-  }
-  if (change.guaranteed.has_value()) body["guaranteed"] = change.guaranteed->value();
-  if (change.limit.has_value()) body["limit"] = change.limit->value();
-  if (change.policy.has_value() || !change.parameters.empty()) {
-    const json::value* policy = now->if_contains("policy");
-    const auto before = PolicyFromJson(policy == nullptr ? json::value() : *policy);
-    if (!before.ok()) return absl::InternalError(before.status().message());
-    const auto after = ChangedPolicy(*before, change);
-    if (!after.ok()) return after.status();
-    body["policy"] = ToJson(*after);
-  }
+  if (const json::value* revision = now->if_contains("revision")) body["revision"] = *revision;
   if (change.if_revision.has_value()) body["revision"] = *change.if_revision;
   return Print(api_.Put(*path, body), RenderChanges);
 }
@@ -169,26 +161,6 @@ absl::Status Commands::Top(const std::function<Next()>& before_each) {
     out_.flush();
   }
   return absl::OkStatus();
-}
-
-absl::StatusOr<PolicySpec> ChangedPolicy(const PolicySpec& now, const TenantChange& change) {
-  const std::string name = change.policy.value_or(now.name);
-  PolicyValues parameters;
-  std::set<std::string> given;
-  if (name == now.name) parameters = now.parameters;
-  for (const std::string& text : change.parameters) {
-    const size_t equals = text.find('=');
-    if (equals == std::string::npos) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("\"", text, "\" is not NAME=VALUE, such as budget=256"));
-    }
-    const std::string parameter = text.substr(0, equals);
-    if (!given.insert(parameter).second) {
-      return absl::InvalidArgumentError(absl::StrCat("parameter ", parameter, " is there twice"));
-    }
-    parameters[parameter] = text.substr(equals + 1);
-  }
-  return MakePolicySpec(name, parameters);
 }
 
 }  // namespace kvpool

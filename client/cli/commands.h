@@ -13,21 +13,11 @@
 
 #include "absl/status/status.h"
 #include "client/cli/api_client.h"
-#include "common/policy_spec.h"
-#include "common/units.h"
+#include "client/cli/tenant_change.h"
 
 namespace kvpool {
 
 enum class OutputFormat { kTable, kJson };
-
-// What `set tenant` changes; the rest stays.
-struct TenantChange {
-  std::optional<Bytes> guaranteed;
-  std::optional<Bytes> limit;
-  std::optional<std::string> policy;    // its name; another one begins with its defaults
-  std::vector<std::string> parameters;  // of the policy, "budget=256"
-  std::optional<int64_t> if_revision;
-};
 
 class Commands {
  public:
@@ -60,8 +50,5 @@ class Commands {
   const OutputFormat format_;
   std::ostream& out_;
 };
-
-// `now` with the change's policy and parameters.
-absl::StatusOr<PolicySpec> ChangedPolicy(const PolicySpec& now, const TenantChange& change);
 
 }  // namespace kvpool

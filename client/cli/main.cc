@@ -10,6 +10,7 @@
 #include <map>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "client/cli/commands.h"
@@ -60,9 +61,9 @@ struct Flags {
   std::string token_file;
   std::string output = "table";
   std::string kind, name, file, token_id;
-  std::string guaranteed, limit, policy;
-  std::vector<std::string> parameters;
-  int64_t if_revision = 0;
+  std::string guaranteed, limit, policy, borrowing, over_deadline, grace_cold, grace_running;
+  std::vector<std::string> parameters, floors;
+  int64_t weight = 1, priority = 0, if_revision = 0;
   std::string interval = "2 s";
   bool once = false;
 };
@@ -135,31 +136,83 @@ void AddNouns(CLI::App& app, Flags& f, Command& command) {
   });
 }
 
+// The flags of `set`: each with what it does to the change when it is given.
+class SetFlags {
+ public:
+  SetFlags(CLI::App& set, Flags& f) {
+    Add(set.add_option("--guaranteed", f.guaranteed, "such as \"8 GiB\"")
+            ->check(Parsed("SIZE", ParseBytes)),
+        [&f](TenantChange& c) { c.guaranteed = *ParseBytes(f.guaranteed); });
+    Add(set.add_option("--limit", f.limit, "such as \"12 GiB\"")->check(Parsed("SIZE", ParseBytes)),
+        [&f](TenantChange& c) { c.limit = *ParseBytes(f.limit); });
+    Add(set.add_option("--floor", f.floors,
+                       "part of guaranteed at one agent, such as \"gpu-0=4 GiB\"; repeatable"),
+        [&f](TenantChange& c) { c.floors = f.floors; });
+    Add(set.add_option("--weight", f.weight, "share of what is borrowed, among its priority")
+            ->check(CLI::Range(int64_t{1}, kMaxWeight)),
+        [&f](TenantChange& c) { c.weight = f.weight; });
+    Add(set.add_option("--priority", f.priority, "higher ones borrow first")
+            ->check(CLI::Range(int64_t{0}, kMaxPriority)),
+        [&f](TenantChange& c) { c.priority = f.priority; });
+    Add(set.add_option("--borrowing", f.borrowing,
+                       "on or off: more than guaranteed while it is free")
+            ->check(CLI::IsMember({"on", "off"})),
+        [&f](TenantChange& c) {
+          c.borrowing = f.borrowing == "on" ? Borrowing::kOn : Borrowing::kOff;
+        });
+    Add(set.add_option("--grace-cold", f.grace_cold, "to give back what idle sessions hold")
+            ->check(Parsed("DURATION", ParseDuration)),
+        [&f](TenantChange& c) { c.grace_cold = *ParseDuration(f.grace_cold); });
+    Add(set.add_option("--grace-running", f.grace_running, "likewise what running ones hold")
+            ->check(Parsed("DURATION", ParseDuration)),
+        [&f](TenantChange& c) { c.grace_running = *ParseDuration(f.grace_running); });
+    Add(set.add_option("--over-deadline", f.over_deadline,
+                       "after the grace: hold, or preempt running sessions")
+            ->check(CLI::IsMember({"hold", "preempt"})),
+        [&f](TenantChange& c) {
+          c.over_deadline =
+              f.over_deadline == "hold" ? OverDeadline::kHold : OverDeadline::kPreempt;
+        });
+    std::vector<std::string> policies;
+    for (const PolicySchema& schema : PolicySchemas()) policies.push_back(schema.name);
+    Add(set.add_option("--policy", f.policy, "by name; another one begins with defaults")
+            ->check(CLI::IsMember(policies)),
+        [&f](TenantChange& c) { c.policy = f.policy; });
+    Add(set.add_option("--param", f.parameters, "of the policy, such as budget=512; repeatable"),
+        [&f](TenantChange& c) { c.parameters = f.parameters; });
+  }
+
+  // At least one flag must have been given.
+  TenantChange Change() const {
+    TenantChange change;
+    size_t given = 0;
+    std::string names;
+    for (const auto& [option, apply] : flags_) {
+      names += (names.empty() ? "" : ", ") + option->get_name();
+      if (option->count() == 0) continue;
+      ++given;
+      apply(change);
+    }
+    if (given == 0) throw CLI::RequiredError("at least one of " + names);
+    return change;
+  }
+
+ private:
+  using Apply = std::function<void(TenantChange&)>;
+  void Add(CLI::Option* option, Apply apply) { flags_.emplace_back(option, std::move(apply)); }
+
+  std::vector<std::pair<CLI::Option*, Apply>> flags_;
+};
+
 void AddSet(CLI::App& app, Flags& f, Command& command) {
   CLI::App* set = app.add_subcommand("set", "Change a tenant's budget or policy");
   set->add_option("kind", f.kind, "tenant")->required()->check(CLI::IsMember({"tenant"}));
   set->add_option("name", f.name)->required();
-  auto* guaranteed = set->add_option("--guaranteed", f.guaranteed, "such as \"8 GiB\"")
-                         ->check(Parsed("SIZE", ParseBytes));
-  auto* limit =
-      set->add_option("--limit", f.limit, "such as \"12 GiB\"")->check(Parsed("SIZE", ParseBytes));
-  std::vector<std::string> policies;
-  for (const PolicySchema& schema : PolicySchemas()) policies.push_back(schema.name);
-  auto* policy = set->add_option("--policy", f.policy, "by name; another one begins with defaults")
-                     ->check(CLI::IsMember(policies));
-  auto* parameters =
-      set->add_option("--param", f.parameters, "of the policy, such as budget=512; repeatable");
+  const SetFlags flags(*set, f);
   auto* revision =
       set->add_option("--if-revision", f.if_revision, "only if the tenant is at this revision");
-  set->callback([&, guaranteed, limit, policy, parameters, revision] {
-    if (guaranteed->count() + limit->count() + policy->count() + parameters->count() == 0) {
-      throw CLI::RequiredError("at least one of --guaranteed, --limit, --policy, --param");
-    }
-    TenantChange change;
-    if (guaranteed->count() > 0) change.guaranteed = *ParseBytes(f.guaranteed);
-    if (limit->count() > 0) change.limit = *ParseBytes(f.limit);
-    if (policy->count() > 0) change.policy = f.policy;
-    change.parameters = f.parameters;
+  set->callback([&, flags, revision] {
+    TenantChange change = flags.Change();
     if (revision->count() > 0) change.if_revision = f.if_revision;
     command = [&f, change](Commands& c) { return c.SetTenant(f.name, change); };
   });

@@ -88,6 +88,24 @@ std::string Budget(const json::object& tenant, const char* key) {
          (rounded ? " (effective " + Size(effective, key) + ": whole slabs)" : "");
 }
 
+// "gpu-0 4.0 GiB, gpu-1 2.0 GiB"
+std::string Floors(const json::object& tenant) {
+  std::string text;
+  const json::object floors = ObjectOf(tenant, "floors");
+  for (const auto& [agent, bytes] : floors) {
+    absl::StrAppend(&text, text.empty() ? "" : ", ", std::string(agent), " ",
+                    Size(floors, std::string(agent).c_str()));
+  }
+  return text.empty() ? "none" : text;
+}
+
+// "cold 2 s, running 15 s, then hold"
+std::string GraceText(const json::object& tenant) {
+  const json::object grace = ObjectOf(tenant, "grace");
+  return absl::StrCat("cold ", Text(grace, "cold"), ", running ", Text(grace, "running"), ", then ",
+                      Text(tenant, "over_deadline"));
+}
+
 std::string ReportAge(const json::object& agent) {
   const json::value* age = agent.if_contains("report_age_ms");
   return age != nullptr && age->is_int64() ? HumanAge(age->get_int64()) : "never";
@@ -206,7 +224,9 @@ std::string RenderTenant(const json::object& tenant, const json::object& reclaim
   return absl::StrCat(
       "Name:         ", Text(tenant, "name"), "\nRevision:     ", Count(tenant, "revision"),
       "\nGuaranteed:   ", Budget(tenant, "guaranteed"), "\nLimit:        ", Budget(tenant, "limit"),
-      "\nPolicy:       ", Policy(tenant), Caveat(tenant),
+      "\nFloors:       ", Floors(tenant), "\nWeight:       ", Count(tenant, "weight"),
+      "\nPriority:     ", Count(tenant, "priority"), "\nBorrowing:    ", Text(tenant, "borrowing"),
+      "\nGrace:        ", GraceText(tenant), "\nPolicy:       ", Policy(tenant), Caveat(tenant),
       "\nLeased:       ", Size(tenant, "leased"),
       overage > 0 ? absl::StrCat(" (", HumanBytes(overage), " above the limit, being given back)")
                   : "",

@@ -143,6 +143,27 @@ tenants:
   EXPECT_EQ(CtlJson({"get", "tenants"}).at("tenants").as_array().size(), 1u);
 }
 
+TEST_F(CliTest, SetChangesWhatItNamesAndNothingElse) {
+  Apply("- {name: chat, guaranteed: 4 MiB, limit: 10 MiB, floors: {gpu-0: 2 MiB, gpu-1: 1 MiB}}\n");
+  EXPECT_EQ(Ctl({"set", "tenant", "chat", "--weight", "3", "--priority", "7", "--borrowing", "off",
+                 "--grace-cold", "250 ms", "--over-deadline", "preempt", "--floor", "gpu-0=0",
+                 "--floor", "gpu-2=2 MiB"})
+                .code,
+            0);
+  const json::value tenant = CtlJson({"get", "tenant", "chat"});
+  EXPECT_EQ(tenant.at("guaranteed"), 4 << 20);
+  EXPECT_EQ(tenant.at("limit"), 10 << 20);
+  EXPECT_EQ(tenant.at("weight"), 3);
+  EXPECT_EQ(tenant.at("priority"), 7);
+  EXPECT_EQ(tenant.at("borrowing"), "off");
+  EXPECT_EQ(json::serialize(tenant.at("grace")), R"({"cold":"250 ms","running":"15 s"})");
+  EXPECT_EQ(tenant.at("over_deadline"), "preempt");
+  EXPECT_EQ(json::serialize(tenant.at("floors")), R"({"gpu-1":1048576,"gpu-2":2097152})");
+  const std::string text = Ctl({"describe", "tenant", "chat"}).output;
+  EXPECT_THAT(text, HasSubstr("Floors:       gpu-1 1 MiB, gpu-2 2 MiB\n"));
+  EXPECT_THAT(text, HasSubstr("Grace:        cold 250 ms, running 15 s, then preempt\n"));
+}
+
 TEST_F(CliTest, ExitCodes) {
   Apply("- {name: chat, guaranteed: 0, limit: 10 MiB}\n");
   // 1: it failed.
@@ -162,6 +183,13 @@ TEST_F(CliTest, ExitCodes) {
            {"set", "tenant", "chat"},
            {"set", "tenant", "chat", "--limit", "12 GB"},
            {"set", "tenant", "chat", "--policy", "best"},
+           {"set", "tenant", "chat", "--floor", "gpu-0"},
+           {"set", "tenant", "chat", "--floor", "gpu-0=much"},
+           {"set", "tenant", "chat", "--weight", "0"},
+           {"set", "tenant", "chat", "--priority", "10"},
+           {"set", "tenant", "chat", "--borrowing", "maybe"},
+           {"set", "tenant", "chat", "--grace-cold", "5"},
+           {"set", "tenant", "chat", "--over-deadline", "kill"},
            {"set", "tenant", "chat", "--param", "budget=many"},
            {"set", "tenant", "chat", "--param", "budget=512"},
            {"set", "tenant", "chat", "--policy", "adakv", "--param", "floor=2"},

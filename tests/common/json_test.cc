@@ -61,7 +61,8 @@ TEST(JsonTest, TypedFields) {
   EXPECT_FALSE(object.Quantity("nul", 0_B, 100_GiB).ok());
   EXPECT_THAT(Message(object.Quantity("f", 0_B, 1_GiB)), HasSubstr("field \"f\""));
   EXPECT_THAT(Message(object.Quantity("limit", 0_B, 1_GiB)), HasSubstr("outside 0 B..1 GiB"));
-  EXPECT_FALSE(JsonObject::From(*ParseJson("[]"), "tenant").ok());
+  const auto list = ParseJson("[]");
+  EXPECT_FALSE(JsonObject::From(*list, "tenant").ok());
 }
 
 TEST(JsonTest, UnknownFieldsAreRefused) {

@@ -23,6 +23,12 @@ tenants:
     guaranteed: 8 MiB
     limit: 24 MiB
     policy: {name: scissorhands, budget: 512}
+    floors: {gpu-0: 4 MiB, gpu-1: 2 MiB}
+    weight: 3
+    priority: 7
+    borrowing: off
+    grace: {cold: 250 ms, running: 1 min}
+    over_deadline: preempt
   - {name: batch-2, guaranteed: 0, limit: 4 MiB}
 )",
                                     "t.yaml");
@@ -32,6 +38,12 @@ tenants:
   EXPECT_EQ(chat.name, "chat");
   EXPECT_EQ(chat.guaranteed, 8_MiB);
   EXPECT_EQ(chat.limit, 24_MiB);
+  EXPECT_EQ(chat.floors, (std::map<std::string, Bytes>{{"gpu-0", 4_MiB}, {"gpu-1", 2_MiB}}));
+  EXPECT_EQ(chat.weight, 3);
+  EXPECT_EQ(chat.priority, 7);
+  EXPECT_EQ(chat.borrowing, Borrowing::kOff);
+  EXPECT_EQ(chat.grace, (Grace{std::chrono::milliseconds(250), std::chrono::minutes(1)}));
+  EXPECT_EQ(chat.over_deadline, OverDeadline::kPreempt);
   EXPECT_EQ(ToString(chat.policy),
             "scissorhands(budget=512,drop=256,format=native,gain=1,layers=even,open=128,recent=10,"
             "window=400)");
@@ -59,8 +71,8 @@ TEST(TenantsFileTest, EveryMistakeIsNamedWithItsLine) {
       {"version: 1\ntenants: []\nowner: me", "t.yaml:3", "unknown key \"owner\""},
       {"version: 1\ntenants:\n- {name: a, guaranteed: 0, limit: 1 B, limit: 2 B}", "t.yaml:3",
        "\"limit\" is there twice"},
-      {"version: 1\ntenants:\n- {name: a, guaranteed: 0, limit: 1 B,\n   weight: 2}", "t.yaml:4",
-       "unknown key \"weight\""},
+      {"version: 1\ntenants:\n- {name: a, guaranteed: 0, limit: 1 B,\n   wait: 2}", "t.yaml:4",
+       "unknown key \"wait\""},
       {"version: 1\ntenants:\n- {guaranteed: 0, limit: 1 B}", "t.yaml:3", "\"name\" is missing"},
       {"version: 1\ntenants:\n- {name: a, limit: 1 B}", "t.yaml:3", "\"guaranteed\" is missing"},
       {"version: 1\ntenants:\n- {name: a, guaranteed: 0}", "t.yaml:3", "\"limit\" is missing"},
@@ -97,6 +109,29 @@ TEST(TenantsFileTest, EveryMistakeIsNamedWithItsLine) {
       {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n"
        "  policy: {name: snapkv, kernel: 4}",
        "t.yaml:6", "kernel must be odd"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n  weight: 0", "t.yaml:6",
+       "0 is outside 1..1000"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n  priority: 10", "t.yaml:6",
+       "10 is outside 0..9"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n  borrowing: maybe",
+       "t.yaml:3", "borrowing \"maybe\" is not allowed; it must be on or off"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n  over_deadline: kill",
+       "t.yaml:3", "it must be hold or preempt"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n  grace: 5 s", "t.yaml:6",
+       "expected durations"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n  grace: {cold: 5}",
+       "t.yaml:6", "unit"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n  grace: {hot: 5 s}",
+       "t.yaml:6", "unknown key \"hot\"; allowed are cold, running"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 0\n  limit: 1 B\n"
+       "  grace: {running: 2 h}",
+       "t.yaml:6", "2 h is outside"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 2 B\n  limit: 9 B\n"
+       "  floors: {gpu-0: 2 B, gpu-1: 1 B}",
+       "t.yaml:3", "floors must not exceed guaranteed, got 3 B in all > 2 B"},
+      {"version: 1\ntenants:\n- name: a\n  guaranteed: 2 B\n  limit: 9 B\n"
+       "  floors: {GPU: 2 B}",
+       "t.yaml:3", "agent name \"GPU\" is not allowed"},
       {"version: 1\ntenants:\n- name: a\n  limit: [1, 2]\n  guaranteed: 0", "t.yaml:4",
        "single value"},
   };

@@ -77,7 +77,7 @@ class ClusterTest : public ::testing::Test {
 
   TenantId Set(const std::string& name, Bytes guaranteed, Bytes limit) {
     const auto changed = cluster_->tenants().PlanApply(
-        {{.name = name, .guaranteed = guaranteed, .limit = limit}}, cluster_->Capacity());
+        {{.name = name, .guaranteed = guaranteed, .limit = limit}}, cluster_->AgentPools());
     EXPECT_TRUE(changed.ok()) << changed.status();
     cluster_->CommitTenants(*changed);
     return cluster_->tenants().Find(name)->id;
@@ -200,7 +200,7 @@ TEST_F(ClusterTest, LearningEndsAtItsDeadline) {
 }
 
 TEST_F(ClusterTest, KnownAgentsAreCapacityWhileTheyAreAway) {
-  EXPECT_EQ(cluster_->Capacity(), std::nullopt);
+  EXPECT_EQ(cluster_->Capacity(), 0_B);
   Restart({Agent("a", 20), Agent("lost", 20)});
   EXPECT_EQ(cluster_->Capacity(), kSlab * 40);
 }

@@ -14,6 +14,8 @@
 
 #include "common/http_client.h"
 #include "common/rpc_thread.h"
+#include "manager/records.h"
+#include "manager/sqlite_store.h"
 #include "tests/common/policy_values.h"
 #include "tests/integration/process.h"
 #include "tests/manager/fake_agent.h"
@@ -157,7 +159,7 @@ TEST_F(ManagerTest, WrongBodiesAreExplained) {
       HasSubstr("limit"));
   EXPECT_THAT(error(R"({"guaranteed": 0, "limit": "5 MB"})"), HasSubstr("MiB"));
   EXPECT_THAT(error(R"({"guaranteed": 2, "limit": 1})"), HasSubstr("2 B > 1 B"));
-  EXPECT_THAT(error(R"({"guaranteed": 0, "limit": 1, "weight": 1})"), HasSubstr("weight"));
+  EXPECT_THAT(error(R"({"guaranteed": 0, "limit": 1, "wait": 1})"), HasSubstr("wait"));
   EXPECT_THAT(error(R"({"guaranteed": 0, "limit": 1, "limit": 2})"), HasSubstr("limit"));
   EXPECT_THAT(error(R"({"name": "b", "guaranteed": 0, "limit": 1})"), HasSubstr("in the path"));
   EXPECT_THAT(error(R"({"guaranteed": 0, "limit": 1, "policy": {"name": "best"}})"),
@@ -529,9 +531,9 @@ TEST_F(ManagerTest, TheLargestOrdersFitIntoAMessage) {
     stored.push_back(std::move(tenant));
   }
   StopManager();
-  auto store = Store::Open(config_.database);
+  auto store = SqliteStore::Open(config_.database);
   ASSERT_TRUE(store.ok());
-  ASSERT_TRUE((*store)->SaveTenants(stored).ok());
+  ASSERT_TRUE((*store)->Write(SaveTenants(stored, TenantId(1))).ok());
   store->reset();
   StartManager();
   FakeAgent agent(AgentOptions("a"));

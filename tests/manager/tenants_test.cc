@@ -20,11 +20,14 @@ TenantSpec Spec(const std::string& name, Bytes guaranteed, Bytes limit) {
   return {.name = name, .guaranteed = guaranteed, .limit = limit};
 }
 
+// One agent with so much.
+Pools Pool(Bytes bytes) { return {.agents = {{"gpu-0", bytes}}}; }
+
 class TenantTableTest : public ::testing::Test {
  protected:
   // Applies without a known capacity.
   void Apply(const std::vector<TenantSpec>& specs) {
-    const auto changed = table_.PlanApply(specs, std::nullopt);
+    const auto changed = table_.PlanApply(specs, {});
     ASSERT_TRUE(changed.ok()) << changed.status();
     table_.Commit(*changed);
   }
@@ -57,8 +60,8 @@ TEST_F(TenantTableTest, AnImpossibleSumIsShown) {
   std::vector<TenantSpec> specs = {Spec("chat", 16_MiB, 16_MiB), Spec("batch", 8_MiB, 8_MiB)};
   for (const char* name : {"c", "d", "e", "f"}) specs.push_back(Spec(name, 1_MiB, 1_MiB));
   specs.push_back(Spec("none", 0_B, 1_MiB));
-  EXPECT_TRUE(table_.PlanApply(specs, 28_MiB).ok());
-  const auto refused = table_.PlanApply(specs, 27_MiB);
+  EXPECT_TRUE(table_.PlanApply(specs, Pool(28_MiB)).ok());
+  const auto refused = table_.PlanApply(specs, Pool(27_MiB));
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(Message(refused.status()),
               HasSubstr("chat 16 MiB + batch 8 MiB + f 1 MiB + e 1 MiB + 2 others 2 MiB = 28 MiB, "
@@ -67,9 +70,40 @@ TEST_F(TenantTableTest, AnImpossibleSumIsShown) {
 
 TEST_F(TenantTableTest, GuaranteesCanBeLoweredAfterAnAgentWasLost) {
   Apply({Spec("a", 8_MiB, 8_MiB), Spec("b", 8_MiB, 8_MiB)});
-  EXPECT_TRUE(table_.PlanApply({Spec("a", 6_MiB, 8_MiB)}, 4_MiB).ok());
-  EXPECT_TRUE(table_.PlanApply({Spec("b", 8_MiB, 9_MiB)}, 4_MiB).ok());
-  EXPECT_FALSE(table_.PlanApply({Spec("c", 1_MiB, 8_MiB)}, 4_MiB).ok());
+  EXPECT_TRUE(table_.PlanApply({Spec("a", 6_MiB, 8_MiB)}, Pool(4_MiB)).ok());
+  EXPECT_TRUE(table_.PlanApply({Spec("b", 7_MiB, 8_MiB)}, Pool(4_MiB)).ok());
+  EXPECT_FALSE(table_.PlanApply({Spec("c", 1_MiB, 8_MiB)}, Pool(4_MiB)).ok());
+}
+
+TEST_F(TenantTableTest, FloorsMustFitTheirAgent) {
+  TenantSpec a = Spec("a", 6_MiB, 6_MiB), b = Spec("b", 6_MiB, 6_MiB);
+  a.floors = {{"gpu-0", 3_MiB}, {"gpu-1", 3_MiB}};
+  b.floors = {{"gpu-0", 2_MiB}};
+  const Pools pools{.agents = {{"gpu-0", 4_MiB}, {"gpu-1", 8_MiB}}};
+  EXPECT_TRUE(table_.PlanApply({a}, pools).ok());
+  const auto refused = table_.PlanApply({a, b}, pools);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(Message(refused.status()),
+              HasSubstr("the floors at agent \"gpu-0\" do not fit: a 3 MiB + b 2 MiB = 5 MiB, but "
+                        "its pool holds 4 MiB"));
+  Apply({a, b});
+  b.floors = {{"gpu-0", 1_MiB}};
+  EXPECT_TRUE(table_.PlanApply({b}, pools).ok()) << "a smaller sum passes";
+}
+
+TEST_F(TenantTableTest, LimitsMayBeOversubscribedSoFar) {
+  Pools pools = Pool(4_MiB);
+  pools.oversubscription_percent = 250;
+  const std::vector<TenantSpec> specs = {Spec("a", 1_MiB, 6_MiB), Spec("b", 1_MiB, 4_MiB)};
+  EXPECT_TRUE(table_.PlanApply(specs, pools).ok());
+  pools.oversubscription_percent = 249;
+  const auto refused = table_.PlanApply(specs, pools);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(Message(refused.status()), HasSubstr("a 6 MiB + b 4 MiB = 10 MiB, but the agents' "
+                                                   "pools hold 4 MiB, and an oversubscription of "
+                                                   "249 % allows"));
+  Apply(specs);
+  EXPECT_TRUE(table_.PlanApply({Spec("a", 0_B, 5_MiB)}, pools).ok()) << "a smaller sum passes";
 }
 
 TEST_F(TenantTableTest, OneBadTenantSpoilsAll) {

@@ -1,0 +1,175 @@
+// JSON in and out.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "manager/records.h"
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <limits>
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "common/json.h"
+#include "common/tenant_json.h"
+#include "proto/limits.h"
+
+namespace kvpool {
+namespace {
+
+namespace json = boost::json;
+
+constexpr char kTenant[] = "tenant/";
+constexpr char kNextTenant[] = "next-tenant";
+constexpr char kAgent[] = "agent/";
+constexpr char kOperator[] = "operator/";
+
+std::string TenantKey(TenantId id) { return absl::StrCat(kTenant, id.value()); }
+
+absl::StatusOr<std::vector<Sha256Hash>> ReadHashes(const json::value* list) {
+  if (list == nullptr || !list->is_array()) {
+    return absl::InvalidArgumentError("\"tokens\" must be a list");
+  }
+  std::vector<Sha256Hash> hashes;
+  for (const json::value& item : list->get_array()) {
+    const auto hash = item.is_string() ? FromHex(std::string(item.get_string()))
+                                       : absl::InvalidArgumentError("a token must be text");
+    if (!hash.ok()) return hash.status();
+    hashes.push_back(*hash);
+  }
+  return hashes;
+}
+
+absl::StatusOr<Tenant> ReadTenant(const json::value& value) {
+  auto object = JsonObject::From(value, "tenant");
+  if (!object.ok()) return object.status();
+  const auto id = object->Integer("id", 1, std::numeric_limits<uint32_t>::max() - 1);
+  if (!id.ok()) return id.status();
+  const auto revision = object->Integer("revision", 1, std::numeric_limits<int64_t>::max());
+  if (!revision.ok()) return revision.status();
+  auto fields = object->Child("spec", "what the operator has set");
+  if (!fields.ok()) return fields.status();
+  auto spec = TenantFromJson(*fields, "");
+  if (!spec.ok()) return spec.status();
+  auto tokens = ReadHashes(object->Take("tokens"));
+  if (!tokens.ok()) return tokens.status();
+  for (const absl::Status& status : {fields->Finish(), object->Finish()}) {
+    if (!status.ok()) return status;
+  }
+  return Tenant{.id = TenantId(static_cast<uint32_t>(*id)),
+                .spec = *std::move(spec),
+                .revision = static_cast<uint64_t>(*revision),
+                .tokens = *std::move(tokens)};
+}
+
+absl::StatusOr<AgentInfo> ReadAgent(const std::string& name, const json::value& value) {
+  auto object = JsonObject::From(value, "agent");
+  if (!object.ok()) return object.status();
+  AgentInfo agent{.name = name};
+  const auto incarnation = object->Text("incarnation", limits::kNameBytes);
+  if (!incarnation.ok()) return incarnation.status();
+  if (!absl::SimpleAtoi(*incarnation, &agent.incarnation)) {
+    return absl::InvalidArgumentError("\"incarnation\" must be a number in text");
+  }
+  const Bytes most(std::numeric_limits<int64_t>::max());
+  const auto pool = object->Quantity("pool", 0_B, most);
+  if (!pool.ok()) return pool.status();
+  agent.pool_bytes = *pool;
+  const auto slab = object->Quantity("slab", 1_B, most);
+  if (!slab.ok()) return slab.status();
+  agent.slab_bytes = *slab;
+  const auto device = object->Text("device", limits::kPolicyTextBytes);
+  if (!device.ok()) return device.status();
+  agent.device = *device;
+  if (absl::Status status = object->Finish(); !status.ok()) return status;
+  return agent;
+}
+
+// One record into `records`.
+absl::Status ReadRecord(const std::string& key, const json::value& value, Records& records) {
+  const auto below = [&](std::string_view prefix) -> std::optional<std::string> {
+    if (!std::string_view(key).starts_with(prefix)) return std::nullopt;
+    return key.substr(prefix.size());
+  };
+  if (const auto id = below(kTenant)) {
+    auto tenant = ReadTenant(value);
+    if (!tenant.ok()) return tenant.status();
+    if (TenantKey(tenant->id) != key) return absl::InvalidArgumentError("it has another id");
+    records.tenants.push_back(*std::move(tenant));
+    return absl::OkStatus();
+  }
+  if (const auto name = below(kAgent)) {
+    auto agent = ReadAgent(*name, value);
+    if (!agent.ok()) return agent.status();
+    records.agents.push_back(*std::move(agent));
+    return CheckName("agent", *name);
+  }
+  if (const auto text = below(kOperator)) {
+    auto hash = FromHex(*text);
+    if (!hash.ok()) return hash.status();
+    records.operator_tokens.push_back(*hash);
+    return absl::OkStatus();
+  }
+  if (key == kNextTenant) {
+    if (!value.is_int64() || value.get_int64() < 1 ||
+        value.get_int64() > std::numeric_limits<uint32_t>::max()) {
+      return absl::InvalidArgumentError("it must be a whole number above 0");
+    }
+    records.next_tenant_id = TenantId(static_cast<uint32_t>(value.get_int64()));
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError("this manager knows no such record");
+}
+
+}  // namespace
+
+absl::StatusOr<Records> ReadRecords(const Store::Contents& contents) {
+  Records records;
+  for (const auto& [key, text] : contents.records) {
+    const auto value = ParseJson(text);
+    const absl::Status status = value.ok() ? ReadRecord(key, *value, records) : value.status();
+    if (status.ok()) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the store's record \"", key, "\" cannot be read: ", std::string(status.message()),
+        "; run the manager that wrote it, or a newer one"));
+  }
+  for (const Tenant& tenant : records.tenants) {
+    records.next_tenant_id = std::max(records.next_tenant_id, tenant.id + TenantId(1));
+  }
+  return records;
+}
+
+Store::Changes SaveTenants(const std::vector<Tenant>& tenants, TenantId next_id) {
+  Store::Changes changes;
+  for (const Tenant& tenant : tenants) {
+    json::array tokens;
+    for (const Sha256Hash& hash : tenant.tokens) tokens.emplace_back(ToHex(hash));
+    changes[TenantKey(tenant.id)] = json::serialize(json::object{{"id", tenant.id.value()},
+                                                                 {"revision", tenant.revision},
+                                                                 {"spec", ToJson(tenant.spec)},
+                                                                 {"tokens", std::move(tokens)}});
+    next_id = std::max(next_id, tenant.id + TenantId(1));
+  }
+  changes[kNextTenant] = std::to_string(next_id.value());
+  return changes;
+}
+
+Store::Changes RemoveTenant(TenantId tenant) { return {{TenantKey(tenant), std::nullopt}}; }
+
+Store::Changes SaveAgent(const AgentInfo& agent) {
+  return {{kAgent + agent.name,
+           json::serialize(json::object{{"incarnation", std::to_string(agent.incarnation)},
+                                        {"pool", agent.pool_bytes.value()},
+                                        {"slab", agent.slab_bytes.value()},
+                                        {"device", agent.device}})}};
+}
+
+Store::Changes RemoveAgent(const std::string& name) { return {{kAgent + name, std::nullopt}}; }
+
+Store::Changes AddOperatorToken(const Sha256Hash& hash) {
+  return {{kOperator + ToHex(hash), "{}"}};
+}
+
+}  // namespace kvpool

@@ -1,0 +1,41 @@
+// Tenants, tokens (as hashes) and known agents as records of a store: one JSON object each. What
+// this manager cannot read it refuses: a record of a newer manager, or a damaged one. Pure, any
+// thread.
+//
+//   tenant/7          {"id": 7, "revision": 4, "spec": {...}, "tokens": ["<sha-256>"]}
+//   next-tenant       8           above every id that was ever given
+//   agent/gpu-0       {"incarnation": "17", "pool": 67108864, "slab": 2097152, "device": "host"}
+//   operator/<sha-256>  {}
+//
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/secret.h"
+#include "manager/cluster.h"
+#include "manager/store.h"
+#include "manager/tenants.h"
+
+namespace kvpool {
+
+struct Records {
+  std::vector<Tenant> tenants;
+  TenantId next_tenant_id{1};  // above every id that was ever given
+  std::vector<AgentInfo> agents;
+  std::vector<Sha256Hash> operator_tokens;
+};
+
+// FailedPrecondition names the record that cannot be read, and what to do.
+absl::StatusOr<Records> ReadRecords(const Store::Contents& contents);
+
+// `next_id` is above every id that was ever given, those of `tenants` included.
+Store::Changes SaveTenants(const std::vector<Tenant>& tenants, TenantId next_id);
+Store::Changes RemoveTenant(TenantId tenant);
+Store::Changes SaveAgent(const AgentInfo& agent);
+Store::Changes RemoveAgent(const std::string& name);
+Store::Changes AddOperatorToken(const Sha256Hash& hash);
+
+}  // namespace kvpool

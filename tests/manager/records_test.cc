@@ -1,0 +1,116 @@
+// Records: what goes in comes out, and what cannot be understood is named.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include "manager/records.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <utility>
+
+namespace kvpool {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::SizeIs;
+
+Tenant MakeTenant(uint32_t id, const std::string& name) {
+  return {.id = TenantId(id),
+          .spec = {.name = name,
+                   .guaranteed = 2_MiB,
+                   .limit = 3_MiB,
+                   .policy = *MakePolicySpec("scissorhands", {{"budget", 512}}),
+                   .floors = {{"gpu-0", 1_MiB}},
+                   .weight = 3,
+                   .priority = 9,
+                   .borrowing = Borrowing::kOff,
+                   .grace = {std::chrono::milliseconds(1), std::chrono::minutes(2)},
+                   .over_deadline = OverDeadline::kPreempt},
+          .revision = 4,
+          .tokens = {Sha256(name + "1"), Sha256(name + "2")}};
+}
+
+class RecordsTest : public ::testing::Test {
+ protected:
+  void Write(const Store::Changes& changes) {
+    for (const auto& [key, value] : changes) {
+      contents_.records.erase(key);
+      if (value.has_value()) contents_.records[key] = *value;
+    }
+  }
+  Records Read() {
+    const auto records = ReadRecords(contents_);
+    EXPECT_TRUE(records.ok()) << records.status();
+    return records.ok() ? *records : Records();
+  }
+  std::string Error(const std::string& key, const std::string& value) {
+    const auto records = ReadRecords({.records = {{key, value}}});
+    EXPECT_EQ(records.status().code(), absl::StatusCode::kFailedPrecondition) << key;
+    return std::string(records.status().message());
+  }
+
+  Store::Contents contents_;
+};
+
+TEST_F(RecordsTest, NothingIsNothing) {
+  EXPECT_THAT(Read().tenants, SizeIs(0));
+  EXPECT_EQ(Read().next_tenant_id, TenantId(1));
+}
+
+TEST_F(RecordsTest, EverythingComesBack) {
+  const Tenant a = MakeTenant(1, "a"), b = MakeTenant(12, "b");
+  const AgentInfo agent{.name = "gpu-0",
+                        .incarnation = ~uint64_t{0},
+                        .pool_bytes = 64_MiB,
+                        .slab_bytes = 2_MiB,
+                        .device = "host"};
+  Write(SaveTenants({a, b}, TenantId(2)));
+  Write(SaveAgent(agent));
+  Write(AddOperatorToken(Sha256("admin")));
+  const Records records = Read();
+  ASSERT_THAT(records.tenants, SizeIs(2));
+  EXPECT_EQ(records.tenants[0].id, a.id);
+  EXPECT_EQ(records.tenants[0].spec, a.spec);
+  EXPECT_EQ(records.tenants[0].revision, 4u);
+  EXPECT_EQ(records.tenants[0].tokens, a.tokens);
+  EXPECT_EQ(records.tenants[1].spec, b.spec);
+  EXPECT_EQ(records.next_tenant_id, TenantId(13));
+  EXPECT_THAT(records.agents, ElementsAre(agent));
+  EXPECT_THAT(records.operator_tokens, ElementsAre(Sha256("admin")));
+}
+
+TEST_F(RecordsTest, ARemovedTenantsIdStaysUsed) {
+  Write(SaveTenants({MakeTenant(1, "a"), MakeTenant(2, "b")}, TenantId(3)));
+  Write(RemoveTenant(TenantId(2)));
+  EXPECT_THAT(Read().tenants, SizeIs(1));
+  EXPECT_EQ(Read().next_tenant_id, TenantId(3));
+  Write(SaveAgent({.name = "a", .slab_bytes = 1_MiB}));
+  Write(RemoveAgent("a"));
+  EXPECT_THAT(Read().agents, SizeIs(0));
+}
+
+TEST_F(RecordsTest, WhatCannotBeReadIsNamed) {
+  const std::string good = *SaveTenants({MakeTenant(1, "a")}, TenantId(1)).at("tenant/1");
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string text = good;
+    EXPECT_NE(text.find(from), std::string::npos) << from;
+    return text.replace(text.find(from), from.size(), to);
+  };
+  EXPECT_TRUE(ReadRecords({.records = {{"tenant/1", good}}}).ok());
+  EXPECT_THAT(Error("tenant/2", good), HasSubstr("\"tenant/2\" cannot be read: it has another id"));
+  EXPECT_THAT(Error("tenant/1", good.substr(1)), HasSubstr("not JSON"));
+  EXPECT_THAT(Error("tenant/1", with("scissorhands", "better")), HasSubstr("\"better\""));
+  EXPECT_THAT(Error("tenant/1", with("\"revision\"", "\"version\"")), HasSubstr("revision"));
+  EXPECT_THAT(Error("tenant/1", with("\"weight\"", "\"colour\"")), HasSubstr("colour"));
+  EXPECT_THAT(Error("tenant/1", with("{", "{\"owner\":1,")), HasSubstr("owner"));
+  EXPECT_THAT(Error("tenant/1", with("3145728", "3")), HasSubstr("guaranteed must not exceed"));
+  EXPECT_THAT(Error("tenant/1", with(ToHex(Sha256("a1")), "12")), HasSubstr("64 digits"));
+  EXPECT_THAT(Error("agent/gpu-0", "{}"), HasSubstr("incarnation"));
+  EXPECT_THAT(Error("operator/12", "{}"), HasSubstr("64 digits"));
+  EXPECT_THAT(Error("next-tenant", "-1"), HasSubstr("above 0"));
+  EXPECT_THAT(Error("budget/1", "{}"), HasSubstr("knows no such record"));
+}
+
+}  // namespace
+}  // namespace kvpool
