@@ -83,9 +83,16 @@ class AgentService::LinkServer final : public rpc::Link::Server {
     }
     context.releaseParams();
     ++service_.counters_.reports;
-    ToProto(cluster.Exchange(agent_.name, *std::move(report), now),
-            context.getResults().initOrders());
-    return kj::READY_NOW;
+    const AgentOrders orders = cluster.Exchange(agent_.name, *std::move(report), now);
+    if (!cluster.AwaitsBounds(agent_.name)) {
+      ToProto(orders, context.getResults().initOrders());
+      return kj::READY_NOW;
+    }
+    return service_.control_.RecordBounds(agent_.name)
+        .then([this, context, &cluster](absl::Status) mutable {
+          KJ_REQUIRE(cluster.IsLive(agent_.name, link_), "a newer connection has taken over");
+          ToProto(cluster.OrdersFor(agent_.name), context.getResults().initOrders());
+        });
   }
 
  private:

@@ -19,20 +19,22 @@ namespace {
 // the next, so that planning takes at most half of the thread.
 constexpr Duration kPlanPause = std::chrono::microseconds(2);
 
-std::vector<std::string> Names(const std::vector<AgentInfo>& agents) {
-  std::vector<std::string> names;
-  for (const AgentInfo& agent : agents) names.push_back(agent.name);
-  return names;
+std::vector<LeaseHolder> Holders(const std::vector<KnownAgent>& agents) {
+  std::vector<LeaseHolder> holders;
+  for (const auto& [info, bounds] : agents) {
+    holders.push_back({.agent = info.name, .incarnation = info.incarnation, .bounds = bounds});
+  }
+  return holders;
 }
 
 }  // namespace
 
 Cluster::Cluster(Start start)
     : tenants_(std::move(start.tenants)),
-      ledger_(start.epoch, Names(start.known_agents)),
+      ledger_(start.epoch, Holders(start.known_agents)),
       learn_until_(start.learn_until),
       oversubscription_percent_(start.oversubscription_percent) {
-  for (const AgentInfo& info : start.known_agents) agents_[info.name].info = info;
+  for (const KnownAgent& known : start.known_agents) agents_[known.info.name].info = known.info;
 }
 
 Pools Cluster::AgentPools() const {

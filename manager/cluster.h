@@ -70,6 +70,14 @@ struct AgentOrders {
   bool complete = false;  // false: an agent keeps what is not named
 };
 
+// What a manager of an earlier epoch left on record about an agent.
+struct KnownAgent {
+  AgentInfo info;
+  LeaseBounds bounds;
+
+  bool operator==(const KnownAgent&) const = default;
+};
+
 enum class RegisterOutcome { kOk, kNameTaken, kTooMany, kBadPool, kStaleEpoch };
 
 class Cluster {
@@ -87,7 +95,7 @@ class Cluster {
   struct Start {
     uint64_t epoch = 0;
     TenantTable tenants;
-    std::vector<AgentInfo> known_agents;
+    std::vector<KnownAgent> known_agents;
     TimePoint learn_until;  // then it goes on without agents that have not come back
     int64_t oversubscription_percent = 400;
   };
@@ -122,6 +130,15 @@ class Cluster {
   bool IsLive(const std::string& agent, uint64_t link) const;
   AgentOrders Exchange(const std::string& agent, AgentReport report, TimePoint now);
 
+  // Orders that an agent was not given because the bounds of its leases must be on record first:
+  // record what PrepareBounds returns, say so, and give it OrdersFor. One agent's at a time.
+  bool AwaitsBounds(const std::string& agent) const { return ledger_.AwaitsBounds(agent); }
+  LeaseBounds PrepareBounds(const std::string& agent) { return ledger_.PrepareBounds(agent); }
+  void BoundsRecorded(const std::string& agent, const LeaseBounds& bounds) {
+    ledger_.BoundsRecorded(agent, bounds);
+  }
+  AgentOrders OrdersFor(const std::string& agent) const;
+
   void CommitTenants(const std::vector<Tenant>& changed);
   // FailedPrecondition while it has leases.
   absl::Status CheckRemove(const std::string& tenant) const;
@@ -131,7 +148,6 @@ class Cluster {
   void Take(Agent& agent, AgentReport report, TimePoint now);
   void PlanSometimes(TimePoint now);
   void Plan();
-  AgentOrders OrdersFor(const std::string& agent) const;
   int64_t LimitSlabs(const Tenant& tenant) const;
 
   TenantTable tenants_;

@@ -145,4 +145,24 @@ kj::Promise<absl::Status> Control::ForgetAgent(std::string name) {
   });
 }
 
+kj::Promise<absl::Status> Control::RecordBounds(std::string agent) {
+  return TakeTurn([this, agent = std::move(agent)]() -> kj::Promise<absl::Status> {
+    if (!cluster_.agents().contains(agent) || !cluster_.AwaitsBounds(agent)) {
+      return absl::OkStatus();
+    }
+    LeaseBounds bounds = cluster_.PrepareBounds(agent);
+    Store::Changes changes = SaveBounds(agent, bounds);
+    return Write(std::move(changes))
+        .then([this, agent, bounds = std::move(bounds)](absl::Status saved) {
+          if (saved.ok()) {
+            cluster_.BoundsRecorded(agent, bounds);
+          } else {
+            log_.Error("the leases of an agent cannot grow: their bounds were not saved",
+                       {{"agent", agent}, {"error", saved.ToString()}});
+          }
+          return saved;
+        });
+  });
+}
+
 }  // namespace kvpool

@@ -46,6 +46,8 @@ class Control {
 
   kj::Promise<absl::StatusOr<Registration>> Register(AgentInfo agent, uint64_t highest_epoch);
   kj::Promise<absl::Status> ForgetAgent(std::string name);
+  // Puts the bounds of the agent's leases on record, where an order waits for that.
+  kj::Promise<absl::Status> RecordBounds(std::string agent);
 
  private:
   template <typename F>

@@ -4,8 +4,15 @@
 #include "manager/lease_ledger.h"
 
 #include <algorithm>
+#include <bit>
+#include <utility>
 
 namespace kvpool {
+namespace {
+
+constexpr int64_t kLeastBound = 8;
+
+}  // namespace
 
 int64_t LeaseLedger::Lease::Committed() const {
   return orders.empty() ? promise : std::max(promise, orders.front().slabs);
@@ -27,12 +34,27 @@ int64_t LeaseLedger::Agent::Committed() const {
   return sum;
 }
 
-LeaseLedger::LeaseLedger(uint64_t epoch, const std::vector<std::string>& known_agents)
-    : epoch_(epoch), unheard_(known_agents) {}
+int64_t LeaseLedger::Agent::Bound(TenantId tenant) const {
+  const auto bound = bounds.find(tenant);
+  return bound == bounds.end() ? 0 : bound->second;
+}
+
+LeaseLedger::LeaseLedger(uint64_t epoch, const std::vector<LeaseHolder>& known_agents)
+    : epoch_(epoch) {
+  for (const LeaseHolder& known : known_agents) {
+    unheard_.push_back(known.agent);
+    Agent& agent = agents_[known.agent];
+    agent.incarnation = known.incarnation;
+    agent.bounds = known.bounds;
+    for (const auto& [tenant, slabs] : known.bounds) agent.leases[tenant].promise = slabs;
+  }
+}
 
 void LeaseLedger::Connect(const std::string& name, uint64_t incarnation, int64_t capacity_slabs) {
   Agent& agent = agents_[name];
-  if (agent.incarnation != incarnation) agent = Agent{.incarnation = incarnation};
+  if (agent.incarnation != incarnation) {
+    agent = Agent{.incarnation = incarnation, .bounds = std::move(agent.bounds)};
+  }
   agent.connected = true;
   agent.heard = false;
   agent.report_seq = 0;
@@ -47,7 +69,10 @@ void LeaseLedger::Forget(const std::string& name) {
 }
 
 void LeaseLedger::Remove(TenantId tenant) {
-  for (auto& [name, agent] : agents_) agent.leases.erase(tenant);
+  for (auto& [name, agent] : agents_) {
+    agent.leases.erase(tenant);
+    agent.bounds.erase(tenant);
+  }
 }
 
 bool LeaseLedger::Report(const std::string& name, uint64_t seq,
@@ -110,10 +135,36 @@ void LeaseLedger::Plan(const std::vector<LeaseTarget>& targets) {
 std::vector<LeaseOrder> LeaseLedger::Orders(const std::string& name) const {
   std::vector<LeaseOrder> orders;
   for (const auto& [tenant, lease] : agents_.at(name).leases) {
-    if (lease.orders.empty()) continue;
+    if (lease.orders.empty() || lease.Ordered() > agents_.at(name).Bound(tenant)) continue;
     orders.push_back({tenant, lease.orders.back().seq, lease.orders.back().slabs});
   }
   return orders;
+}
+
+bool LeaseLedger::AwaitsBounds(const std::string& name) const {
+  const Agent& agent = agents_.at(name);
+  return std::any_of(agent.leases.begin(), agent.leases.end(), [&](const auto& entry) {
+    return entry.second.Ordered() > agent.Bound(entry.first);
+  });
+}
+
+LeaseBounds LeaseLedger::PrepareBounds(const std::string& name) {
+  Agent& agent = agents_.at(name);
+  LeaseBounds bounds;
+  for (const auto& [tenant, lease] : agent.leases) {
+    const int64_t slabs = lease.Committed();
+    if (slabs == 0) continue;
+    bounds[tenant] =
+        std::max(kLeastBound, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(slabs))));
+  }
+  std::erase_if(agent.bounds, [&](const auto& bound) { return !bounds.contains(bound.first); });
+  for (auto& [tenant, slabs] : agent.bounds) slabs = std::min(slabs, bounds.at(tenant));
+  return bounds;
+}
+
+void LeaseLedger::BoundsRecorded(const std::string& name, const LeaseBounds& bounds) {
+  const auto agent = agents_.find(name);
+  if (agent != agents_.end()) agent->second.bounds = bounds;
 }
 
 std::vector<std::string> LeaseLedger::ReadyAgents() const {

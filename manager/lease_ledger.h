@@ -12,6 +12,10 @@
 // the first report of every agent it knows of. An agent of an unknown or returning name is learned
 // from its own first report.
 //
+// An agent may never report again. So that its leases still count after a restart, an order goes
+// out only once a bound of it is on record: a number of slabs that the lease stays within, kept
+// where it survives the manager. Bounds are generous (powers of two), so that they seldom change.
+//
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -46,16 +50,26 @@ struct LeaseTarget {
   std::vector<int64_t> slabs;  // [agent], in the order of LeaseLedger::ReadyAgents
 };
 
+// What is on record about an agent's leases: each stays within so many slabs, and one that is not
+// listed is none.
+using LeaseBounds = std::map<TenantId, int64_t>;
+
+// Whom a manager of an earlier epoch may have given leases.
+struct LeaseHolder {
+  std::string agent;
+  uint64_t incarnation = 0;
+  LeaseBounds bounds;
+};
+
 class LeaseLedger {
  public:
-  // `known_agents`: whom a manager of an earlier epoch may have given leases.
-  LeaseLedger(uint64_t epoch, const std::vector<std::string>& known_agents);
+  LeaseLedger(uint64_t epoch, const std::vector<LeaseHolder>& known_agents);
 
   uint64_t epoch() const { return epoch_; }
   // Whether Plan does nothing yet. Ends when every known agent has reported.
   bool Learning() const { return !unheard_.empty(); }
-  // Goes on without the known agents that are missing; their leases count as none until they are
-  // back. For the case that one will never be.
+  // Goes on without the known agents that are missing; their bounds count until they are back or
+  // forgotten.
   void StopLearning() { unheard_.clear(); }
 
   // A new connection of an agent; its report numbers start again. Another incarnation than before
@@ -76,8 +90,16 @@ class LeaseLedger {
   // and those grows (or parts of them) that fit now. Tenants without a target are left alone.
   void Plan(const std::vector<LeaseTarget>& targets);
 
-  // The standing order for each tenant that has one. To be repeated until acknowledged.
+  // The standing order for each tenant that has one and whose bound is on record. To be repeated
+  // until acknowledged.
   std::vector<LeaseOrder> Orders(const std::string& agent) const;
+
+  // Whether an order waits for its bound.
+  bool AwaitsBounds(const std::string& agent) const;
+  // The bounds to put on record now. Until BoundsRecorded, orders keep within these and the old
+  // ones; so one write at a time, and a write that failed changes nothing.
+  LeaseBounds PrepareBounds(const std::string& agent);
+  void BoundsRecorded(const std::string& agent, const LeaseBounds& bounds);
 
   // Agents that Plan can order from: connected, and heard since. Sorted by name.
   std::vector<std::string> ReadyAgents() const;
@@ -115,8 +137,10 @@ class LeaseLedger {
     uint64_t report_seq = 0;
     int64_t capacity = 0;
     std::map<TenantId, Lease> leases;
+    LeaseBounds bounds;
 
     int64_t Committed() const;
+    int64_t Bound(TenantId tenant) const;
   };
 
   const Lease* Find(TenantId tenant, const std::string& agent) const;

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <boost/json.hpp>
 #include <limits>
+#include <map>
 #include <optional>
+#include <set>
 #include <string_view>
 #include <utility>
 
@@ -24,6 +26,7 @@ namespace json = boost::json;
 constexpr char kTenant[] = "tenant/";
 constexpr char kNextTenant[] = "next-tenant";
 constexpr char kAgent[] = "agent/";
+constexpr char kBounds[] = "bounds/";
 constexpr char kOperator[] = "operator/";
 
 std::string TenantKey(TenantId id) { return absl::StrCat(kTenant, id.value()); }
@@ -87,8 +90,29 @@ absl::StatusOr<AgentInfo> ReadAgent(const std::string& name, const json::value& 
   return agent;
 }
 
-// One record into `records`.
-absl::Status ReadRecord(const std::string& key, const json::value& value, Records& records) {
+absl::StatusOr<LeaseBounds> ReadBounds(const json::value& value) {
+  auto object = JsonObject::From(value, "bounds");
+  if (!object.ok()) return object.status();
+  LeaseBounds bounds;
+  for (const std::string& key : object->Keys()) {
+    uint32_t tenant = 0;
+    if (!absl::SimpleAtoi(key, &tenant)) return absl::InvalidArgumentError("a tenant is its id");
+    const auto slabs = object->Integer(key, 0, std::numeric_limits<int64_t>::max());
+    if (!slabs.ok()) return slabs.status();
+    bounds[TenantId(tenant)] = *slabs;
+  }
+  return bounds;
+}
+
+// What is read before it is put together.
+struct Parts {
+  Records records;
+  std::map<std::string, LeaseBounds> bounds;  // by agent
+};
+
+// One record into `parts`.
+absl::Status ReadRecord(const std::string& key, const json::value& value, Parts& parts) {
+  Records& records = parts.records;
   const auto below = [&](std::string_view prefix) -> std::optional<std::string> {
     if (!std::string_view(key).starts_with(prefix)) return std::nullopt;
     return key.substr(prefix.size());
@@ -103,8 +127,14 @@ absl::Status ReadRecord(const std::string& key, const json::value& value, Record
   if (const auto name = below(kAgent)) {
     auto agent = ReadAgent(*name, value);
     if (!agent.ok()) return agent.status();
-    records.agents.push_back(*std::move(agent));
+    records.agents.push_back({.info = *std::move(agent)});
     return CheckName("agent", *name);
+  }
+  if (const auto name = below(kBounds)) {
+    auto bounds = ReadBounds(value);
+    if (!bounds.ok()) return bounds.status();
+    parts.bounds[*name] = *std::move(bounds);
+    return absl::OkStatus();
   }
   if (const auto text = below(kOperator)) {
     auto hash = FromHex(*text);
@@ -126,17 +156,25 @@ absl::Status ReadRecord(const std::string& key, const json::value& value, Record
 }  // namespace
 
 absl::StatusOr<Records> ReadRecords(const Store::Contents& contents) {
-  Records records;
+  Parts parts;
   for (const auto& [key, text] : contents.records) {
     const auto value = ParseJson(text);
-    const absl::Status status = value.ok() ? ReadRecord(key, *value, records) : value.status();
+    const absl::Status status = value.ok() ? ReadRecord(key, *value, parts) : value.status();
     if (status.ok()) continue;
     return absl::FailedPreconditionError(absl::StrCat(
         "the store's record \"", key, "\" cannot be read: ", std::string(status.message()),
         "; run the manager that wrote it, or a newer one"));
   }
+  Records records = std::move(parts.records);
+  std::set<TenantId> tenants;
   for (const Tenant& tenant : records.tenants) {
+    tenants.insert(tenant.id);
     records.next_tenant_id = std::max(records.next_tenant_id, tenant.id + TenantId(1));
+  }
+  for (KnownAgent& agent : records.agents) {
+    agent.bounds = std::move(parts.bounds[agent.info.name]);
+    // A tenant that was deleted since had no lease then.
+    std::erase_if(agent.bounds, [&](const auto& bound) { return !tenants.contains(bound.first); });
   }
   return records;
 }
@@ -166,7 +204,15 @@ Store::Changes SaveAgent(const AgentInfo& agent) {
                                         {"device", agent.device}})}};
 }
 
-Store::Changes RemoveAgent(const std::string& name) { return {{kAgent + name, std::nullopt}}; }
+Store::Changes SaveBounds(const std::string& agent, const LeaseBounds& bounds) {
+  json::object slabs;
+  for (const auto& [tenant, bound] : bounds) slabs[std::to_string(tenant.value())] = bound;
+  return {{kBounds + agent, json::serialize(slabs)}};
+}
+
+Store::Changes RemoveAgent(const std::string& name) {
+  return {{kAgent + name, std::nullopt}, {kBounds + name, std::nullopt}};
+}
 
 Store::Changes AddOperatorToken(const Sha256Hash& hash) {
   return {{kOperator + ToHex(hash), "{}"}};

@@ -4,6 +4,7 @@
 //
 //   tenant/7          {"id": 7, "revision": 4, "spec": {...}, "tokens": ["<sha-256>"]}
 //   next-tenant       8           above every id that was ever given
+//   bounds/gpu-0      {"7": 16}   slabs that each tenant's lease there stays within
 //   agent/gpu-0       {"incarnation": "17", "pool": 67108864, "slab": 2097152, "device": "host"}
 //   operator/<sha-256>  {}
 //
@@ -24,7 +25,7 @@ namespace kvpool {
 struct Records {
   std::vector<Tenant> tenants;
   TenantId next_tenant_id{1};  // above every id that was ever given
-  std::vector<AgentInfo> agents;
+  std::vector<KnownAgent> agents;
   std::vector<Sha256Hash> operator_tokens;
 };
 
@@ -35,6 +36,7 @@ absl::StatusOr<Records> ReadRecords(const Store::Contents& contents);
 Store::Changes SaveTenants(const std::vector<Tenant>& tenants, TenantId next_id);
 Store::Changes RemoveTenant(TenantId tenant);
 Store::Changes SaveAgent(const AgentInfo& agent);
+Store::Changes SaveBounds(const std::string& agent, const LeaseBounds& bounds);
 Store::Changes RemoveAgent(const std::string& name);
 Store::Changes AddOperatorToken(const Sha256Hash& hash);
 

@@ -57,9 +57,13 @@ class ClusterTest : public ::testing::Test {
     if (cluster_.has_value()) {
       for (const auto& [name, tenant] : cluster_->tenants().by_name()) tenants.push_back(tenant);
     }
+    std::vector<KnownAgent> agents;
+    for (AgentInfo& info : known) {
+      agents.push_back({.info = info, .bounds = on_record_[info.name]});
+    }
     cluster_.emplace(Cluster::Start{.epoch = ++epoch_,
                                     .tenants = TenantTable(std::move(tenants), TenantId(100)),
-                                    .known_agents = std::move(known),
+                                    .known_agents = std::move(agents),
                                     .learn_until = now_ + seconds(5)});
   }
 
@@ -70,7 +74,13 @@ class ClusterTest : public ::testing::Test {
 
   AgentOrders Exchange(ModelAgent& agent) {
     now_ += milliseconds(250);
-    const AgentOrders orders = cluster_->Exchange(agent.info.name, agent.Report(), now_);
+    const std::string& name = agent.info.name;
+    AgentOrders orders = cluster_->Exchange(name, agent.Report(), now_);
+    if (cluster_->AwaitsBounds(name)) {
+      on_record_[name] = cluster_->PrepareBounds(name);
+      cluster_->BoundsRecorded(name, on_record_[name]);
+      orders = cluster_->OrdersFor(name);
+    }
     agent.Apply(orders);
     return orders;
   }
@@ -86,6 +96,7 @@ class ClusterTest : public ::testing::Test {
   TimePoint now_{seconds(1000)};
   uint64_t epoch_ = 0;
   std::optional<Cluster> cluster_;
+  std::map<std::string, LeaseBounds> on_record_;  // survives a restart
 };
 
 TEST_F(ClusterTest, WhoMayRegister) {
@@ -197,6 +208,27 @@ TEST_F(ClusterTest, LearningEndsAtItsDeadline) {
   now_ += seconds(5);
   EXPECT_FALSE(cluster_->Learning(now_));
   EXPECT_TRUE(Exchange(a).complete);
+}
+
+TEST_F(ClusterTest, AnAgentThatStaysAwayAfterARestartKeepsItsLeases) {
+  const TenantId tenant = Set("t", 0_B, 40_MiB);
+  ModelAgent lost = Connect(Agent("lost", 20)), a = Connect(Agent("a", 20));
+  Exchange(lost);
+  Exchange(a);
+  lost.use[tenant].wanted_slabs = 12;
+  Exchange(lost);
+  a.use[tenant].wanted_slabs = 20;
+  Restart({lost.info, a.info});
+  a.link = cluster_->Connect(a.info);
+  Exchange(a);
+  now_ += seconds(10);
+  Exchange(a);
+  EXPECT_EQ(on_record_["lost"][tenant], 16);
+  EXPECT_LE(a.use[tenant].lease.slabs, 20 - lost.use[tenant].lease.slabs);
+  EXPECT_EQ(a.use[tenant].lease.slabs, 20 - 16) << "its bound counts";
+  cluster_->Forget("lost");
+  Exchange(a);
+  EXPECT_EQ(a.use[tenant].lease.slabs, 20);
 }
 
 TEST_F(ClusterTest, KnownAgentsAreCapacityWhileTheyAreAway) {

@@ -67,6 +67,7 @@ TEST_F(RecordsTest, EverythingComesBack) {
                         .device = "host"};
   Write(SaveTenants({a, b}, TenantId(2)));
   Write(SaveAgent(agent));
+  Write(SaveBounds("gpu-0", {{TenantId(12), 64}, {TenantId(11), 8}}));  // 11 is gone
   Write(AddOperatorToken(Sha256("admin")));
   const Records records = Read();
   ASSERT_THAT(records.tenants, SizeIs(2));
@@ -76,7 +77,8 @@ TEST_F(RecordsTest, EverythingComesBack) {
   EXPECT_EQ(records.tenants[0].tokens, a.tokens);
   EXPECT_EQ(records.tenants[1].spec, b.spec);
   EXPECT_EQ(records.next_tenant_id, TenantId(13));
-  EXPECT_THAT(records.agents, ElementsAre(agent));
+  EXPECT_THAT(records.agents,
+              ElementsAre(KnownAgent{.info = agent, .bounds = {{TenantId(12), 64}}}));
   EXPECT_THAT(records.operator_tokens, ElementsAre(Sha256("admin")));
 }
 
@@ -86,8 +88,10 @@ TEST_F(RecordsTest, ARemovedTenantsIdStaysUsed) {
   EXPECT_THAT(Read().tenants, SizeIs(1));
   EXPECT_EQ(Read().next_tenant_id, TenantId(3));
   Write(SaveAgent({.name = "a", .slab_bytes = 1_MiB}));
+  Write(SaveBounds("a", {{TenantId(1), 8}}));
   Write(RemoveAgent("a"));
   EXPECT_THAT(Read().agents, SizeIs(0));
+  EXPECT_FALSE(contents_.records.contains("bounds/a"));
 }
 
 TEST_F(RecordsTest, WhatCannotBeReadIsNamed) {
@@ -107,6 +111,8 @@ TEST_F(RecordsTest, WhatCannotBeReadIsNamed) {
   EXPECT_THAT(Error("tenant/1", with("3145728", "3")), HasSubstr("guaranteed must not exceed"));
   EXPECT_THAT(Error("tenant/1", with(ToHex(Sha256("a1")), "12")), HasSubstr("64 digits"));
   EXPECT_THAT(Error("agent/gpu-0", "{}"), HasSubstr("incarnation"));
+  EXPECT_THAT(Error("bounds/gpu-0", R"({"x": 1})"), HasSubstr("a tenant is its id"));
+  EXPECT_THAT(Error("bounds/gpu-0", R"({"1": -1})"), HasSubstr("whole number"));
   EXPECT_THAT(Error("operator/12", "{}"), HasSubstr("64 digits"));
   EXPECT_THAT(Error("next-tenant", "-1"), HasSubstr("above 0"));
   EXPECT_THAT(Error("budget/1", "{}"), HasSubstr("knows no such record"));

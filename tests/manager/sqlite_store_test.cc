@@ -174,11 +174,11 @@ PRAGMA application_id = 1802924141;
   EXPECT_EQ(records->next_tenant_id, TenantId(5));
   ASSERT_THAT(records->operator_tokens, SizeIs(1));
   EXPECT_EQ(TokenId(records->operator_tokens[0]), "ff1122334455");
-  EXPECT_THAT(records->agents, ElementsAre(AgentInfo{.name = "gpu-0",
-                                                     .incarnation = ~uint64_t{0},
-                                                     .pool_bytes = 64_MiB,
-                                                     .slab_bytes = 2_MiB,
-                                                     .device = "host"}));
+  EXPECT_THAT(records->agents, ElementsAre(KnownAgent{.info = {.name = "gpu-0",
+                                                               .incarnation = ~uint64_t{0},
+                                                               .pool_bytes = 64_MiB,
+                                                               .slab_bytes = 2_MiB,
+                                                               .device = "host"}}));
   EXPECT_EQ(Reopen().records, contents.records) << "once";
 }
 
