@@ -11,6 +11,8 @@
 #include <numeric>
 #include <random>
 
+#include "tests/manager/random_budgets.h"
+
 namespace kvpool {
 namespace {
 
@@ -149,40 +151,6 @@ TEST(AllocatorTest, ASumIsSplitOverAgentsAsItsDemandIs) {
   EXPECT_THAT(leases, ElementsAre(ElementsAre(6, 2, 4)));
 }
 
-AllocatorInput RandomInput(std::mt19937& random) {
-  const auto below = [&](int64_t n) {
-    return std::uniform_int_distribution<int64_t>(0, n)(random);
-  };
-  AllocatorInput input;
-  input.capacity.resize(1 + below(6));
-  for (int64_t& slabs : input.capacity) slabs = below(3) == 0 ? below(4) : below(60);
-  const int64_t capacity = Sum(input.capacity);
-  int64_t unpromised = capacity;
-  std::vector<int64_t> unpinned = input.capacity;
-  const bool same_weight = below(2) == 0, same_priority = below(1) == 0;
-  input.tenants.resize(below(8));
-  for (AllocatorInput::Tenant& tenant : input.tenants) {
-    // Guarantees exceed the capacity only when an agent was lost: seldom.
-    tenant.guaranteed = below(10) == 0 ? below(capacity) : below(unpromised);
-    unpromised = std::max<int64_t>(unpromised - tenant.guaranteed, 0);
-    tenant.limit = tenant.guaranteed + below(2 * capacity);
-    if (!same_weight) tenant.weight = 1 + (below(1) == 0 ? below(4) : below(100));
-    if (!same_priority) tenant.priority = static_cast<int>(below(2)) * 4;
-    if (below(5) == 0) tenant.borrowing = Borrowing::kOff;
-    for (size_t a = 0; a < input.capacity.size(); ++a) {
-      tenant.demand.push_back(below(2) == 0 ? 0 : below(80));
-    }
-    if (below(2) > 0) continue;
-    int64_t left = tenant.guaranteed;
-    for (int64_t& slabs : unpinned) {
-      tenant.floors.push_back(below(std::min(left, slabs)));
-      left -= tenant.floors.back();
-      slabs -= tenant.floors.back();
-    }
-  }
-  return input;
-}
-
 // The header's steps 1 to 3 read word by word: one slab at a time to the poorest, each with a
 // search for any placement that has room for it. Floors must fit.
 class SlabBySlab {
@@ -285,7 +253,7 @@ TEST(AllocatorPropertyTest, EveryoneGetsWhatTheOracleGives) {
   for (unsigned seed = 0; seed < 3000; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
-    const AllocatorInput input = RandomInput(random);
+    const AllocatorInput input = RandomBudgets(random);
     const Table leases = Allocate(input);
     const SlabBySlab oracle(input);
     for (size_t t = 0; t < leases.size(); ++t) {
@@ -301,7 +269,7 @@ TEST(AllocatorPropertyTest, SumsLimitsAndNoIdleSlabs) {
   for (unsigned seed = 0; seed < 3000; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
-    const AllocatorInput input = RandomInput(random);
+    const AllocatorInput input = RandomBudgets(random);
     const Table leases = Allocate(input);
     ASSERT_EQ(leases.size(), input.tenants.size());
     ASSERT_EQ(leases, Allocate(input));
@@ -349,7 +317,7 @@ TEST(AllocatorPropertyTest, NobodyGainsButFromAPoorerOne) {
   for (unsigned seed = 0; seed < 3000; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
-    const AllocatorInput input = RandomInput(random);
+    const AllocatorInput input = RandomBudgets(random);
     const Table leases = Allocate(input);
     const SlabBySlab oracle(input);
     const auto borrowed = [&](size_t t) { return Served(input, leases, t) - oracle.Guaranteed(t); };
@@ -373,7 +341,7 @@ TEST(AllocatorPropertyTest, MoreCapacityOrGuaranteeNeverLowersGuaranteedService)
   for (unsigned seed = 0; seed < 3000; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
-    AllocatorInput input = RandomInput(random);
+    AllocatorInput input = RandomBudgets(random);
     if (input.tenants.empty()) continue;
     for (AllocatorInput::Tenant& tenant : input.tenants) tenant.borrowing = Borrowing::kOff;
     const Table leases = Allocate(input);
@@ -398,7 +366,7 @@ TEST(AllocatorPropertyTest, AskingForMoreNeverGivesLess) {
   for (unsigned seed = 0; seed < 3000; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
-    AllocatorInput input = RandomInput(random);
+    AllocatorInput input = RandomBudgets(random);
     if (input.tenants.empty()) continue;
     input.capacity.resize(1);
     for (AllocatorInput::Tenant& tenant : input.tenants) {
@@ -421,7 +389,7 @@ TEST(AllocatorPropertyTest, WhatIsInUseStaysGranted) {
   for (unsigned seed = 0; seed < 1000; ++seed) {
     SCOPED_TRACE(seed);
     std::mt19937 random(seed);
-    AllocatorInput input = RandomInput(random);
+    AllocatorInput input = RandomBudgets(random);
     const Table leases = Allocate(input);
     for (size_t t = 0; t < leases.size(); ++t) input.tenants[t].demand = leases[t];
     const Table again = Allocate(input);

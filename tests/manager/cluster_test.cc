@@ -147,7 +147,7 @@ TEST_F(ClusterTest, ATenantAcrossAgentsStaysBelowItsLimit) {
   Exchange(b);
   EXPECT_EQ(cluster_->ledger().Committed(tenant), 10);
   b.use[tenant].wanted_slabs = 20;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 6; ++i) {
     Exchange(b);
     Exchange(a);
     EXPECT_LE(cluster_->ledger().Committed(tenant), 10);
@@ -162,6 +162,24 @@ TEST_F(ClusterTest, ATenantAcrossAgentsStaysBelowItsLimit) {
   EXPECT_TRUE(cluster_->CheckForget("b").ok());
   cluster_->Forget("b");
   EXPECT_EQ(Exchange(a).tenants[0].lease.slabs, 10);
+}
+
+TEST_F(ClusterTest, BorrowedSlabsComeBackAtAPaceAndAGuaranteeAtOnce) {
+  const TenantId borrower = Set("borrower", 0_B, 200_MiB), tenant = Set("tenant", 40_MiB, 200_MiB);
+  ModelAgent a = Connect(Agent("a", 100));
+  a.use[borrower] = {.lease = {.tenant = borrower}, .wanted_slabs = 100};
+  Exchange(a);
+  Exchange(a);
+  ASSERT_EQ(a.use[borrower].lease.slabs, 100);
+  a.use[tenant].wanted_slabs = 50;
+  Exchange(a);
+  EXPECT_EQ(a.use[borrower].lease.slabs, 80) << "room for the guarantee";
+  Exchange(a);
+  EXPECT_EQ(a.use[tenant].lease.slabs, 20);
+  EXPECT_EQ(a.use[borrower].lease.slabs, 70);
+  for (int i = 0; i < 5; ++i) Exchange(a);
+  EXPECT_EQ(a.use[tenant].lease.slabs, 50);
+  EXPECT_EQ(a.use[borrower].lease.slabs, 50);
 }
 
 TEST_F(ClusterTest, OrdersOfARestartedManagerAreIncompleteUntilItHasLearned) {
