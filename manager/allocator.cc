@@ -67,7 +67,13 @@ class Allocation {
   }
 
   void PlaceDemand() {
-    Placement placement(free_, tenants_.size(), UnmetDemand());
+    Placement placement(free_, tenants_.size());
+    for (size_t t = 0; t < tenants_.size(); ++t) {
+      for (size_t a = 0; a < free_.size(); ++a) {
+        const int64_t unmet = tenants_[t].demand[a] - leases_[t][a];
+        if (unmet > 0) placement.SetWant(t, a, unmet);
+      }
+    }
     std::vector<Claim> claims(tenants_.size());
     for (size_t t = 0; t < claims.size(); ++t) claims[t].want = tenants_[t].guaranteed - sums_[t];
     Raise(placement, claims);
@@ -86,31 +92,19 @@ class Allocation {
     for (size_t a = 0; a < free_.size(); ++a) {
       if (free_[a] > 0) idle.push_back(a);
     }
+    if (idle.empty()) return;
+    Placement placement(free_, tenants_.size());
     std::vector<Claim> claims(tenants_.size());
-    std::vector<Placement::Want> wants;
     for (size_t t = 0; t < tenants_.size(); ++t) {
       claims[t] = {Ceiling(tenants_[t]) - sums_[t], tenants_[t].weight};
       if (claims[t].want == 0) continue;
-      for (const size_t a : idle) wants.push_back({t, a, HeadRoom(leases_[t][a])});
+      for (const size_t a : idle) placement.SetWant(t, a, HeadRoom(leases_[t][a]));
     }
-    if (wants.empty()) return;
-    Placement placement(free_, tenants_.size(), wants);
     placement.Fill(claims);
     Take(placement);
   }
 
  private:
-  std::vector<Placement::Want> UnmetDemand() const {
-    std::vector<Placement::Want> wants;
-    for (size_t t = 0; t < tenants_.size(); ++t) {
-      for (size_t a = 0; a < free_.size(); ++a) {
-        const int64_t unmet = tenants_[t].demand[a] - leases_[t][a];
-        if (unmet > 0) wants.push_back({t, a, unmet});
-      }
-    }
-    return wants;
-  }
-
   void Raise(Placement& placement, const std::vector<Claim>& claims) {
     if (std::all_of(claims.begin(), claims.end(), [](const Claim& c) { return c.want == 0; })) {
       return;

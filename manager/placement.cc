@@ -19,18 +19,19 @@ IndexSet All(size_t size) {
 
 }  // namespace
 
-Placement::Placement(std::vector<int64_t> free, size_t tenants, const std::vector<Want>& wants)
+Placement::Placement(std::vector<int64_t> free, size_t tenants)
     : free_(std::move(free)),
       gained_(tenants),
       pairs_(tenants * free_.size()),
       want_more_(tenants, IndexSet(free_.size())),
       holders_(free_.size(), IndexSet(tenants)),
+      asked_(free_.size()),
       short_(tenants),
-      excess_(tenants) {
-  for (const Want& want : wants) {
-    pairs_[want.tenant * free_.size() + want.agent].unmet = want.slabs;
-    want_more_[want.tenant].Insert(want.agent);
-  }
+      excess_(tenants) {}
+
+void Placement::SetWant(size_t t, size_t a, int64_t slabs) {
+  pairs_[t * free_.size() + a].unmet = slabs;
+  want_more_[t].Insert(a);
 }
 
 void Placement::Move(size_t t, size_t a, int64_t slabs) {
@@ -47,16 +48,15 @@ void Placement::Fill(const std::vector<Claim>& claims) {
   std::fill(gained_.begin(), gained_.end(), 0);
   bool moved = true;
   for (int round = 0; round < kRounds && moved; ++round) {
-    std::vector<std::vector<Asked>> asked(free_.size());
-    for (size_t t = 0; t < claims.size(); ++t) Ask(t, claims[t].want - gained_[t], asked);
+    for (size_t t = 0; t < claims.size(); ++t) Ask(t, claims[t].want - gained_[t]);
     moved = false;
-    for (size_t a = 0; a < free_.size(); ++a) moved |= Serve(a, asked[a], claims);
+    for (size_t a = 0; a < free_.size(); ++a) moved |= Serve(a, claims);
   }
 }
 
 // `amount`, or all that it could get where that is less, in proportion to what it could get at each
 // agent; sums exactly.
-void Placement::Ask(size_t t, int64_t amount, std::vector<std::vector<Asked>>& asked) const {
+void Placement::Ask(size_t t, int64_t amount) {
   if (amount == 0) return;
   const IndexSet& agents = want_more_[t];
   const auto possible = [&](size_t a) { return std::min(At(t, a).unmet, free_[a]); };
@@ -68,13 +68,14 @@ void Placement::Ask(size_t t, int64_t amount, std::vector<std::vector<Asked>>& a
     if (free_[a] == 0) continue;
     possible_before += possible(a);
     const int64_t asked_now = amount * possible_before / sum;
-    if (asked_now > asked_before) asked[a].push_back({t, asked_now - asked_before});
+    if (asked_now > asked_before) asked_[a].push_back({t, asked_now - asked_before});
     asked_before = asked_now;
   }
 }
 
 // Shares the agent's free slabs between those who ask; returns whether that moves anything.
-bool Placement::Serve(size_t a, const std::vector<Asked>& asked, const std::vector<Claim>& claims) {
+bool Placement::Serve(size_t a, const std::vector<Claim>& claims) {
+  std::vector<Asked>& asked = asked_[a];
   std::vector<Claim> here;
   for (const Asked& one : asked) here.push_back({one.slabs, claims[one.tenant].weight});
   const std::vector<int64_t> shares = ShareMaxMin(free_[a], here);
@@ -85,6 +86,7 @@ bool Placement::Serve(size_t a, const std::vector<Asked>& asked, const std::vect
     gained_[asked[i].tenant] += shares[i];
     granted += shares[i];
   }
+  asked.clear();
   free_[a] -= granted;
   return granted > 0;
 }
@@ -105,7 +107,9 @@ void Placement::Raise(const std::vector<Claim>& claims) {
   Fill(claims);
   std::vector<Claim> possible = claims;  // nobody can gain more than it wants
   for (size_t t = 0; t < claims.size(); ++t) {
-    possible[t].want = std::min(claims[t].want, gained_[t] + Unmet(t));
+    if (gained_[t] < claims[t].want) {
+      possible[t].want = std::min(claims[t].want, gained_[t] + Unmet(t));
+    }
     short_[t] = possible[t].want - gained_[t];
     excess_[t] = 0;
   }

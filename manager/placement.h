@@ -21,14 +21,11 @@ namespace kvpool {
 
 class Placement {
  public:
-  struct Want {
-    size_t tenant = 0;
-    size_t agent = 0;
-    int64_t slabs = 0;  // more than none
-  };
+  // free[agent]: slabs to place on. Nobody wants anything yet.
+  Placement(std::vector<int64_t> free, size_t tenants);
 
-  // free[agent]: slabs to place on. `wants`: of a tenant at an agent one at most.
-  Placement(std::vector<int64_t> free, size_t tenants, const std::vector<Want>& wants);
+  // What a tenant wants at an agent, more than none; once for each pair, before anything is placed.
+  void SetWant(size_t tenant, size_t agent, int64_t slabs);
 
   // Raises the tenants' sums, [tenant] by at most claims[tenant].want. A tenant asks each agent for
   // a part of its claim in proportion to its unmet wants there, each agent shares its free slabs
@@ -69,8 +66,8 @@ class Placement {
   const Pair& At(size_t tenant, size_t agent) const {
     return pairs_[tenant * free_.size() + agent];
   }
-  void Ask(size_t tenant, int64_t amount, std::vector<std::vector<Asked>>& asked) const;
-  bool Serve(size_t agent, const std::vector<Asked>& asked, const std::vector<Claim>& claims);
+  void Ask(size_t tenant, int64_t amount);
+  bool Serve(size_t agent, const std::vector<Claim>& claims);
   int64_t Unmet(size_t tenant) const;
   // Gives a slab, or more, to a tenant; takes them from it where negative.
   void Move(size_t tenant, size_t agent, int64_t slabs);
@@ -83,11 +80,12 @@ class Placement {
   int64_t PushFromTenant(size_t tenant, size_t layer, int64_t amount);
   int64_t PushFromAgent(size_t agent, size_t layer, int64_t amount);
 
-  std::vector<int64_t> free_;        // [agent]
-  std::vector<int64_t> gained_;      // [tenant]
-  std::vector<Pair> pairs_;          // [tenant * agents + agent]
-  std::vector<IndexSet> want_more_;  // [tenant]: agents where something is unmet
-  std::vector<IndexSet> holders_;    // [agent]: tenants for whom something is placed
+  std::vector<int64_t> free_;              // [agent]
+  std::vector<int64_t> gained_;            // [tenant]
+  std::vector<Pair> pairs_;                // [tenant * agents + agent]
+  std::vector<IndexSet> want_more_;        // [tenant]: agents where something is unmet
+  std::vector<IndexSet> holders_;          // [agent]: tenants for whom something is placed
+  std::vector<std::vector<Asked>> asked_;  // [agent]: in the round of Fill that is under way
 
   // The flow that is being pushed: from tenants that are short, in turns to agents where they want
   // more and to tenants that hold something there, ending at free slabs or at an excess.
