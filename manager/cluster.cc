@@ -27,6 +27,23 @@ std::vector<LeaseHolder> Holders(const std::vector<KnownAgent>& agents) {
   return holders;
 }
 
+// What the operator has set, for the agents that are ready.
+AllocatorInput::Tenant BudgetOf(const TenantSpec& spec, Bytes slab, const PacingInput::Tenant& now,
+                                const std::vector<std::string>& ready) {
+  AllocatorInput::Tenant budget{.guaranteed = now.guaranteed,
+                                .limit = now.limit,
+                                .weight = spec.weight,
+                                .priority = spec.priority,
+                                .borrowing = spec.borrowing,
+                                .demand = now.demand};
+  if (spec.floors.empty()) return budget;
+  for (const std::string& agent : ready) {
+    const auto floor = spec.floors.find(agent);
+    budget.floors.push_back(floor == spec.floors.end() ? 0 : floor->second / slab);
+  }
+  return budget;
+}
+
 }  // namespace
 
 Cluster::Cluster(Start start)
@@ -131,7 +148,8 @@ void Cluster::Take(Agent& agent, AgentReport report, TimePoint now) {
   for (const auto& [tenant_name, tenant] : tenants_.by_name()) ids.insert(tenant.id);
   for (ReclaimEntry& entry : report.reclaims) {
     if (!ids.contains(entry.tenant)) continue;
-    reclaims_[entry.tenant].Add(std::move(entry));
+    ReclaimLog& log = reclaims_[entry.tenant];
+    log.Add(std::move(entry));
   }
 }
 
@@ -149,34 +167,45 @@ int64_t Cluster::LimitSlabs(const Tenant& tenant) const {
 // limit, and what a tenant unknown here holds against its agent's capacity.
 void Cluster::Plan() {
   const std::vector<std::string> ready = ledger_.ReadyAgents();
+  PacingInput pacing;
   AllocatorInput input;
   std::vector<LeaseTarget> targets;
   for (const std::string& agent : ready) {
-    input.capacity.push_back(ledger_.CapacityOf(agent) - ledger_.CommittedAt(agent));
+    pacing.capacity.push_back(ledger_.CapacityOf(agent) - ledger_.CommittedAt(agent));
   }
   for (const auto& [name, tenant] : tenants_.by_name()) {
-    const int64_t limit = LimitSlabs(tenant);
-    int64_t elsewhere = ledger_.Committed(tenant.id);
-    std::vector<int64_t> demand;
-    for (size_t a = 0; a < ready.size(); ++a) {
-      const int64_t here = ledger_.Committed(tenant.id, ready[a]);
-      elsewhere -= here;
-      input.capacity[a] += here;
-      const auto& use = agents_.at(ready[a]).use;
-      const auto found = use.find(tenant.id);
-      demand.push_back(found == use.end() ? 0 : found->second.wanted_slabs);
-    }
-    const int64_t limit_here = std::max<int64_t>(limit - elsewhere, 0);
-    const int64_t guaranteed = tenant.spec.guaranteed / SlabBytes();
-    input.tenants.push_back({.guaranteed = std::min(guaranteed, limit_here),
-                             .limit = limit_here,
-                             .demand = std::move(demand)});
-    targets.push_back({.tenant = tenant.id, .limit = limit});
+    PacingInput::Tenant now = LeasesAndDemand(tenant, ready);
+    input.tenants.push_back(BudgetOf(tenant.spec, SlabBytes(), now, ready));
+    for (size_t a = 0; a < ready.size(); ++a) pacing.capacity[a] += now.committed[a];
+    pacing.tenants.push_back(std::move(now));
+    targets.push_back({.tenant = tenant.id, .limit = LimitSlabs(tenant)});
   }
-  for (int64_t& slabs : input.capacity) slabs = std::max<int64_t>(slabs, 0);
+  for (int64_t& slabs : pacing.capacity) slabs = std::max<int64_t>(slabs, 0);
+  input.capacity = pacing.capacity;
   std::vector<std::vector<int64_t>> leases = Allocate(input);
+  for (size_t t = 0; t < leases.size(); ++t) pacing.tenants[t].allocated = std::move(leases[t]);
+  leases = PaceLeases(pacing);
   for (size_t t = 0; t < targets.size(); ++t) targets[t].slabs = std::move(leases[t]);
   ledger_.Plan(targets);
+}
+
+// Budgets are what is left of them for the agents that are ready.
+PacingInput::Tenant Cluster::LeasesAndDemand(const Tenant& tenant,
+                                             const std::vector<std::string>& ready) const {
+  PacingInput::Tenant now;
+  int64_t elsewhere = ledger_.Committed(tenant.id);
+  for (const std::string& agent : ready) {
+    now.ordered.push_back(ledger_.Ordered(tenant.id, agent));
+    now.committed.push_back(ledger_.Committed(tenant.id, agent));
+    elsewhere -= now.committed.back();
+    const auto& use = agents_.at(agent).use;
+    const auto found = use.find(tenant.id);
+    now.demand.push_back(found == use.end() ? 0 : found->second.wanted_slabs);
+  }
+  now.priority = tenant.spec.priority;
+  now.limit = std::max<int64_t>(LimitSlabs(tenant) - elsewhere, 0);
+  now.guaranteed = std::min(tenant.spec.guaranteed / SlabBytes(), now.limit);
+  return now;
 }
 
 AgentOrders Cluster::OrdersFor(const std::string& agent) const {

@@ -17,6 +17,7 @@
 #include "common/ids.h"
 #include "common/units.h"
 #include "manager/lease_ledger.h"
+#include "manager/lease_pacing.h"
 #include "manager/reclaim_log.h"
 #include "manager/tenants.h"
 
@@ -148,6 +149,8 @@ class Cluster {
   void Take(Agent& agent, AgentReport report, TimePoint now);
   void PlanSometimes(TimePoint now);
   void Plan();
+  PacingInput::Tenant LeasesAndDemand(const Tenant& tenant,
+                                      const std::vector<std::string>& ready) const;
   int64_t LimitSlabs(const Tenant& tenant) const;
 
   TenantTable tenants_;

@@ -14,6 +14,7 @@ namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
@@ -158,7 +159,7 @@ TEST_F(ClusterTest, ATenantAcrossAgentsStaysBelowItsLimit) {
   Exchange(b);
   EXPECT_EQ(cluster_->ledger().Committed(tenant), 10);
   b.use[tenant].wanted_slabs = 20;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 6; ++i) {
     Exchange(b);
     Exchange(a);
     EXPECT_LE(cluster_->ledger().Committed(tenant), 10);
@@ -173,6 +174,24 @@ TEST_F(ClusterTest, ATenantAcrossAgentsStaysBelowItsLimit) {
   EXPECT_TRUE(cluster_->CheckForget("b").ok());
   cluster_->Forget("b");
   EXPECT_EQ(Exchange(a).tenants[0].lease.slabs, 10);
+}
+
+TEST_F(ClusterTest, BorrowedSlabsComeBackAtAPaceAndAGuaranteeAtOnce) {
+  const TenantId borrower = Set("borrower", 0_B, 200_MiB), tenant = Set("tenant", 40_MiB, 200_MiB);
+  ModelAgent a = Connect(Agent("a", 100));
+  a.use[borrower] = {.lease = {.tenant = borrower}, .wanted_slabs = 100};
+  Exchange(a);
+  Exchange(a);
+  ASSERT_EQ(a.use[borrower].lease.slabs, 100);
+  a.use[tenant].wanted_slabs = 50;
+  Exchange(a);
+  EXPECT_EQ(a.use[borrower].lease.slabs, 80) << "room for the guarantee";
+  Exchange(a);
+  EXPECT_EQ(a.use[tenant].lease.slabs, 20);
+  EXPECT_EQ(a.use[borrower].lease.slabs, 70);
+  for (int i = 0; i < 5; ++i) Exchange(a);
+  EXPECT_EQ(a.use[tenant].lease.slabs, 50);
+  EXPECT_EQ(a.use[borrower].lease.slabs, 50);
 }
 
 TEST_F(ClusterTest, OrdersOfARestartedManagerAreIncompleteUntilItHasLearned) {
@@ -208,6 +227,53 @@ TEST_F(ClusterTest, LearningEndsAtItsDeadline) {
   now_ += seconds(5);
   EXPECT_FALSE(cluster_->Learning(now_));
   EXPECT_TRUE(Exchange(a).complete);
+}
+
+// Two tenants that want more than the agent has.
+class ContendedClusterTest : public ClusterTest {
+ protected:
+  // Slabs of each once nothing moves any more, of 20.
+  std::vector<int64_t> Share(const TenantSpec& first, const TenantSpec& second) {
+    ModelAgent agent = Connect(Agent("gpu-0", 20));
+    const auto changed = cluster_->tenants().PlanApply({first, second}, {});
+    EXPECT_TRUE(changed.ok()) << changed.status();
+    cluster_->CommitTenants(*changed);
+    const TenantId a = cluster_->tenants().Find(first.name)->id;
+    const TenantId b = cluster_->tenants().Find(second.name)->id;
+    Exchange(agent);
+    agent.use[a].wanted_slabs = agent.use[b].wanted_slabs = 30;
+    for (int round = 0; round < 20; ++round) Exchange(agent);
+    return {agent.use[a].lease.slabs, agent.use[b].lease.slabs};
+  }
+};
+
+TEST_F(ContendedClusterTest, WeightDividesWhatIsBorrowed) {
+  EXPECT_THAT(Share({.name = "a", .limit = kSlab * 30, .weight = 3},
+                    {.name = "b", .limit = kSlab * 30, .weight = 1}),
+              ElementsAre(15, 5));
+}
+
+TEST_F(ContendedClusterTest, PriorityBorrowsFirstAndGuaranteesKnowNone) {
+  EXPECT_THAT(Share({.name = "a", .limit = kSlab * 30, .priority = 6},
+                    {.name = "b", .guaranteed = kSlab * 4, .limit = kSlab * 30}),
+              ElementsAre(16, 4));
+}
+
+TEST_F(ContendedClusterTest, WhoMayNotBorrowKeepsToItsGuarantee) {
+  EXPECT_THAT(
+      Share(
+          {.name = "a", .guaranteed = kSlab * 4, .limit = kSlab * 30, .borrowing = Borrowing::kOff},
+          {.name = "b", .limit = kSlab * 30}),
+      ElementsAre(4, 16));
+}
+
+TEST_F(ContendedClusterTest, FloorsComeBeforeOtherGuarantees) {
+  EXPECT_THAT(Share({.name = "a",
+                     .guaranteed = kSlab * 12,
+                     .limit = kSlab * 12,
+                     .floors = {{"gpu-0", kSlab * 12}, {"gpu-1", 0_B}}},
+                    {.name = "b", .guaranteed = kSlab * 16, .limit = kSlab * 16}),
+              ElementsAre(12, 8));
 }
 
 TEST_F(ClusterTest, AnAgentThatStaysAwayAfterARestartKeepsItsLeases) {
