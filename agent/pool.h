@@ -51,7 +51,7 @@ enum class PageState : uint8_t { kFree = 0, kGranted = 1, kOwned = 2 };
 
 struct PoolConfig {
   uint32_t slabs = 0;
-  uint32_t reserve_slabs = 0;  // stay FREE whatever the leases say
+  uint32_t reserve_slabs = 0;  // the pool's last: stay FREE whatever the leases say
   Bytes slab_bytes;
   bool operator==(const PoolConfig&) const = default;
 };
