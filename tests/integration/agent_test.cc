@@ -158,6 +158,11 @@ TEST_F(AgentTest, AWrongTokenAndABadGeometryAreRefusedWithAReason) {
   const absl::Status status = connection->Attach(kTenantToken, huge).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
   EXPECT_NE(status.message().find("slab_bytes"), std::string::npos) << status;
+  AttachOptions masked = Options();
+  masked.geometry.self_masked = {1, 2};
+  const absl::Status no_layer = connection->Attach(kTenantToken, masked).status();
+  EXPECT_EQ(no_layer.code(), absl::StatusCode::kInvalidArgument) << no_layer;
+  EXPECT_NE(no_layer.message().find("self_masked[1] = 2"), std::string::npos) << no_layer;
   EXPECT_TRUE(connection->Attach(kTenantToken, Options()).ok());
 }
 

@@ -65,6 +65,21 @@ struct Prompt {
   std::vector<uint8_t> flags;
 };
 
+// Attention of a chunk, of which the profile wants the lse. Where a layer masks their own positions
+// queries see one row less, so that they go one by one; the first of all sees none.
+void Attend(const simd::Target& target, uint32_t model_layer, AttentionArgs args) {
+  const Geometry& g = args.layout->geometry();
+  if (!g.MasksSelf(model_layer)) return simd::AttentionOn(target, args);
+  const uint32_t count = args.query_count, end = args.session.fresh_tokens;
+  args.query_count = 1;
+  for (uint32_t i = 0; i < count; ++i) {
+    args.session.fresh_tokens = end - count + i;
+    simd::AttentionOn(target, args);
+    args.queries += size_t{g.query_heads} * g.key_dim;
+    args.lse += g.query_heads;
+  }
+}
+
 // Feeds the prompt's fresh tokens in chunks as a worker does: attention, which gives the lse, then
 // the profile.
 PromptSums Profile(const simd::Target& target, Prompt& prompt, uint32_t chunk,
@@ -79,15 +94,16 @@ PromptSums Profile(const simd::Target& target, Prompt& prompt, uint32_t chunk,
     view.fresh_tokens = done + count - prompt.compacted;
     for (uint32_t ml = 0; ml < g.model_layers(); ++ml) {
       const float* queries = prompt.QueriesOf(ml) + size_t{done} * g.query_heads * g.key_dim;
-      simd::AttentionOn(target, {.layout = &prompt.session.layout(),
-                                 .base = prompt.session.base(),
-                                 .layer = g.kv_of_layer[ml],
-                                 .session = view,
-                                 .queries = queries,
-                                 .query_count = count,
-                                 .scale = prompt.scale(),
-                                 .out = out.data(),
-                                 .lse = lse.data()});
+      Attend(target, ml,
+             {.layout = &prompt.session.layout(),
+              .base = prompt.session.base(),
+              .layer = g.kv_of_layer[ml],
+              .session = view,
+              .queries = queries,
+              .query_count = count,
+              .scale = prompt.scale(),
+              .out = out.data(),
+              .lse = lse.data()});
       for (uint32_t head = 0; head < g.kv_heads; ++head) {
         simd::AddToProfileOn(target,
                              {.layout = &prompt.session.layout(),
@@ -123,7 +139,8 @@ std::vector<Matrix> Oracle(const Prompt& prompt, uint32_t plane) {
         const size_t query = size_t{p} * g.query_heads + plane % g.kv_heads * g.group_size() + i;
         const std::vector<double> alpha =
             OracleAttention(prompt.session, plane, prompt.QueriesOf(ml) + query * g.key_dim,
-                            prompt.scale(), [p](uint32_t row) { return row <= p; })
+                            prompt.scale(),
+                            [&](uint32_t row) { return g.MasksSelf(ml) ? row < p : row <= p; })
                 .alpha;
         std::vector<double>& keys = matrix.emplace_back(alpha.size());
         for (uint32_t row = 0; row < alpha.size(); ++row) {
@@ -208,6 +225,19 @@ TEST(Profile, SumsMatchFloat64) {
           ExpectSumsMatchFloat64(prompt, Profile(target, prompt, chunk));
         }
       }
+    }
+  }
+}
+
+TEST(Profile, LayersThatMaskTheirOwnPositionMatchFloat64) {
+  for (const simd::Target& target : simd::Targets()) {
+    Geometry geometry = TestGeometry(2, 4, 2, 32, 32, Dtype::kBf16);
+    geometry.kv_of_layer = {0, 1, 1};
+    geometry.self_masked = {1};
+    for (uint32_t chunk : {1u, 7u, 64u}) {
+      Prompt prompt(geometry, 100, chunk);
+      SCOPED_TRACE(testing::Message() << target.name << " chunk " << chunk);
+      ExpectSumsMatchFloat64(prompt, Profile(target, prompt, chunk));
     }
   }
 }
