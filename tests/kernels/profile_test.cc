@@ -13,6 +13,7 @@
 #include "kernels/simd/targets.h"
 #include "kernels/token_flags.h"
 #include "tests/kernels/test_session.h"
+#include "tests/kernels/vector_targets.h"
 
 namespace kvpool {
 namespace {
