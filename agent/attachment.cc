@@ -426,6 +426,7 @@ void Attachment::TakeResult(AgentSession* session, const CompactionJob& job,
   const auto less = [](uint32_t from, uint32_t to) { return from > to ? from - to : 0; };
   outcome->effect = job.selection.has_value() ? CompactionOutcome::Effect::kCompacted
                                               : CompactionOutcome::Effect::kMoved;
+  outcome->pages_before = pages_before;
   outcome->freed_pages = less(pages_before, job.pages_before_sealing);
   outcome->sealing_freed = less(job.pages_before_sealing, pages);
   if (outcome->sealing_freed > 0) outcome->sealing = CompactionOutcome::Sealing::kSealed;

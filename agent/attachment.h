@@ -45,6 +45,7 @@ struct CompactionOutcome {
   absl::Status status;
   absl::Status sealed;         // not ok: why not all was sealed that could be; the session is whole
   std::string policy;          // the session's own, as text
+  uint32_t pages_before = 0;   // of the session
   uint32_t freed_pages = 0;    // by compaction
   uint32_t sealing_freed = 0;  // pages freed by sealing after it
   RecoveryStats recovery;      // over heads
