@@ -5,6 +5,8 @@
 
 #include <kj/debug.h>
 
+#include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "manager/agent_messages.h"
@@ -84,11 +86,14 @@ class AgentService::LinkServer final : public rpc::Link::Server {
     context.releaseParams();
     ++service_.counters_.reports;
     const AgentOrders orders = cluster.Exchange(agent_.name, *std::move(report), now);
-    if (!cluster.AwaitsBounds(agent_.name)) {
+    const std::optional<TimePoint> plan_at = cluster.AwaitsPlan(agent_.name);
+    if (!plan_at.has_value() && !cluster.AwaitsBounds(agent_.name)) {
       ToProto(orders, context.getResults().initOrders());
       return kj::READY_NOW;
     }
-    return service_.control_.RecordBounds(agent_.name)
+    const Duration wait = plan_at.has_value() ? std::max(*plan_at - now, Duration(0)) : Duration(0);
+    return service_.timer_.afterDelay(wait.count() * kj::NANOSECONDS)
+        .then([this] { return service_.PlanAndRecord(agent_.name); })
         .then([this, context, &cluster](absl::Status) mutable {
           KJ_REQUIRE(cluster.IsLive(agent_.name, link_), "a newer connection has taken over");
           ToProto(cluster.OrdersFor(agent_.name), context.getResults().initOrders());
@@ -153,8 +158,13 @@ class AgentService::ManagerServer final : public rpc::Manager::Server {
   kj::Own<RpcConnection> connection_;
 };
 
-AgentService::AgentService(Control& control, const std::string& agent_token)
-    : control_(control), agent_token_hash_(Sha256(agent_token)), log_("agents") {}
+AgentService::AgentService(Control& control, kj::Timer& timer, const std::string& agent_token)
+    : control_(control), timer_(timer), agent_token_hash_(Sha256(agent_token)), log_("agents") {}
+
+kj::Promise<absl::Status> AgentService::PlanAndRecord(const std::string& agent) {
+  control_.cluster().PlanIfDue(BootClock::now());
+  return control_.RecordBounds(agent);
+}
 
 BootstrapFactory AgentService::Factory() {
   return [this](RpcPeer peer, kj::Own<RpcConnection> connection) -> capnp::Capability::Client {

@@ -22,17 +22,22 @@ class AgentService {
   };
 
   // `agent_token` is the secret that all agents share. Both must outlive every connection.
-  AgentService(Control& control, const std::string& agent_token);
+  AgentService(Control& control, kj::Timer& timer, const std::string& agent_token);
 
   // For RpcListener.
   BootstrapFactory Factory();
   const Counters& counters() const { return counters_; }
 
  private:
+  // After a report that wanted something new: plans when a plan is due, and puts bounds on record
+  // that the agent's orders wait for.
+  kj::Promise<absl::Status> PlanAndRecord(const std::string& agent);
+
   class ManagerServer;
   class LinkServer;
 
   Control& control_;
+  kj::Timer& timer_;
   const Sha256Hash agent_token_hash_;
   Logger log_;
   Counters counters_;

@@ -15,9 +15,9 @@
 namespace kvpool {
 namespace {
 
-// A plan costs about this much for each pair of tenant and agent; twice as long must pass before
-// the next, so that planning takes at most half of the thread.
-constexpr Duration kPlanPause = std::chrono::microseconds(2);
+// For each pair of tenant and agent so long passes between two plans: about twice what the plan
+// takes, so that planning has at most half of the thread.
+constexpr Duration kPlanPause = std::chrono::nanoseconds(600);
 
 std::vector<LeaseHolder> Holders(const std::vector<KnownAgent>& agents) {
   std::vector<LeaseHolder> holders;
@@ -42,6 +42,16 @@ AllocatorInput::Tenant BudgetOf(const TenantSpec& spec, Bytes slab, const Pacing
     budget.floors.push_back(floor == spec.floors.end() ? 0 : floor->second / slab);
   }
   return budget;
+}
+
+// What a tenant wants at each agent.
+std::vector<int64_t> DemandOf(TenantId tenant, const std::vector<const Cluster::Agent*>& agents) {
+  std::vector<int64_t> demand;
+  for (const Cluster::Agent* agent : agents) {
+    const auto use = agent->use.find(tenant);
+    demand.push_back(use == agent->use.end() ? 0 : use->second.wanted_slabs);
+  }
+  return demand;
 }
 
 }  // namespace
@@ -133,17 +143,32 @@ AgentOrders Cluster::Exchange(const std::string& name, AgentReport report, TimeP
   if (ledger_.Report(name, report.seq, leases)) {
     Take(agents_.at(name), std::move(report), now);
     if (ledger_.Learning() && now >= learn_until_) ledger_.StopLearning();
-    PlanSometimes(now);
+    PlanIfDue(now);
   }
   return OrdersFor(name);
+}
+
+std::optional<TimePoint> Cluster::AwaitsPlan(const std::string& name) const {
+  const auto agent = agents_.find(name);
+  if (agent == agents_.end() || agent->second.planned || ledger_.Learning()) return std::nullopt;
+  return next_plan_;
 }
 
 void Cluster::Take(Agent& agent, AgentReport report, TimePoint now) {
   agent.last_report = now;
   agent.free_slabs = report.free_slabs;
   agent.stuck_slabs = report.stuck_slabs;
+  const auto wants_the_same = [&](const TenantUse& use) {
+    const auto before = agent.use.find(use.lease.tenant);
+    return before == agent.use.end() ? use.wanted_slabs == 0
+                                     : before->second.wanted_slabs == use.wanted_slabs;
+  };
+  if (!std::all_of(report.tenants.begin(), report.tenants.end(), wants_the_same)) {
+    agent.planned = false;
+  }
   agent.use.clear();
   for (const TenantUse& use : report.tenants) agent.use[use.lease.tenant] = use;
+  if (report.reclaims.empty()) return;
   std::set<TenantId> ids;
   for (const auto& [tenant_name, tenant] : tenants_.by_name()) ids.insert(tenant.id);
   for (ReclaimEntry& entry : report.reclaims) {
@@ -153,9 +178,10 @@ void Cluster::Take(Agent& agent, AgentReport report, TimePoint now) {
   }
 }
 
-void Cluster::PlanSometimes(TimePoint now) {
+void Cluster::PlanIfDue(TimePoint now) {
   if (now < next_plan_) return;
   Plan();
+  for (auto& [name, agent] : agents_) agent.planned = true;
   next_plan_ = now + kPlanPause * (tenants_.by_name().size() * agents_.size());
 }
 
@@ -166,46 +192,40 @@ int64_t Cluster::LimitSlabs(const Tenant& tenant) const {
 // Only ready agents can be ordered from. What is leased elsewhere still counts against a tenant's
 // limit, and what a tenant unknown here holds against its agent's capacity.
 void Cluster::Plan() {
-  const std::vector<std::string> ready = ledger_.ReadyAgents();
+  std::vector<TenantId> ids;
+  for (const auto& [name, tenant] : tenants_.by_name()) ids.push_back(tenant.id);
+  LeaseTable leases = ledger_.LeasesOf(ids);
+  std::vector<const Agent*> ready;
+  for (const std::string& agent : leases.agents) ready.push_back(&agents_.at(agent));
+
   PacingInput pacing;
   AllocatorInput input;
   std::vector<LeaseTarget> targets;
-  for (const std::string& agent : ready) {
-    pacing.capacity.push_back(ledger_.CapacityOf(agent) - ledger_.CommittedAt(agent));
+  for (size_t a = 0; a < ready.size(); ++a) {
+    pacing.capacity.push_back(std::max<int64_t>(leases.capacity[a] - leases.others[a], 0));
   }
   for (const auto& [name, tenant] : tenants_.by_name()) {
-    PacingInput::Tenant now = LeasesAndDemand(tenant, ready);
-    input.tenants.push_back(BudgetOf(tenant.spec, SlabBytes(), now, ready));
-    for (size_t a = 0; a < ready.size(); ++a) pacing.capacity[a] += now.committed[a];
+    const size_t t = targets.size();
+    const int64_t limit = LimitSlabs(tenant);
+    PacingInput::Tenant now{.limit = std::max<int64_t>(limit - leases.elsewhere[t], 0),
+                            .priority = tenant.spec.priority,
+                            .demand = DemandOf(tenant.id, ready),
+                            .ordered = std::move(leases.ordered[t]),
+                            .committed = std::move(leases.committed[t])};
+    now.guaranteed = SlabBytes() == 0_B ? 0 : tenant.spec.guaranteed / SlabBytes();
+    now.guaranteed = std::min(now.guaranteed, now.limit);
+    input.tenants.push_back(BudgetOf(tenant.spec, SlabBytes(), now, leases.agents));
     pacing.tenants.push_back(std::move(now));
-    targets.push_back({.tenant = tenant.id, .limit = LimitSlabs(tenant)});
+    targets.push_back({.tenant = tenant.id, .limit = limit});
   }
-  for (int64_t& slabs : pacing.capacity) slabs = std::max<int64_t>(slabs, 0);
   input.capacity = pacing.capacity;
-  std::vector<std::vector<int64_t>> leases = Allocate(input);
-  for (size_t t = 0; t < leases.size(); ++t) pacing.tenants[t].allocated = std::move(leases[t]);
-  leases = PaceLeases(pacing);
-  for (size_t t = 0; t < targets.size(); ++t) targets[t].slabs = std::move(leases[t]);
-  ledger_.Plan(targets);
-}
-
-// Budgets are what is left of them for the agents that are ready.
-PacingInput::Tenant Cluster::LeasesAndDemand(const Tenant& tenant,
-                                             const std::vector<std::string>& ready) const {
-  PacingInput::Tenant now;
-  int64_t elsewhere = ledger_.Committed(tenant.id);
-  for (const std::string& agent : ready) {
-    now.ordered.push_back(ledger_.Ordered(tenant.id, agent));
-    now.committed.push_back(ledger_.Committed(tenant.id, agent));
-    elsewhere -= now.committed.back();
-    const auto& use = agents_.at(agent).use;
-    const auto found = use.find(tenant.id);
-    now.demand.push_back(found == use.end() ? 0 : found->second.wanted_slabs);
+  std::vector<std::vector<int64_t>> allocated = Allocate(input);
+  for (size_t t = 0; t < targets.size(); ++t) {
+    pacing.tenants[t].allocated = std::move(allocated[t]);
   }
-  now.priority = tenant.spec.priority;
-  now.limit = std::max<int64_t>(LimitSlabs(tenant) - elsewhere, 0);
-  now.guaranteed = std::min(tenant.spec.guaranteed / SlabBytes(), now.limit);
-  return now;
+  std::vector<std::vector<int64_t>> paced = PaceLeases(pacing);
+  for (size_t t = 0; t < targets.size(); ++t) targets[t].slabs = std::move(paced[t]);
+  ledger_.Plan(targets);
 }
 
 AgentOrders Cluster::OrdersFor(const std::string& agent) const {

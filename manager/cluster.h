@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -91,6 +92,7 @@ class Cluster {
     int64_t free_slabs = 0;
     int64_t stuck_slabs = 0;
     std::map<TenantId, TenantUse> use;
+    bool planned = false;  // since what it wants changed
   };
 
   struct Start {
@@ -131,6 +133,11 @@ class Cluster {
   bool IsLive(const std::string& agent, uint64_t link) const;
   AgentOrders Exchange(const std::string& agent, AgentReport report, TimePoint now);
 
+  // When what the agent's last report wants anew will be planned for, if it was not yet: then call
+  // PlanIfDue and give it OrdersFor.
+  std::optional<TimePoint> AwaitsPlan(const std::string& agent) const;
+  void PlanIfDue(TimePoint now);
+
   // Orders that an agent was not given because the bounds of its leases must be on record first:
   // record what PrepareBounds returns, say so, and give it OrdersFor. One agent's at a time.
   bool AwaitsBounds(const std::string& agent) const { return ledger_.AwaitsBounds(agent); }
@@ -147,10 +154,7 @@ class Cluster {
 
  private:
   void Take(Agent& agent, AgentReport report, TimePoint now);
-  void PlanSometimes(TimePoint now);
   void Plan();
-  PacingInput::Tenant LeasesAndDemand(const Tenant& tenant,
-                                      const std::vector<std::string>& ready) const;
   int64_t LimitSlabs(const Tenant& tenant) const;
 
   TenantTable tenants_;

@@ -103,21 +103,24 @@ bool LeaseLedger::Report(const std::string& name, uint64_t seq,
 
 void LeaseLedger::Plan(const std::vector<LeaseTarget>& targets) {
   if (Learning()) return;
-  const std::vector<std::string> ready = ReadyAgents();
+  std::vector<Agent*> ready;
+  for (auto& [name, agent] : agents_) {
+    if (agent.Ready()) ready.push_back(&agent);
+  }
   for (const LeaseTarget& target : targets) {
     for (size_t a = 0; a < ready.size(); ++a) {
-      Lease& lease = agents_.at(ready[a]).leases[target.tenant];
+      Lease& lease = ready[a]->leases[target.tenant];
       if (target.slabs[a] < lease.Ordered()) lease.Add({++last_seq_, target.slabs[a]});
     }
   }
   std::vector<int64_t> agent_room;
-  for (const std::string& name : ready) {
-    agent_room.push_back(agents_.at(name).capacity - agents_.at(name).Committed());
-  }
+  for (const Agent* agent : ready) agent_room.push_back(agent->capacity - agent->Committed());
+  const std::map<TenantId, int64_t> committed = CommittedByTenant();
   for (const LeaseTarget& target : targets) {
-    int64_t tenant_room = target.limit - Committed(target.tenant);
+    const auto sum = committed.find(target.tenant);
+    int64_t tenant_room = target.limit - (sum == committed.end() ? 0 : sum->second);
     for (size_t a = 0; a < ready.size(); ++a) {
-      Lease& lease = agents_.at(ready[a]).leases.at(target.tenant);
+      Lease& lease = ready[a]->leases.at(target.tenant);
       const int64_t before = lease.Committed();
       const int64_t fits = before + std::min(tenant_room, agent_room[a]);
       const int64_t slabs = std::min(target.slabs[a], fits);
@@ -130,6 +133,40 @@ void LeaseLedger::Plan(const std::vector<LeaseTarget>& targets) {
       agent_room[a] -= lease.Committed() - before;
     }
   }
+}
+
+std::map<TenantId, int64_t> LeaseLedger::CommittedByTenant() const {
+  std::map<TenantId, int64_t> sums;
+  for (const auto& [name, agent] : agents_) {
+    for (const auto& [tenant, lease] : agent.leases) sums[tenant] += lease.Committed();
+  }
+  return sums;
+}
+
+LeaseTable LeaseLedger::LeasesOf(const std::vector<TenantId>& tenants) const {
+  LeaseTable table{.agents = ReadyAgents()};
+  const std::vector<int64_t> none(table.agents.size());
+  table.others = none;
+  table.ordered = table.committed = std::vector(tenants.size(), none);
+  table.elsewhere.resize(tenants.size());
+  std::map<TenantId, size_t> places;
+  for (size_t t = 0; t < tenants.size(); ++t) places[tenants[t]] = t;
+  for (const auto& [name, agent] : agents_) {
+    const size_t a = table.capacity.size();
+    if (agent.Ready()) table.capacity.push_back(agent.capacity);
+    for (const auto& [tenant, lease] : agent.leases) {
+      const auto place = places.find(tenant);
+      if (place == places.end()) {
+        if (agent.Ready()) table.others[a] += lease.Committed();
+      } else if (agent.Ready()) {
+        table.ordered[place->second][a] = lease.Ordered();
+        table.committed[place->second][a] = lease.Committed();
+      } else {
+        table.elsewhere[place->second] += lease.Committed();
+      }
+    }
+  }
+  return table;
 }
 
 std::vector<LeaseOrder> LeaseLedger::Orders(const std::string& name) const {
@@ -170,7 +207,7 @@ void LeaseLedger::BoundsRecorded(const std::string& name, const LeaseBounds& bou
 std::vector<std::string> LeaseLedger::ReadyAgents() const {
   std::vector<std::string> names;
   for (const auto& [name, agent] : agents_) {
-    if (agent.connected && agent.heard) names.push_back(name);
+    if (agent.Ready()) names.push_back(name);
   }
   return names;
 }

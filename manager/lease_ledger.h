@@ -61,6 +61,16 @@ struct LeaseHolder {
   LeaseBounds bounds;
 };
 
+// What is leased of some tenants, for a plan. Tables are [tenant][agent].
+struct LeaseTable {
+  std::vector<std::string> agents;  // as LeaseLedger::ReadyAgents
+  std::vector<int64_t> capacity;    // [agent]
+  std::vector<int64_t> others;      // [agent]: committed there to tenants that were not asked for
+  std::vector<std::vector<int64_t>> ordered;
+  std::vector<std::vector<int64_t>> committed;
+  std::vector<int64_t> elsewhere;  // [tenant]: committed at agents that are not ready
+};
+
 class LeaseLedger {
  public:
   LeaseLedger(uint64_t epoch, const std::vector<LeaseHolder>& known_agents);
@@ -103,7 +113,8 @@ class LeaseLedger {
 
   // Agents that Plan can order from: connected, and heard since. Sorted by name.
   std::vector<std::string> ReadyAgents() const;
-  int64_t CapacityOf(const std::string& agent) const { return agents_.at(agent).capacity; }
+  // In a time that grows with the leases there are.
+  LeaseTable LeasesOf(const std::vector<TenantId>& tenants) const;
   // All that counts: at the agent, and for the tenant at the agent or at all agents.
   int64_t CommittedAt(const std::string& agent) const { return agents_.at(agent).Committed(); }
   int64_t Committed(TenantId tenant, const std::string& agent) const;
@@ -139,10 +150,12 @@ class LeaseLedger {
     std::map<TenantId, Lease> leases;
     LeaseBounds bounds;
 
+    bool Ready() const { return connected && heard; }
     int64_t Committed() const;
     int64_t Bound(TenantId tenant) const;
   };
 
+  std::map<TenantId, int64_t> CommittedByTenant() const;
   const Lease* Find(TenantId tenant, const std::string& agent) const;
 
   uint64_t epoch_;

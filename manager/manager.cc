@@ -49,7 +49,7 @@ absl::StatusOr<Manager::Opened> Manager::OpenStore(const ManagerConfig& config,
 Manager::Manager(kj::AsyncIoContext& io, Opened opened, const ManagerSecrets& secrets)
     : new_operator_token_(std::move(opened.new_operator_token)),
       control_(std::move(opened.cluster), std::move(opened.store)),
-      agents_(control_, secrets.agent_token),
+      agents_(control_, io.provider->getTimer(), secrets.agent_token),
       inbox_(io.unixEventPort),
       api_(inbox_, control_, std::move(opened.operator_tokens), [this] { return MetricsPage(); }) {}
 
