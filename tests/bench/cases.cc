@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "tests/bench/client_cases.h"
+#include "tests/bench/failover_cases.h"
 #include "tests/bench/kernel_cases.h"
 #include "tests/bench/method_cases.h"
 #include "tests/bench/reclaim_cases.h"
@@ -15,7 +16,8 @@ namespace kvpool::bench {
 
 std::vector<Case> AllCases() {
   std::vector<Case> all;
-  for (auto* cases : {KernelCases, ClientCases, ReclaimCases, WorkerCases, MethodCases}) {
+  for (auto* cases :
+       {KernelCases, ClientCases, ReclaimCases, FailoverCases, WorkerCases, MethodCases}) {
     for (Case& one : cases()) all.push_back(std::move(one));
   }
   return all;
