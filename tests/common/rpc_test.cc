@@ -398,7 +398,7 @@ TEST_F(RpcTest, AMessageThatIsTooDeepEndsItsConnectionAlone) {
   ASSERT_TRUE(Listen({.address = Path()}).ok());
   auto good = Connect();
   EXPECT_EQ(Authenticate(*good, kToken), "tenant");
-  const auto send_nested = [this](int fd, uint32_t depth) {
+  const auto send_nested = [](int fd, uint32_t depth) {
     const auto words = NestedMessage(depth);
     const auto bytes = words.asBytes();
     return send(fd, bytes.begin(), bytes.size(), MSG_NOSIGNAL) ==
