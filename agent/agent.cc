@@ -167,11 +167,11 @@ absl::Status Agent::Listen() {
 
   absl::StatusOr<uint64_t> incarnation = RandomId();
   if (!incarnation.ok()) return incarnation.status();
-  absl::StatusOr<Address> manager = ParseAddress(config_.manager);
-  if (!manager.ok()) return manager.status();
+  absl::StatusOr<std::vector<HostPort>> managers = ParseHostPorts(config_.manager);
+  if (!managers.ok()) return managers.status();
   link_ = std::make_unique<ManagerLink>(
       ManagerLink::Deps{.io = &io_, .book = &book_, .ledger = &ledger_, .workers = &workers_},
-      ManagerLinkOptions{.manager = *manager,
+      ManagerLinkOptions{.managers = *std::move(managers),
                          .token = config_.manager_token,
                          .agent = config_.name,
                          .incarnation = *incarnation,

@@ -22,13 +22,16 @@ absl::Status CheckName(const std::string& name) {
 }
 
 absl::Status CheckHostPort(const std::string& text) { return ParseHostPort(text).status(); }
+absl::Status CheckHostPorts(const std::string& text) { return ParseHostPorts(text).status(); }
 
 }  // namespace
 
 void Declare(AgentConfig* c, Settings* s) {
   s->Add("name", "this agent's name, unique in the cluster", &c->name, CheckName);
   s->Add("socket", "unix socket that workers attach to", &c->socket);
-  s->Add("manager", "host:port of the manager's agent port", &c->manager, CheckHostPort);
+  s->Add("manager",
+         "host:port of the manager's agent port; of several managers all, with commas between them",
+         &c->manager, CheckHostPorts);
   s->Add("manager_token", "the shared agent token", &c->manager_token);
   s->Add("manager_token_file", "file that holds the shared agent token", &c->manager_token_file);
   s->Add("http", "host:port for /metrics and /healthz", &c->http, CheckHostPort);

@@ -15,8 +15,10 @@ namespace kvpool {
 namespace {
 
 constexpr auto kCallDeadline = std::chrono::seconds(5);
+// Short, because another manager may be waiting with leases that it has to learn.
+constexpr auto kDialDeadline = std::chrono::seconds(2);
 constexpr uint32_t kFirstPauseMillis = 200;
-constexpr uint32_t kLongestPauseMillis = 5000;
+constexpr uint32_t kLongestPauseMillis = 2000;
 // Reports that demand hastens keep at least this distance.
 constexpr auto kReportSpacing = 20 * kj::MILLISECONDS;
 
@@ -64,6 +66,7 @@ const char* ToString(rpc::RegisterRefusal refusal) {
       return "pool or slab_bytes do not fit: all agents of a cluster have slabs of one size";
     case rpc::RegisterRefusal::STALE_EPOCH:
       return "this agent has followed a newer manager";
+    case rpc::RegisterRefusal::NOT_LEADER:
     case rpc::RegisterRefusal::UNKNOWN:
       break;
   }
@@ -127,10 +130,12 @@ kj::Promise<void> ManagerLink::Run() {
   return Session()
       .then([] {},
             [this](kj::Exception&& error) {
-              if (failures_++ % 10 == 0) {
-                log_.Warn("no manager; the last leases stay in force",
-                          {{"manager", ToString(options_.manager)},
-                           {"error", ToStatus(error).ToString()}});
+              ++failures_;
+              const uint32_t rounds = failures_ / Managers();
+              if (failures_ % Managers() == 0 && rounds % 10 == 1) {
+                log_.Warn(
+                    "no manager; the last leases stay in force",
+                    {{"manager", ToString(Manager())}, {"error", ToStatus(error).ToString()}});
               }
             })
       .then([this] {
@@ -144,16 +149,23 @@ kj::Promise<void> ManagerLink::Run() {
       .then([this] { return Run(); });
 }
 
+const HostPort& ManagerLink::Manager() const {
+  return options_.managers[dials_ % options_.managers.size()];
+}
+
+// After all of them have failed; a link that broke is first tried elsewhere.
 kj::Promise<void> ManagerLink::Pause() {
+  ++dials_;
+  if (failures_ % Managers() != 0) return kj::READY_NOW;
   const uint32_t longest =
-      std::min(kLongestPauseMillis, kFirstPauseMillis << std::min(failures_, 5u));
+      std::min(kLongestPauseMillis, kFirstPauseMillis << std::min(failures_ / Managers(), 5u));
   const uint32_t millis = longest / 2 + jitter_() % (longest / 2);
   return deps_.io->provider->getTimer().afterDelay(millis * kj::MILLISECONDS);
 }
 
 kj::Promise<void> ManagerLink::Session() {
-  return WithDeadline(RpcConnect(*deps_.io, options_.manager), deps_.io->provider->getTimer(),
-                      kCallDeadline)
+  return WithDeadline(RpcConnect(*deps_.io, Manager()), deps_.io->provider->getTimer(),
+                      kDialDeadline)
       .then([this](kj::Own<RpcClient> client) {
         client_ = kj::mv(client);
         return Register(client_->Bootstrap().castAs<rpc::Manager>());
@@ -173,9 +185,11 @@ kj::Promise<void> ManagerLink::Register(rpc::Manager::Client manager) {
   params.setSlabBytes(pool.slab_bytes.value());
   params.setHighestEpoch(deps_.book->highest_epoch());
   params.setDevice(options_.device);
-  return WithDeadline(request.send(), deps_.io->provider->getTimer(), kCallDeadline)
+  return WithDeadline(request.send(), deps_.io->provider->getTimer(), kDialDeadline)
       .then([this](auto&& response) {
         auto result = response.getResult();
+        KJ_REQUIRE(!result.isRefused() || result.getRefused() != rpc::RegisterRefusal::NOT_LEADER,
+                   "this manager does not lead");
         if (!result.isLink()) {
           log_.Error("the manager refuses this agent",
                      {{"reason", result.isRefused() ? ToString(result.getRefused())
@@ -185,7 +199,7 @@ kj::Promise<void> ManagerLink::Register(rpc::Manager::Client manager) {
         link_ = result.getLink();
         state_ = State::kRegistered;
         failures_ = 0;
-        log_.Info("registered at the manager", {{"manager", ToString(options_.manager)}});
+        log_.Info("registered at the manager", {{"manager", ToString(Manager())}});
       });
 }
 

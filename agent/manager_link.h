@@ -1,5 +1,6 @@
-// The agent's end of the link to the manager: registers, reports, applies orders, and dials again
-// when the link breaks. While it is away the agent keeps its last leases.
+// The agent's end of the link to the manager that leads: registers, reports, applies orders, and
+// when the link breaks dials again, one manager after the other. Without one the agent keeps its
+// last leases.
 //
 // RPC thread.
 //
@@ -11,6 +12,7 @@
 #include <functional>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "agent/pool.h"
 #include "agent/tenant_book.h"
@@ -22,11 +24,11 @@
 namespace kvpool {
 
 struct ManagerLinkOptions {
-  Address manager;
-  std::string token;         // the shared agent token
-  std::string agent;         // this agent's name
-  uint64_t incarnation = 0;  // random, of this pool
-  std::string device;        // for people
+  std::vector<HostPort> managers;  // at least one
+  std::string token;               // the shared agent token
+  std::string agent;               // this agent's name
+  uint64_t incarnation = 0;        // random, of this pool
+  std::string device;              // for people
 };
 
 class ManagerLink final : private kj::TaskSet::ErrorHandler {
@@ -53,6 +55,8 @@ class ManagerLink final : private kj::TaskSet::ErrorHandler {
  private:
   kj::Promise<void> Run();
   kj::Promise<void> Session();
+  const HostPort& Manager() const;  // that is dialled now
+  uint32_t Managers() const { return static_cast<uint32_t>(options_.managers.size()); }
   kj::Promise<void> Register(rpc::Manager::Client manager);
   kj::Promise<void> ExchangeLoop();
   kj::Promise<void> Exchange();
@@ -74,7 +78,8 @@ class ManagerLink final : private kj::TaskSet::ErrorHandler {
   uint32_t report_millis_;
   kj::Maybe<kj::Own<kj::PromiseFulfiller<void>>> hurry_;
   kj::Vector<kj::Own<kj::PromiseFulfiller<void>>> refreshing_;
-  uint32_t failures_ = 0;
+  size_t dials_ = 0;
+  uint32_t failures_ = 0;  // since it was registered
   std::minstd_rand jitter_;
   kj::TaskSet tasks_;
 };

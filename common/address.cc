@@ -5,7 +5,9 @@
 
 #include <sys/un.h>
 
+#include <algorithm>
 #include <charconv>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -33,6 +35,18 @@ absl::StatusOr<HostPort> ParseHostPort(const std::string& text) {
     return BadHostPort(text);
   }
   return address;
+}
+
+absl::StatusOr<std::vector<HostPort>> ParseHostPorts(const std::string& text) {
+  std::vector<HostPort> addresses;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    absl::StatusOr<HostPort> address = ParseHostPort(text.substr(begin, end - begin));
+    if (!address.ok()) return address.status();
+    addresses.push_back(*std::move(address));
+    begin = end + 1;
+  }
+  return addresses;
 }
 
 absl::StatusOr<Address> ParseAddress(const std::string& text) {

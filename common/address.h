@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 #include <variant>
+#include <vector>
 
 #include "absl/status/statusor.h"
 
@@ -27,6 +28,9 @@ using Address = std::variant<UnixPath, HostPort>;
 
 // "127.0.0.1:8080", "localhost:8080", "[::1]:8080".
 absl::StatusOr<HostPort> ParseHostPort(const std::string& text);
+
+// Several with commas between them, at least one: "10.0.0.1:7600,10.0.0.2:7600".
+absl::StatusOr<std::vector<HostPort>> ParseHostPorts(const std::string& text);
 
 // "/run/kvpool/agent.sock" or what ParseHostPort takes.
 absl::StatusOr<Address> ParseAddress(const std::string& text);

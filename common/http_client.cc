@@ -84,8 +84,11 @@ asio::awaitable<absl::StatusOr<HttpResponse>> Exchange(const HostPort& server,
                                                         " is larger than ", limits::kHttpReplyBytes,
                                                         " bytes"));
   }
-  if (read_error)
-    co_return Failed(server, "no answer from", write_error ? write_error : read_error);
+  if (read_error) {
+    const beast::error_code error = write_error ? write_error : read_error;
+    co_return absl::UnknownError(
+        absl::StrCat("no answer from ", ToString(server), ": ", error.message()));
+  }
   co_return ToResponse(parser.release());
 }
 

@@ -11,8 +11,8 @@
 namespace kvpool {
 
 // Connects, sends, and reads the whole response, whatever its status. Unavailable when the server
-// cannot be reached or breaks off, DeadlineExceeded when it takes longer than `deadline`,
-// ResourceExhausted for a response above limits::kHttpReplyBytes.
+// cannot be reached: nothing was sent. Unknown when it breaks off, DeadlineExceeded when it takes
+// longer than `deadline`, ResourceExhausted for a response above limits::kHttpReplyBytes.
 absl::StatusOr<HttpResponse> HttpCall(const HostPort& server, const HttpRequest& request,
                                       Duration deadline);
 

@@ -59,21 +59,23 @@ const char* Advice(rpc::RegisterRefusal refusal) {
 // One registered agent. Dropped when the agent lets go of it or its connection ends.
 class AgentService::LinkServer final : public rpc::Link::Server {
  public:
-  LinkServer(AgentService& service, AgentInfo agent, uint64_t link,
+  LinkServer(AgentService& service, AgentInfo agent, const Registration& registered,
              kj::Own<RpcConnection> connection)
-      : service_(service), agent_(std::move(agent)), link_(link), connection_(kj::mv(connection)) {}
+      : service_(service),
+        agent_(std::move(agent)),
+        epoch_(registered.epoch),
+        link_(registered.link),
+        connection_(kj::mv(connection)) {}
 
   ~LinkServer() noexcept(false) {
-    service_.control_.cluster().Disconnect(agent_.name, link_);
+    Cluster& cluster = service_.control_.cluster();
+    if (cluster.epoch() == epoch_) cluster.Disconnect(agent_.name, link_);
     service_.log_.Info("agent disconnected", {{"agent", agent_.name}});
   }
 
   kj::Promise<void> exchange(ExchangeContext context) override {
+    RequireLive();
     Cluster& cluster = service_.control_.cluster();
-    if (!cluster.IsLive(agent_.name, link_)) {
-      connection_->Close();
-      KJ_FAIL_REQUIRE("a newer connection of this agent has taken over");
-    }
     const TimePoint now = BootClock::now();
     auto report = CheckedReport(context.getParams().getReport(), agent_, now);
     if (!report.ok()) {
@@ -95,14 +97,28 @@ class AgentService::LinkServer final : public rpc::Link::Server {
     return service_.timer_.afterDelay(wait.count() * kj::NANOSECONDS)
         .then([this] { return service_.PlanAndRecord(agent_.name); })
         .then([this, context, &cluster](absl::Status) mutable {
-          KJ_REQUIRE(cluster.IsLive(agent_.name, link_), "a newer connection has taken over");
+          RequireLive();
           ToProto(cluster.OrdersFor(agent_.name), context.getResults().initOrders());
         });
   }
 
  private:
+  // Closes the connection and throws when this manager must not give the agent orders on this link.
+  void RequireLive() {
+    const Cluster& cluster = service_.control_.cluster();
+    if (cluster.epoch() != epoch_ || !service_.control_.leadership().Leads()) {
+      connection_->Close();
+      KJ_FAIL_REQUIRE("this manager does not lead, or not any more");
+    }
+    if (!cluster.IsLive(agent_.name, link_)) {
+      connection_->Close();
+      KJ_FAIL_REQUIRE("a newer connection of this agent has taken over");
+    }
+  }
+
   AgentService& service_;
   const AgentInfo agent_;
+  const uint64_t epoch_;  // links count anew in each
   const uint64_t link_;
   kj::Own<RpcConnection> connection_;
 };
@@ -130,7 +146,11 @@ class AgentService::ManagerServer final : public rpc::Manager::Server {
     return service_.control_.Register(*agent, params.getHighestEpoch())
         .then([this, context, agent = *agent](
                   absl::StatusOr<Registration> registered) mutable -> kj::Promise<void> {
-          if (!registered.ok()) return Refuse(context, rpc::RegisterRefusal::UNKNOWN);
+          if (!registered.ok()) {
+            return Refuse(context, absl::IsCancelled(registered.status())
+                                       ? rpc::RegisterRefusal::NOT_LEADER
+                                       : rpc::RegisterRefusal::UNKNOWN);
+          }
           if (registered->outcome != RegisterOutcome::kOk) {
             return Refuse(context, ToRefusal(registered->outcome));
           }
@@ -140,7 +160,7 @@ class AgentService::ManagerServer final : public rpc::Manager::Server {
                                                   {"slabs", agent.slabs()},
                                                   {"slab_bytes", agent.slab_bytes.value()}});
           context.getResults().getResult().setLink(kj::heap<LinkServer>(
-              service_, std::move(agent), registered->link, kj::addRef(*connection_)));
+              service_, std::move(agent), *registered, kj::addRef(*connection_)));
           return kj::READY_NOW;
         });
   }
@@ -148,7 +168,10 @@ class AgentService::ManagerServer final : public rpc::Manager::Server {
  private:
   kj::Promise<void> Refuse(RegisterContext& context, rpc::RegisterRefusal refusal) {
     ++service_.counters_.refused;
-    service_.log_.Warn("agent refused", {{"peer", peer_}, {"why", Advice(refusal)}});
+    // Agents look for the leader among all managers, again and again.
+    if (refusal != rpc::RegisterRefusal::NOT_LEADER) {
+      service_.log_.Warn("agent refused", {{"peer", peer_}, {"why", Advice(refusal)}});
+    }
     context.getResults().getResult().setRefused(refusal);
     return kj::READY_NOW;
   }

@@ -41,6 +41,10 @@ HttpError ToHttp(absl::StatusCode code) {
       return {422, "too_many"};
     case absl::StatusCode::kUnavailable:
       return {503, "not_ready"};
+    case absl::StatusCode::kCancelled:
+      return {503, "not_leader"};
+    case absl::StatusCode::kUnknown:
+      return {503, "unknown_outcome"};
     default:
       return {500, "internal"};
   }
@@ -59,6 +63,11 @@ HttpResponse JsonResponse(const boost::json::object& json, int status = 200) {
 
 constexpr auto kEmptyOrError = [](const absl::Status& status) {
   return status.ok() ? JsonResponse({}) : ErrorResponse(status);
+};
+
+// To who came before it was known whom to let in.
+constexpr auto kTooEarly = []() -> kj::Promise<HttpResponse> {
+  return ErrorResponse(absl::UnavailableError("this manager only begins to lead; try again"));
 };
 
 std::vector<std::string> Split(const std::string& path) {
@@ -104,20 +113,24 @@ boost::json::object Changes(const Cluster& cluster, const std::vector<std::strin
 
 }  // namespace
 
-Api::Api(Inbox& inbox, Control& control, std::vector<Sha256Hash> operator_tokens,
-         std::function<std::string()> metrics)
-    : inbox_(inbox),
-      control_(control),
-      operator_tokens_(std::move(operator_tokens)),
-      metrics_(std::move(metrics)),
-      log_("api"),
-      tasks_(*this) {}
+Api::Api(Inbox& inbox, Control& control, std::function<std::string()> metrics)
+    : inbox_(inbox), control_(control), metrics_(std::move(metrics)), log_("api"), tasks_(*this) {}
 
 void Api::taskFailed(kj::Exception&& error) {
   log_.Error("a request failed", {{"error", error.getDescription().cStr()}});
 }
 
-bool Api::IsOperator(const HttpRequest& request) const {
+void Api::SetOperators(std::vector<Sha256Hash> tokens) {
+  const std::lock_guard lock(mutex_);
+  operator_tokens_ = std::make_shared<const std::vector<Sha256Hash>>(std::move(tokens));
+}
+
+Api::Tokens Api::OperatorTokens() {
+  const std::lock_guard lock(mutex_);
+  return operator_tokens_;
+}
+
+bool Api::IsOperator(const Tokens& tokens, const HttpRequest& request) {
   constexpr std::string_view kScheme = "Bearer ";
   const std::string header = request.Header("authorization");
   if (header.size() > kScheme.size() + limits::kTokenBytes || !header.starts_with(kScheme)) {
@@ -125,24 +138,32 @@ bool Api::IsOperator(const HttpRequest& request) const {
   }
   const Sha256Hash hash = Sha256(std::string_view(header).substr(kScheme.size()));
   bool known = false;
-  for (const Sha256Hash& token : operator_tokens_) known |= EqualInConstantTime(token, hash);
+  for (const Sha256Hash& token : *tokens) known |= EqualInConstantTime(token, hash);
   return known;
 }
 
 void Api::Handle(HttpRequest request, HttpServer::Done done) {
   const Path path = Split(request.path);
   const bool probe = path.size() == 1;
-  if (!probe && !IsOperator(request)) {
+  const Tokens tokens = OperatorTokens();
+  if (!probe && tokens != nullptr && !IsOperator(tokens, request)) {
     done(ErrorResponse(absl::UnauthenticatedError(
         "a valid operator token is needed: send \"Authorization: Bearer TOKEN\"")));
     return;
   }
-  absl::StatusOr<Action> action = probe ? RouteProbe(request, path[0]) : Route(request, path);
+  absl::StatusOr<Action> action = Action(kTooEarly);
+  if (probe) {
+    action = RouteProbe(request, path[0]);
+  } else if (tokens != nullptr) {
+    action = Route(request, path);
+  }
   if (!action.ok()) {
     done(ErrorResponse(action.status()));
     return;
   }
-  inbox_.Post([this, action = *std::move(action), done = std::move(done)]() mutable {
+  inbox_.Post([this, probe, action = *std::move(action), done = std::move(done)]() mutable {
+    const absl::Status leads = control_.leadership().CheckLeads();
+    if (!probe && !leads.ok()) return done(ErrorResponse(leads));
     // Whoever drops `done` uncalled has answered 500.
     tasks_.add(kj::evalNow([&] {
                  return action();
@@ -159,6 +180,8 @@ absl::StatusOr<Api::Action> Api::RouteProbe(const HttpRequest& request, const st
     if (what == "metrics") {
       return HttpResponse{.content_type = kMetricsContentType, .body = metrics_()};
     }
+    const absl::Status leads = control_.leadership().CheckLeads();
+    if (what == "readyz" && !leads.ok()) return ErrorResponse(leads);
     if (what == "readyz" && control_.cluster().Learning(BootClock::now())) {
       return ErrorResponse(absl::UnavailableError("learning leases from the agents after a start"));
     }

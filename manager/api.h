@@ -3,6 +3,8 @@
 //
 // Handle runs on the HTTP server's thread: it checks the token and parses; the rest runs on the RPC
 // thread, which owns the cluster. Made and destroyed on the RPC thread, after the server stopped.
+// A manager that stands by answers /healthz and /metrics, and everything else with 503 and who
+// leads.
 //
 //   GET                 /v1/tenants            GET PUT DELETE  /v1/tenants/NAME
 //   GET                 /v1/tenants/NAME/reclaims
@@ -19,6 +21,8 @@
 #include <kj/async.h>
 
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -34,8 +38,11 @@ namespace kvpool {
 class Api final : private kj::TaskSet::ErrorHandler {
  public:
   // `metrics` returns the text of /metrics; it is called on the RPC thread.
-  Api(Inbox& inbox, Control& control, std::vector<Sha256Hash> operator_tokens,
-      std::function<std::string()> metrics);
+  // Until SetOperators every request under /v1 is answered as one that another manager must get.
+  Api(Inbox& inbox, Control& control, std::function<std::string()> metrics);
+
+  // Whom to let in from now on.
+  void SetOperators(std::vector<Sha256Hash> tokens);
 
   void Handle(HttpRequest request, HttpServer::Done done);
 
@@ -44,7 +51,10 @@ class Api final : private kj::TaskSet::ErrorHandler {
   using Action = kj::Function<kj::Promise<HttpResponse>()>;
   using Path = std::vector<std::string>;
 
-  bool IsOperator(const HttpRequest& request) const;
+  using Tokens = std::shared_ptr<const std::vector<Sha256Hash>>;
+
+  static bool IsOperator(const Tokens& tokens, const HttpRequest& request);
+  Tokens OperatorTokens();
   absl::StatusOr<Action> Route(const HttpRequest& request, const Path& path);
   absl::StatusOr<Action> RouteProbe(const HttpRequest& request, const std::string& what);
   absl::StatusOr<Action> RouteTenant(const HttpRequest& request, const std::string& name);
@@ -56,9 +66,10 @@ class Api final : private kj::TaskSet::ErrorHandler {
 
   Inbox& inbox_;
   Control& control_;
-  const std::vector<Sha256Hash> operator_tokens_;
   const std::function<std::string()> metrics_;
   const Logger log_;
+  std::mutex mutex_;
+  Tokens operator_tokens_;  // guarded by mutex_; null before SetOperators
   kj::TaskSet tasks_;
 };
 

@@ -97,7 +97,7 @@ class Cluster {
 
   struct Start {
     uint64_t epoch = 0;
-    TenantTable tenants;
+    TenantTable tenants{{}, TenantId(1)};
     std::vector<KnownAgent> known_agents;
     TimePoint learn_until;  // then it goes on without agents that have not come back
     int64_t oversubscription_percent = 400;

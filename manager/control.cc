@@ -20,20 +20,29 @@ std::string Describe(const Tenant* tenant) {
 
 }  // namespace
 
-Control::Control(Cluster cluster, std::unique_ptr<Store> store)
-    : cluster_(std::move(cluster)), store_(std::move(store)), log_("control") {}
-
-kj::Promise<absl::Status> Control::Write(Store::Changes changes) {
-  return Offload(store_thread_, [store = store_.get(), changes = std::move(changes)] {
-    return store->Write(changes);
-  });
-}
+Control::Control(Leadership& leadership) : leadership_(leadership), log_("control") {}
 
 template <typename F>
 std::invoke_result_t<F&> Control::TakeTurn(F change) {
-  auto turn = last_turn_.then(kj::mv(change)).fork();
+  using Result = std::invoke_result_t<F&>;
+  auto turn = last_turn_
+                  .then([this, change = kj::mv(change)]() mutable -> Result {
+                    absl::Status leads = leadership_.CheckLeads();
+                    if (!leads.ok()) return {std::move(leads)};
+                    return change();
+                  })
+                  .fork();
   last_turn_ =
       turn.addBranch().then([](auto&&) {}, [](kj::Exception&&) {}).eagerlyEvaluate(nullptr);
+  return turn.addBranch();
+}
+
+kj::Promise<void> Control::Replace(Cluster cluster) {
+  auto turn =
+      last_turn_
+          .then([this, cluster = std::move(cluster)]() mutable { cluster_ = std::move(cluster); })
+          .fork();
+  last_turn_ = turn.addBranch().then([] {}, [](kj::Exception&&) {}).eagerlyEvaluate(nullptr);
   return turn.addBranch();
 }
 
@@ -47,7 +56,7 @@ kj::Promise<absl::StatusOr<std::vector<Tenant>>> Control::Apply(std::vector<Tena
     }
     Result changed = cluster_.tenants().PlanApply(specs, cluster_.AgentPools());
     if (!changed.ok() || changed->empty()) return changed;
-    return Write(SaveTenants(*changed, cluster_.tenants().next_id()))
+    return leadership_.Write(SaveTenants(*changed, cluster_.tenants().next_id()))
         .then([this, changed = *changed](absl::Status saved) mutable -> Result {
           if (!saved.ok()) return saved;
           for (const Tenant& tenant : changed) {
@@ -70,21 +79,23 @@ kj::Promise<absl::Status> Control::RemoveTenant(std::string name) {
     Tenant leaving = before;
     leaving.spec.guaranteed = leaving.spec.limit = 0_B;
     cluster_.CommitTenants({leaving});
-    return Write(kvpool::RemoveTenant(before.id)).then([this, before](absl::Status removed) {
-      if (removed.ok()) {
-        cluster_.RemoveTenant(before.spec.name);
-        log_.Info("tenant deleted", {{"tenant", before.spec.name}, {"before", Describe(&before)}});
-      } else {
-        cluster_.CommitTenants({before});
-      }
-      return removed;
-    });
+    return leadership_.Write(kvpool::RemoveTenant(before.id))
+        .then([this, before](absl::Status removed) {
+          if (removed.ok()) {
+            cluster_.RemoveTenant(before.spec.name);
+            log_.Info("tenant deleted",
+                      {{"tenant", before.spec.name}, {"before", Describe(&before)}});
+          } else {
+            cluster_.CommitTenants({before});
+          }
+          return removed;
+        });
   });
 }
 
 kj::Promise<absl::Status> Control::SaveTenant(absl::StatusOr<Tenant> tenant) {
   if (!tenant.ok()) return tenant.status();
-  return Write(SaveTenants({*tenant}, cluster_.tenants().next_id()))
+  return leadership_.Write(SaveTenants({*tenant}, cluster_.tenants().next_id()))
       .then([this, tenant = *tenant](absl::Status saved) {
         if (saved.ok()) cluster_.CommitTenants({tenant});
         return saved;
@@ -123,11 +134,11 @@ kj::Promise<absl::StatusOr<Registration>> Control::Register(AgentInfo agent,
     if (outcome != RegisterOutcome::kOk) return Result(Registration{.outcome = outcome});
     const auto known = cluster_.agents().find(agent.name);
     if (known != cluster_.agents().end() && known->second.info == agent) {
-      return Result(Registration{.link = cluster_.Connect(agent)});
+      return Result(Registration{.epoch = cluster_.epoch(), .link = cluster_.Connect(agent)});
     }
-    return Write(SaveAgent(agent)).then([this, agent](absl::Status saved) -> Result {
+    return leadership_.Write(SaveAgent(agent)).then([this, agent](absl::Status saved) -> Result {
       if (!saved.ok()) return saved;
-      return Registration{.link = cluster_.Connect(agent)};
+      return Registration{.epoch = cluster_.epoch(), .link = cluster_.Connect(agent)};
     });
   });
 }
@@ -135,7 +146,7 @@ kj::Promise<absl::StatusOr<Registration>> Control::Register(AgentInfo agent,
 kj::Promise<absl::Status> Control::ForgetAgent(std::string name) {
   return TakeTurn([this, name = std::move(name)]() -> kj::Promise<absl::Status> {
     if (absl::Status status = cluster_.CheckForget(name); !status.ok()) return status;
-    return Write(RemoveAgent(name)).then([this, name](absl::Status removed) {
+    return leadership_.Write(RemoveAgent(name)).then([this, name](absl::Status removed) {
       if (removed.ok()) {
         cluster_.Forget(name);
         log_.Info("agent forgotten", {{"agent", name}});
@@ -152,7 +163,7 @@ kj::Promise<absl::Status> Control::RecordBounds(std::string agent) {
     }
     LeaseBounds bounds = cluster_.PrepareBounds(agent);
     Store::Changes changes = SaveBounds(agent, bounds);
-    return Write(std::move(changes))
+    return leadership_.Write(std::move(changes))
         .then([this, agent, bounds = std::move(bounds)](absl::Status saved) {
           if (saved.ok()) {
             cluster_.BoundsRecorded(agent, bounds);

@@ -1,16 +1,15 @@
 // The cluster and its store, changed together: a change is checked, written, and takes effect once
 // the write is acknowledged. Changes take turns, so that each is checked against what the one
-// before left. KJ thread; the store runs on a thread of its own.
+// before left. KJ thread.
 //
-// A change that has begun is finished even if nobody waits for its result any more.
+// A change that has begun is finished even if nobody waits for its result any more. While another
+// manager leads the cluster is empty, and every change is refused (Cancelled, with who leads).
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <kj/async.h>
 
-#include <boost/asio/thread_pool.hpp>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,18 +18,25 @@
 #include "common/kj_asio.h"
 #include "common/log.h"
 #include "manager/cluster.h"
-#include "manager/store.h"
+#include "manager/leadership.h"
 
 namespace kvpool {
 
 struct Registration {
   RegisterOutcome outcome = RegisterOutcome::kOk;
+  uint64_t epoch = 0;  // that the link belongs to
   uint64_t link = 0;
 };
 
 class Control {
  public:
-  Control(Cluster cluster, std::unique_ptr<Store> store);
+  // `leadership` must outlive this.
+  explicit Control(Leadership& leadership);
+
+  // The cluster of a manager that begins to lead, or an empty one of one that stands by, in its
+  // turn. Whoever holds a link of the cluster before knows it by the epoch.
+  kj::Promise<void> Replace(Cluster cluster);
+  const Leadership& leadership() const { return leadership_; }
 
   Cluster& cluster() { return cluster_; }
   const Cluster& cluster() const { return cluster_; }
@@ -50,15 +56,14 @@ class Control {
   kj::Promise<absl::Status> RecordBounds(std::string agent);
 
  private:
+  // A change of this manager as leader: refused when it does not lead.
   template <typename F>
   std::invoke_result_t<F&> TakeTurn(F change);
-  kj::Promise<absl::Status> Write(Store::Changes changes);
   kj::Promise<absl::Status> SaveTenant(absl::StatusOr<Tenant> tenant);
 
-  Cluster cluster_;
-  std::unique_ptr<Store> store_;
+  Leadership& leadership_;
+  Cluster cluster_{Cluster::Start()};
   Logger log_;
-  boost::asio::thread_pool store_thread_{1};
   kj::Promise<void> last_turn_ = kj::READY_NOW;
 };
 

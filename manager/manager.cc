@@ -10,57 +10,61 @@
 #include <utility>
 
 #include "common/log.h"
+#include "manager/etcd_store.h"
 #include "manager/records.h"
 #include "manager/sqlite_store.h"
 
 namespace kvpool {
 
-absl::StatusOr<Manager::Opened> Manager::OpenStore(const ManagerConfig& config,
-                                                   const ManagerSecrets& secrets) {
-  absl::StatusOr<std::unique_ptr<SqliteStore>> store = SqliteStore::Open(config.database);
-  if (!store.ok()) return store.status();
-  const absl::StatusOr<Store::Contents> contents = (*store)->Begin();
-  if (!contents.ok()) return contents.status();
-  absl::StatusOr<Records> records = ReadRecords(*contents);
-  if (!records.ok()) return records.status();
-  std::optional<std::string> new_token;
-  if (secrets.operator_token.has_value()) {
-    records->operator_tokens.push_back(Sha256(*secrets.operator_token));
-  } else if (records->operator_tokens.empty()) {
-    absl::StatusOr<std::string> token = NewToken();
-    if (!token.ok()) return token.status();
-    if (absl::Status status = (*store)->Write(AddOperatorToken(Sha256(*token))); !status.ok()) {
-      return status;
-    }
-    records->operator_tokens.push_back(Sha256(*token));
-    new_token = *std::move(token);
-  }
-  TenantTable tenants(std::move(records->tenants), records->next_tenant_id);
-  return Opened{.cluster = Cluster({.epoch = contents->epoch,
-                                    .tenants = std::move(tenants),
-                                    .known_agents = std::move(records->agents),
-                                    .learn_until = BootClock::now() + config.learning,
-                                    .oversubscription_percent = config.oversubscription_percent}),
-                .store = *std::move(store),
-                .operator_tokens = std::move(records->operator_tokens),
-                .new_operator_token = std::move(new_token)};
+absl::StatusOr<std::unique_ptr<Store>> Manager::OpenStore(const ManagerConfig& config,
+                                                          const ManagerSecrets& secrets) {
+  if (config.store == "sqlite") return SqliteStore::Open(config.database);
+  absl::StatusOr<std::vector<HostPort>> endpoints = ParseHostPorts(config.etcd_endpoints);
+  if (!endpoints.ok()) return endpoints.status();
+  return std::make_unique<EtcdStore>(
+      EtcdStoreOptions{.endpoints = *std::move(endpoints),
+                       .user = config.etcd_user,
+                       .password = secrets.etcd_password,
+                       .prefix = config.etcd_prefix,
+                       .ttl = config.etcd_ttl,
+                       .advertise = config.advertise.empty() ? config.http : config.advertise});
 }
 
-Manager::Manager(kj::AsyncIoContext& io, Opened opened, const ManagerSecrets& secrets)
-    : new_operator_token_(std::move(opened.new_operator_token)),
-      control_(std::move(opened.cluster), std::move(opened.store)),
+Manager::Manager(kj::AsyncIoContext& io, const ManagerConfig& config, const ManagerSecrets& secrets,
+                 std::unique_ptr<Store> store)
+    : config_(config),
+      leadership_(
+          io.provider->getTimer(), std::move(store),
+          {.operator_token = secrets.operator_token,
+           .on_elected = [this](Office office) { return BeginToLead(std::move(office)); },
+           .on_lost = [this] { replacing_ = control_.Replace(Cluster(Cluster::Start())); }}),
+      control_(leadership_),
       agents_(control_, io.provider->getTimer(), secrets.agent_token),
       inbox_(io.unixEventPort),
-      api_(inbox_, control_, std::move(opened.operator_tokens), [this] { return MetricsPage(); }) {}
+      api_(inbox_, control_, [this] { return MetricsPage(); }) {}
+
+kj::Promise<void> Manager::BeginToLead(Office office) {
+  if (office.new_operator_token.has_value()) {
+    new_operator_token_ = std::move(office.new_operator_token);
+    std::cout << "operator token, shown this once: " << *new_operator_token_ << std::endl;
+  }
+  api_.SetOperators(std::move(office.records.operator_tokens));
+  return control_.Replace(Cluster(
+      {.epoch = office.epoch,
+       .tenants = TenantTable(std::move(office.records.tenants), office.records.next_tenant_id),
+       .known_agents = std::move(office.records.agents),
+       .learn_until = BootClock::now() + config_.learning,
+       .oversubscription_percent = config_.oversubscription_percent}));
+}
 
 std::string Manager::MetricsPage() {
-  metrics_.Update(control_.cluster(), agents_.counters(), listener_->counters(), http_->counters(),
-                  BootClock::now());
+  metrics_.Update(control_.cluster(), leadership_, agents_.counters(), listener_->counters(),
+                  http_->counters(), BootClock::now());
   return metrics_.Serialize();
 }
 
-absl::Status Manager::Listen(kj::AsyncIoContext& io, const ManagerConfig& config) {
-  const absl::StatusOr<HostPort> agents = ParseHostPort(config.agents);
+absl::Status Manager::Listen(kj::AsyncIoContext& io) {
+  const absl::StatusOr<HostPort> agents = ParseHostPort(config_.agents);
   if (!agents.ok()) return agents.status();
   auto listener =
       RpcListener::Listen(*io.lowLevelProvider,
@@ -68,7 +72,7 @@ absl::Status Manager::Listen(kj::AsyncIoContext& io, const ManagerConfig& config
   if (!listener.ok()) return listener.status();
   listener_ = *std::move(listener);
 
-  const absl::StatusOr<HostPort> http = ParseHostPort(config.http);
+  const absl::StatusOr<HostPort> http = ParseHostPort(config_.http);
   if (!http.ok()) return http.status();
   auto server =
       HttpServer::Start({.address = *http}, [this](HttpRequest request, HttpServer::Done done) {
@@ -82,10 +86,13 @@ absl::Status Manager::Listen(kj::AsyncIoContext& io, const ManagerConfig& config
 absl::StatusOr<std::unique_ptr<Manager>> Manager::Start(kj::AsyncIoContext& io,
                                                         const ManagerConfig& config,
                                                         const ManagerSecrets& secrets) {
-  absl::StatusOr<Opened> opened = OpenStore(config, secrets);
-  if (!opened.ok()) return opened.status();
-  std::unique_ptr<Manager> manager(new Manager(io, *std::move(opened), secrets));
-  if (absl::Status status = manager->Listen(io, config); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<Store>> store = OpenStore(config, secrets);
+  if (!store.ok()) return store.status();
+  std::unique_ptr<Manager> manager(new Manager(io, config, secrets, *std::move(store)));
+  absl::StatusOr<std::optional<Office>> office = manager->leadership_.Start();
+  if (!office.ok()) return office.status();
+  if (office->has_value()) manager->replacing_ = manager->BeginToLead(**std::move(office));
+  if (absl::Status status = manager->Listen(io); !status.ok()) return status;
   return manager;
 }
 
@@ -96,10 +103,6 @@ absl::Status RunManager(const ManagerConfig& config, const ManagerSecrets& secre
   const KjLogScope kj_logs;
   auto manager = Manager::Start(io, config, secrets);
   if (!manager.ok()) return manager.status();
-  if ((*manager)->new_operator_token().has_value()) {
-    std::cout << "operator token, shown this once: " << *(*manager)->new_operator_token()
-              << std::endl;
-  }
   const Logger log("manager");
   log.Info("manager started", {{"agents", ToString((*manager)->agents_address())},
                                {"http", ToString((*manager)->http_address())}});

@@ -16,7 +16,14 @@ namespace kvpool {
 struct ManagerConfig {
   std::string agents = "127.0.0.1:7600";
   std::string http = "127.0.0.1:7610";
+  std::string store = "sqlite";
   std::string database = "/var/lib/kvpool/manager.db";
+  std::string etcd_endpoints = "127.0.0.1:2379";
+  std::string etcd_prefix = "/kvpool";
+  Duration etcd_ttl = std::chrono::seconds(5);
+  std::string etcd_user;
+  std::string etcd_password_file;
+  std::string advertise;
   std::string agent_token_file;
   std::string operator_token_file;
   Duration learning = std::max<Duration>(std::chrono::seconds(5),
@@ -31,6 +38,7 @@ void Declare(ManagerConfig* config, Settings* settings);
 struct ManagerSecrets {
   std::string agent_token;
   std::optional<std::string> operator_token;  // when a file was named
+  std::string etcd_password;                  // with etcd_user
 };
 
 absl::StatusOr<ManagerSecrets> ReadSecrets(const ManagerConfig& config);

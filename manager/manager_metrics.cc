@@ -14,7 +14,12 @@ double Number(Bytes bytes) { return static_cast<double>(bytes.value()); }
 
 ManagerMetrics::ManagerMetrics()
     : metrics_("kvpool-manager"),
-      epoch_(metrics_.GaugeFamily("kvpool_manager_epoch", "Rises with each start.").With()),
+      epoch_(metrics_
+                 .GaugeFamily("kvpool_manager_epoch",
+                              "Rises with each leadership; 0 while it stands by.")
+                 .With()),
+      leads_(metrics_.GaugeFamily("kvpool_manager_leads", "1 while it leads, 0 while it stands by.")
+                 .With()),
       learning_(metrics_
                     .GaugeFamily("kvpool_manager_learning",
                                  "1 while leases are being learned after a start, then 0.")
@@ -27,6 +32,10 @@ ManagerMetrics::ManagerMetrics()
       guaranteed_(
           metrics_.GaugeFamily("kvpool_manager_guaranteed_bytes", "Sum of all guarantees.").With()),
       agents_(metrics_.GaugeFamily("kvpool_manager_agents", "Known agents by state.")),
+      elections_(metrics_
+                     .CounterFamily("kvpool_manager_elections_total",
+                                    "How often this manager came to lead.")
+                     .With()),
       registrations_(metrics_.CounterFamily("kvpool_manager_registrations_total",
                                             "Registrations of agents by outcome.")),
       reports_(metrics_.CounterFamily("kvpool_manager_reports_total",
@@ -50,10 +59,12 @@ ManagerMetrics::ManagerMetrics()
       tenant_wanted_(
           metrics_.GaugeFamily("kvpool_tenant_wanted_bytes", "What the tenant could use now.")) {}
 
-void ManagerMetrics::Update(const Cluster& cluster, const AgentService::Counters& agents,
-                            const RpcListener::Counters& rpc, const HttpServer::Counters& http,
-                            TimePoint now) {
+void ManagerMetrics::Update(const Cluster& cluster, const Leadership& leadership,
+                            const AgentService::Counters& agents, const RpcListener::Counters& rpc,
+                            const HttpServer::Counters& http, TimePoint now) {
   epoch_.Set(static_cast<double>(cluster.epoch()));
+  leads_.Set(leadership.Leads() ? 1 : 0);
+  elections_.RaiseTo(static_cast<double>(leadership.elections()));
   learning_.Set(cluster.Learning(now) ? 1 : 0);
   capacity_.Set(Number(cluster.Capacity()));
   double connected = 0, away = 0;

@@ -11,6 +11,7 @@
 #include "common/rpc_listener.h"
 #include "manager/agent_service.h"
 #include "manager/cluster.h"
+#include "manager/leadership.h"
 
 namespace kvpool {
 
@@ -18,8 +19,9 @@ class ManagerMetrics {
  public:
   ManagerMetrics();
 
-  void Update(const Cluster& cluster, const AgentService::Counters& agents,
-              const RpcListener::Counters& rpc, const HttpServer::Counters& http, TimePoint now);
+  void Update(const Cluster& cluster, const Leadership& leadership,
+              const AgentService::Counters& agents, const RpcListener::Counters& rpc,
+              const HttpServer::Counters& http, TimePoint now);
   // The text of /metrics.
   std::string Serialize() { return metrics_.Serialize(); }
 
@@ -27,8 +29,9 @@ class ManagerMetrics {
   void UpdateTenants(const Cluster& cluster);
 
   Metrics metrics_;
-  Gauge epoch_, learning_, tenants_, capacity_, guaranteed_;
+  Gauge epoch_, leads_, learning_, tenants_, capacity_, guaranteed_;
   MetricFamily<Gauge> agents_;
+  Counter elections_;
   MetricFamily<Counter> registrations_, reports_, rpc_refused_, http_;
   MetricFamily<Gauge> tenant_guaranteed_, tenant_limit_, tenant_leased_, tenant_held_, tenant_used_,
       tenant_charged_, tenant_wanted_;

@@ -21,8 +21,12 @@ class SqliteStore final : public Store {
   static absl::StatusOr<std::unique_ptr<SqliteStore>> Open(const std::string& path);
   ~SqliteStore() override;
 
+  // Who holds the file leads, for as long as it does.
+  absl::StatusOr<Standing> Campaign() override { return Standing{.leads_until = TimePoint::max()}; }
   absl::StatusOr<Contents> Begin() override;
   absl::Status Write(const Changes& changes) override;
+  absl::StatusOr<TimePoint> Renew() override { return TimePoint::max(); }
+  void Resign() override {}
 
  private:
   class Statement;

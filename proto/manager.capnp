@@ -44,6 +44,7 @@ enum RegisterRefusal @0x8c5e0d7bf3a12496 {
   tooMany @5;                   # limits.kAgents reached
   badPool @6;                   # pool or slab size is zero or not whole slabs
   staleEpoch @7;                # the agent has seen a higher epoch: this manager is not the leader
+  notLeader @8;                 # another manager leads, or none yet: ask the next one
 }
 
 interface Link @0xa90f6b4d1e8372c5 {

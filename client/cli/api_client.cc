@@ -31,13 +31,12 @@ absl::StatusCode CodeOf(int http_status) {
   }
 }
 
-// Of {"error": {"message": ...}}, as JsonError writes it.
-std::string MessageOf(const boost::json::object& answer, int http_status) {
+// A field of {"error": {"code": ..., "message": ...}}, as JsonError writes it; else empty.
+std::string ErrorField(const boost::json::object& answer, const char* field) {
   const boost::json::value* error = answer.if_contains("error");
-  const boost::json::value* message =
-      error != nullptr && error->is_object() ? error->get_object().if_contains("message") : nullptr;
-  if (message != nullptr && message->is_string()) return std::string(message->get_string());
-  return absl::StrCat("the server answered with HTTP status ", http_status);
+  const boost::json::value* value =
+      error != nullptr && error->is_object() ? error->get_object().if_contains(field) : nullptr;
+  return value != nullptr && value->is_string() ? std::string(value->get_string()) : "";
 }
 
 }  // namespace
@@ -47,22 +46,32 @@ absl::StatusOr<boost::json::object> ApiClient::Call(const std::string& method,
                                                     const std::string& body) const {
   HttpRequest request{.method = method, .path = path, .body = body};
   if (!token_.empty()) request.headers["authorization"] = "Bearer " + token_;
-  const auto response = HttpCall(server_, request, kDeadline);
-  if (!response.ok()) {
-    return absl::UnavailableError(absl::StrCat("no answer from ", ToString(server_), ": ",
-                                               std::string(response.status().message()),
-                                               " (is kvpool-manager running? see --server)"));
+  absl::Status error;
+  for (const HostPort& server : servers_) {
+    const auto response = HttpCall(server, request, kDeadline);
+    if (!response.ok()) {
+      error = absl::UnavailableError(absl::StrCat("no answer from ", ToString(server), ": ",
+                                                  std::string(response.status().message()),
+                                                  " (is kvpool-manager running? see --server)"));
+      if (absl::IsUnavailable(response.status()) || method == "GET") continue;
+      return error;
+    }
+    auto json = ParseJson(response->body, limits::kHttpReplyBytes);
+    if (!json.ok() || !json->is_object()) {
+      return absl::InternalError(
+          absl::StrCat("the answer of ", ToString(server),
+                       " makes no sense; is it a kvpool-manager's http port?"));
+    }
+    const boost::json::object& answer = json->get_object();
+    if (response->status < 400) return answer;
+    const std::string message = ErrorField(answer, "message");
+    error = absl::Status(
+        CodeOf(response->status),
+        !message.empty() ? message
+                         : absl::StrCat("the server answered with HTTP status ", response->status));
+    if (ErrorField(answer, "code") != "not_leader") return error;
   }
-  auto json = ParseJson(response->body, limits::kHttpReplyBytes);
-  if (!json.ok() || !json->is_object()) {
-    return absl::InternalError(
-        absl::StrCat("the answer of ", ToString(server_),
-                     " makes no sense; is it a kvpool-manager's http port?"));
-  }
-  if (response->status >= 400) {
-    return absl::Status(CodeOf(response->status), MessageOf(json->get_object(), response->status));
-  }
-  return std::move(json->get_object());
+  return error;
 }
 
 absl::StatusOr<boost::json::object> ApiClient::Get(const std::string& path) const {

@@ -1,4 +1,5 @@
-// The operator API from the caller's side: one request, one JSON answer, errors as Status.
+// The operator API from the caller's side: one request, one JSON answer, errors as Status. Of
+// several managers the one that leads answers.
 // Blocking, one thread.
 //
 // SPDX-License-Identifier: Apache-2.0
@@ -6,6 +7,8 @@
 
 #include <boost/json.hpp>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/address.h"
@@ -14,8 +17,9 @@ namespace kvpool {
 
 class ApiClient {
  public:
-  ApiClient(HostPort server, std::string token)
-      : server_(std::move(server)), token_(std::move(token)) {}
+  // `servers`: at least one.
+  ApiClient(std::vector<HostPort> servers, std::string token)
+      : servers_(std::move(servers)), token_(std::move(token)) {}
 
   // NotFound for 404, Aborted for 409, PermissionDenied for 401, FailedPrecondition for other
   // 4xx, with the server's own message. Unavailable when the server cannot be reached or is not
@@ -28,10 +32,11 @@ class ApiClient {
   absl::StatusOr<boost::json::object> Delete(const std::string& path) const;
 
  private:
+  // Asks one server after the other until one leads; goes on only where nothing can have happened.
   absl::StatusOr<boost::json::object> Call(const std::string& method, const std::string& path,
                                            const std::string& body) const;
 
-  const HostPort server_;
+  const std::vector<HostPort> servers_;
   const std::string token_;
 };
 

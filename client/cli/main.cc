@@ -252,10 +252,11 @@ void AddGlobals(CLI::App& app, Flags& f) {
   app.require_subcommand(1);
   app.fallthrough();
   app.footer(kFooter);
-  app.add_option("--server", f.server, "host:port of the manager's API")
+  app.add_option("--server", f.server,
+                 "host:port of the manager's API; of several managers all, with commas")
       ->envname("KVPOOL_SERVER")
       ->capture_default_str()
-      ->check(Parsed("HOST:PORT", ParseHostPort));
+      ->check(Parsed("HOST:PORT", ParseHostPorts));
   auto* file = app.add_option("--token-file", f.token_file,
                               "file with an operator's token (Env:KVPOOL_TOKEN_FILE)");
   app.add_option("--token", f.token,
@@ -300,7 +301,7 @@ int Main(int argc, char** argv) {
   }
   const auto token = FindToken(flags, ProcessEnvironment());
   if (!token.ok()) return Fail(std::string(token.status().message()), 1);
-  const ApiClient api(*ParseHostPort(flags.server), *token);
+  const ApiClient api(*ParseHostPorts(flags.server), *token);
   Commands commands(api, flags.output == "json" ? OutputFormat::kJson : OutputFormat::kTable,
                     std::cout);
   const absl::Status status = command(commands);

@@ -7,6 +7,7 @@
 
 #include "tests/bench/allocator_cases.h"
 #include "tests/bench/client_cases.h"
+#include "tests/bench/failover_cases.h"
 #include "tests/bench/kernel_cases.h"
 #include "tests/bench/manager_cases.h"
 #include "tests/bench/method_cases.h"
@@ -17,8 +18,8 @@ namespace kvpool::bench {
 
 std::vector<Case> AllCases() {
   std::vector<Case> all;
-  for (auto* cases : {KernelCases, ClientCases, ReclaimCases, WorkerCases, MethodCases,
-                      AllocatorCases, ManagerCases}) {
+  for (auto* cases : {KernelCases, ClientCases, ReclaimCases, FailoverCases, WorkerCases,
+                      MethodCases, AllocatorCases, ManagerCases}) {
     for (Case& one : cases()) all.push_back(std::move(one));
   }
   return all;

@@ -368,6 +368,18 @@ TEST_F(CliTest, TheManagerSaysWhyItDoesNotStart) {
   Outcome outcome = start({});
   EXPECT_EQ(outcome.code, 2);
   EXPECT_THAT(outcome.output, HasSubstr("set agent_token_file"));
+  for (const auto& [setting, value] :
+       std::vector<std::pair<std::string, std::string>>{{"--store", "redis"},
+                                                        {"--etcd-endpoints", "10.0.0.1"},
+                                                        {"--etcd-prefix", "kvpool"},
+                                                        {"--etcd-prefix", "/kvpool/"},
+                                                        {"--etcd-ttl", "1 s"},
+                                                        {"--advertise", "here"}}) {
+    EXPECT_EQ(start({"--print-config", setting, value}).code, 2) << setting << " " << value;
+  }
+  outcome = start({"--agent-token-file", folder_ / "agent.token", "--etcd-user", "u"});
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.output, HasSubstr("set both etcd_user and etcd_password_file"));
   outcome = start({"--database", folder_ / "manager.db", "--agents", "127.0.0.1:0", "--http",
                    "127.0.0.1:0", "--agent-token-file", folder_ / "agent.token"});
   EXPECT_EQ(outcome.code, 1);

@@ -398,7 +398,7 @@ TEST_F(RpcTest, AMessageThatIsTooDeepEndsItsConnectionAlone) {
   ASSERT_TRUE(Listen({.address = Path()}).ok());
   auto good = Connect();
   EXPECT_EQ(Authenticate(*good, kToken), "tenant");
-  const auto send_nested = [this](int fd, uint32_t depth) {
+  const auto send_nested = [](int fd, uint32_t depth) {
     const auto words = NestedMessage(depth);
     const auto bytes = words.asBytes();
     return send(fd, bytes.begin(), bytes.size(), MSG_NOSIGNAL) ==
@@ -535,6 +535,12 @@ TEST(AddressTest, ParsesAndRefuses) {
   EXPECT_EQ(*ParseAddress("/run/a.sock"), Address(UnixPath{"/run/a.sock"}));
   EXPECT_EQ(*ParseAddress("[::1]:80"), Address(HostPort{"::1", 80}));
   EXPECT_EQ(ToString(*ParseHostPort("[::1]:80")), "[::1]:80");
+  EXPECT_THAT(*ParseHostPorts("a:1"), ::testing::ElementsAre(HostPort{"a", 1}));
+  EXPECT_THAT(*ParseHostPorts("a:1,[::1]:2"),
+              ::testing::ElementsAre(HostPort{"a", 1}, HostPort{"::1", 2}));
+  for (const char* bad : {"", ",", "a:1,", ",a:1", "a:1,,b:2", "a:1 ,b:2", "a"}) {
+    EXPECT_FALSE(ParseHostPorts(bad).ok()) << bad;
+  }
   EXPECT_EQ(*ParseHostPort("localhost:0"), (HostPort{"localhost", 0}));
   for (const char* bad :
        {"", "host", ":80", "host:", "host:65536", "host:-1", "::1:80", "host:8x", "[]:80"}) {

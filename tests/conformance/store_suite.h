@@ -1,5 +1,5 @@
-// What every store must do, whatever lies beneath. A store's test makes a rig and instantiates the
-// suite with it:
+// What every store must do, whatever lies beneath: keep records, and let one manager lead. A
+// store's test makes a rig and instantiates the suite with it:
 //
 //   INSTANTIATE_TEST_SUITE_P(Sqlite, StoreSuite, Values([] { return ...; }));
 //
@@ -23,7 +23,8 @@ namespace kvpool {
 class StoreRig {
  public:
   virtual ~StoreRig() = default;
-  // A manager's start; the store of the one before is gone.
+  // A manager's start. A store that only one manager can have open may refuse a second one here
+  // (FailedPrecondition).
   virtual absl::StatusOr<std::unique_ptr<Store>> Open() = 0;
 };
 
@@ -36,7 +37,15 @@ class StoreSuite : public ::testing::TestWithParam<std::function<std::unique_ptr
     EXPECT_TRUE(store.ok()) << store.status();
     if (!store.ok()) return {};
     store_ = *std::move(store);
-    auto contents = store_->Begin();
+    return Lead(*store_);
+  }
+  // Campaigns, where nobody else leads, and begins.
+  Store::Contents Lead(Store& store) {
+    const auto standing = store.Campaign();
+    EXPECT_TRUE(standing.ok()) << standing.status();
+    if (!standing.ok()) return {};
+    EXPECT_TRUE(standing->leads_until.has_value()) << standing->leader << " leads";
+    auto contents = store.Begin();
     EXPECT_TRUE(contents.ok()) << contents.status();
     return contents.ok() ? *contents : Store::Contents();
   }
@@ -67,6 +76,50 @@ TEST_P(StoreSuite, WhatWasWrittenSurvives) {
   ASSERT_TRUE(store_->Write({}).ok());
   EXPECT_THAT(Reopen().records,
               ::testing::ElementsAre(::testing::Pair("a/1", "new"), ::testing::Pair("b", bytes)));
+}
+
+TEST_P(StoreSuite, ALeaderLeadsForAWhileAndLongerWhenItRenewsThat) {
+  auto store = rig_->Open();
+  ASSERT_TRUE(store.ok()) << store.status();
+  const auto standing = (*store)->Campaign();
+  ASSERT_TRUE(standing.ok()) << standing.status();
+  ASSERT_TRUE(standing->leads_until.has_value());
+  EXPECT_GT(*standing->leads_until, BootClock::now());
+  const auto until = (*store)->Renew();
+  ASSERT_TRUE(until.ok()) << until.status();
+  EXPECT_GE(*until, *standing->leads_until);
+}
+
+TEST_P(StoreSuite, OneLeadsAtATimeAndItsSuccessorKnowsMore) {
+  const uint64_t epoch = Reopen().epoch;
+  ASSERT_TRUE(store_->Write({{"a", "1"}}).ok());
+  auto second = rig_->Open();
+  if (second.ok()) {
+    const auto standing = (*second)->Campaign();
+    ASSERT_TRUE(standing.ok()) << standing.status();
+    EXPECT_FALSE(standing->leads_until.has_value());
+    EXPECT_FALSE(standing->leader.empty());
+  } else {
+    EXPECT_EQ(second.status().code(), absl::StatusCode::kFailedPrecondition) << second.status();
+  }
+  ASSERT_TRUE(store_->Write({{"b", "2"}}).ok()) << "the campaign of another one has no effect";
+  store_.reset();
+  if (!second.ok()) second = rig_->Open();
+  ASSERT_TRUE(second.ok()) << second.status();
+  const Store::Contents contents = Lead(**second);
+  EXPECT_GT(contents.epoch, epoch);
+  EXPECT_THAT(contents.records,
+              ::testing::ElementsAre(::testing::Pair("a", "1"), ::testing::Pair("b", "2")));
+}
+
+TEST_P(StoreSuite, WhoHasResignedMayLeadAgainInAHigherEpoch) {
+  const uint64_t epoch = Reopen().epoch;
+  ASSERT_TRUE(store_->Write({{"a", "1"}}).ok());
+  store_->Resign();
+  const Store::Contents contents = Lead(*store_);
+  EXPECT_GT(contents.epoch, epoch);
+  EXPECT_THAT(contents.records, ::testing::ElementsAre(::testing::Pair("a", "1")));
+  EXPECT_TRUE(store_->Write({{"a", "2"}}).ok());
 }
 
 TEST_P(StoreSuite, AsManyRecordsAsThereCanBeAreWrittenAtOnce) {

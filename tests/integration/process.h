@@ -1,17 +1,20 @@
-// Real processes for integration tests: start a program of this build, stop it, wait for a
-// condition with a deadline. Test code, one thread.
+// Real processes for integration tests: start a program of this build, or one at an absolute path,
+// stop it, wait for a condition with a deadline. Test code, one thread.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -57,7 +60,7 @@ class Process {
       dup2(fd, 2);
     }
     std::vector<char*> argv;
-    std::string path = ProgramPath(program);
+    std::string path = program.starts_with('/') ? program : ProgramPath(program);
     argv.push_back(path.data());
     for (std::string& arg : args) argv.push_back(arg.data());
     argv.push_back(nullptr);
@@ -101,6 +104,17 @@ class Process {
   pid_t pid_ = -1;
   std::string log_;
 };
+
+// A port that nobody listens on right now; 0 when there is none.
+inline uint16_t FreePort() {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+  socklen_t size = sizeof(address);
+  const bool bound = bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
+                     getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0;
+  close(fd);
+  return bound ? ntohs(address.sin_port) : 0;
+}
 
 // Polls until `condition` holds; false after `deadline`.
 inline bool Eventually(const std::function<bool()>& condition,
