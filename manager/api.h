@@ -1,15 +1,9 @@
 // The operator API over HTTP: who may ask, which path means what, JSON in and out. What it does
 // is Control's, what it shows is views.h. docs/operating.md lists the paths.
 //
-// Handle runs on the HTTP server's thread: it checks the token and parses; the rest runs on the RPC
-// thread, which owns the cluster. Made and destroyed on the RPC thread, after the server stopped.
-//
-//   GET                 /v1/tenants            GET PUT DELETE  /v1/tenants/NAME
-//   GET                 /v1/tenants/NAME/reclaims
-//   POST                /v1/tenants/NAME/tokens       DELETE   /v1/tenants/NAME/tokens/ID
-//   POST                /v1/apply
-//   GET                 /v1/agents             GET DELETE      /v1/agents/NAME
-//   GET without token   /metrics /healthz /readyz
+// Handle is called on the HTTP server's thread and only passes on: everything else runs on the RPC
+// thread, which owns the cluster and the operators. Made and destroyed on the RPC thread, after the
+// server stopped.
 //
 // Errors are {"error": {"code": "not_found", "message": "..."}}.
 //
@@ -19,6 +13,7 @@
 #include <kj/async.h>
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,7 +21,6 @@
 #include "common/http_server.h"
 #include "common/kj_asio.h"
 #include "common/log.h"
-#include "common/secret.h"
 #include "manager/control.h"
 
 namespace kvpool {
@@ -34,29 +28,52 @@ namespace kvpool {
 class Api final : private kj::TaskSet::ErrorHandler {
  public:
   // `metrics` returns the text of /metrics; it is called on the RPC thread.
-  Api(Inbox& inbox, Control& control, std::vector<Sha256Hash> operator_tokens,
-      std::function<std::string()> metrics);
+  Api(Inbox& inbox, Control& control, std::function<std::string()> metrics);
 
   void Handle(HttpRequest request, HttpServer::Done done);
 
  private:
-  // What is left to do on the RPC thread.
-  using Action = kj::Function<kj::Promise<HttpResponse>()>;
   using Path = std::vector<std::string>;
+  using Answer = kj::Promise<HttpResponse>;
 
-  bool IsOperator(const HttpRequest& request) const;
-  absl::StatusOr<Action> Route(const HttpRequest& request, const Path& path);
-  absl::StatusOr<Action> RouteProbe(const HttpRequest& request, const std::string& what);
-  absl::StatusOr<Action> RouteTenant(const HttpRequest& request, const std::string& name);
-  absl::StatusOr<Action> RouteTokens(const HttpRequest& request, const Path& path);
-  absl::StatusOr<Action> RouteAgent(const HttpRequest& request, const std::string& name);
-  absl::StatusOr<Action> Put(const HttpRequest& request, const std::string& name);
-  absl::StatusOr<Action> Apply(const HttpRequest& request);
+  // One request that has found its endpoint and may have it.
+  struct Call {
+    std::string actor;  // the operator's name; empty where no token is asked for
+    Path names;         // what stands for the {parts} of the path, in order
+    std::string body;
+  };
+  struct Endpoint {
+    std::string method;
+    Path path;                   // "v1", "tenants", "{tenant}"
+    std::optional<Scope> scope;  // what it takes; none: anybody, without a token
+    Answer (Api::*answer)(const Call&);
+  };
+  static const std::vector<Endpoint>& Endpoints();
+
+  absl::StatusOr<const Operator*> Authenticate(const HttpRequest& request) const;
+  Answer Dispatch(const HttpRequest& request);
+
+  Answer Metrics(const Call& call);
+  Answer Health(const Call& call);
+  Answer Readiness(const Call& call);
+  Answer GetTenants(const Call& call);
+  Answer GetTenant(const Call& call);
+  Answer PutTenant(const Call& call);
+  Answer DeleteTenant(const Call& call);
+  Answer GetReclaims(const Call& call);
+  Answer CreateToken(const Call& call);
+  Answer RevokeToken(const Call& call);
+  Answer Apply(const Call& call);
+  Answer GetAgents(const Call& call);
+  Answer GetAgent(const Call& call);
+  Answer ForgetAgent(const Call& call);
+  Answer GetOperators(const Call& call);
+  Answer CreateOperator(const Call& call);
+  Answer RevokeOperator(const Call& call);
   void taskFailed(kj::Exception&& error) override;
 
   Inbox& inbox_;
   Control& control_;
-  const std::vector<Sha256Hash> operator_tokens_;
   const std::function<std::string()> metrics_;
   const Logger log_;
   kj::TaskSet tasks_;

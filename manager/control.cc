@@ -20,8 +20,11 @@ std::string Describe(const Tenant* tenant) {
 
 }  // namespace
 
-Control::Control(Cluster cluster, std::unique_ptr<Store> store)
-    : cluster_(std::move(cluster)), store_(std::move(store)), log_("control") {}
+Control::Control(Cluster cluster, OperatorTable operators, std::unique_ptr<Store> store)
+    : cluster_(std::move(cluster)),
+      operators_(std::move(operators)),
+      store_(std::move(store)),
+      log_("control") {}
 
 kj::Promise<absl::Status> Control::Write(Store::Changes changes) {
   return Offload(store_thread_, [store = store_.get(), changes = std::move(changes)] {
@@ -112,6 +115,37 @@ kj::Promise<absl::Status> Control::RevokeToken(std::string name, std::string tok
           if (saved.ok()) log_.Info("token revoked", {{"tenant", name}, {"id", token_id}});
           return saved;
         });
+  });
+}
+
+kj::Promise<absl::StatusOr<std::string>> Control::CreateOperator(std::string name, Scope scope) {
+  using Result = absl::StatusOr<std::string>;
+  return TakeTurn([this, name = std::move(name), scope]() -> kj::Promise<Result> {
+    if (absl::Status status = operators_.CheckCreate(name); !status.ok()) return Result(status);
+    Result token = NewToken();
+    if (!token.ok()) return token;
+    const Operator created{.name = name, .scope = scope, .token = Sha256(*token)};
+    return Write(SaveOperator(created)).then([this, created, token](absl::Status saved) -> Result {
+      if (!saved.ok()) return saved;
+      operators_.Commit(created);
+      log_.Info("operator created",
+                {{"operator", created.name}, {"scope", ToString(created.scope)}});
+      return token;
+    });
+  });
+}
+
+kj::Promise<absl::Status> Control::RevokeOperator(std::string name) {
+  return TakeTurn([this, name = std::move(name)]() -> kj::Promise<absl::Status> {
+    const auto revoked = operators_.CheckRevoke(name);
+    if (!revoked.ok()) return revoked.status();
+    return Write(RemoveOperator(revoked->token)).then([this, name](absl::Status removed) {
+      if (removed.ok()) {
+        operators_.Remove(name);
+        log_.Info("operator revoked", {{"operator", name}});
+      }
+      return removed;
+    });
   });
 }
 

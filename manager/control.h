@@ -19,6 +19,7 @@
 #include "common/kj_asio.h"
 #include "common/log.h"
 #include "manager/cluster.h"
+#include "manager/operators.h"
 #include "manager/store.h"
 
 namespace kvpool {
@@ -30,10 +31,11 @@ struct Registration {
 
 class Control {
  public:
-  Control(Cluster cluster, std::unique_ptr<Store> store);
+  Control(Cluster cluster, OperatorTable operators, std::unique_ptr<Store> store);
 
   Cluster& cluster() { return cluster_; }
   const Cluster& cluster() const { return cluster_; }
+  const OperatorTable& operators() const { return operators_; }
 
   // Creates and updates tenants, all or nothing; `revision`, where given, is what the (only) tenant
   // must be at. Returns those that changed. Errors as TenantTable's.
@@ -43,6 +45,9 @@ class Control {
   // A new worker token: the only time that it can be seen.
   kj::Promise<absl::StatusOr<std::string>> CreateToken(std::string tenant);
   kj::Promise<absl::Status> RevokeToken(std::string tenant, std::string token_id);
+  // Likewise an operator's token. Errors as OperatorTable's.
+  kj::Promise<absl::StatusOr<std::string>> CreateOperator(std::string name, Scope scope);
+  kj::Promise<absl::Status> RevokeOperator(std::string name);
 
   kj::Promise<absl::StatusOr<Registration>> Register(AgentInfo agent, uint64_t highest_epoch);
   kj::Promise<absl::Status> ForgetAgent(std::string name);
@@ -56,6 +61,7 @@ class Control {
   kj::Promise<absl::Status> SaveTenant(absl::StatusOr<Tenant> tenant);
 
   Cluster cluster_;
+  OperatorTable operators_;
   std::unique_ptr<Store> store_;
   Logger log_;
   boost::asio::thread_pool store_thread_{1};

@@ -6,6 +6,7 @@
 #include <kj/async-unix.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <iostream>
 #include <utility>
 
@@ -23,16 +24,19 @@ absl::StatusOr<Manager::Opened> Manager::OpenStore(const ManagerConfig& config,
   if (!contents.ok()) return contents.status();
   absl::StatusOr<Records> records = ReadRecords(*contents);
   if (!records.ok()) return records.status();
+  std::optional<Sha256Hash> configured;
   std::optional<std::string> new_token;
   if (secrets.operator_token.has_value()) {
-    records->operator_tokens.push_back(Sha256(*secrets.operator_token));
-  } else if (records->operator_tokens.empty()) {
+    configured = Sha256(*secrets.operator_token);
+  } else if (std::none_of(records->operators.begin(), records->operators.end(),
+                          [](const Operator& each) { return each.scope == Scope::kAdmin; })) {
     absl::StatusOr<std::string> token = NewToken();
     if (!token.ok()) return token.status();
-    if (absl::Status status = (*store)->Write(AddOperatorToken(Sha256(*token))); !status.ok()) {
-      return status;
-    }
-    records->operator_tokens.push_back(Sha256(*token));
+    const Sha256Hash hash = Sha256(*token);
+    records->operators.push_back(
+        {.name = NameOfFirst(hash), .scope = Scope::kAdmin, .token = hash});
+    absl::Status status = (*store)->Write(SaveOperator(records->operators.back()));
+    if (!status.ok()) return status;
     new_token = *std::move(token);
   }
   TenantTable tenants(std::move(records->tenants), records->next_tenant_id);
@@ -41,17 +45,17 @@ absl::StatusOr<Manager::Opened> Manager::OpenStore(const ManagerConfig& config,
                                     .known_agents = std::move(records->agents),
                                     .learn_until = BootClock::now() + config.learning,
                                     .oversubscription_percent = config.oversubscription_percent}),
+                .operators = OperatorTable(records->operators, configured),
                 .store = *std::move(store),
-                .operator_tokens = std::move(records->operator_tokens),
                 .new_operator_token = std::move(new_token)};
 }
 
 Manager::Manager(kj::AsyncIoContext& io, Opened opened, const ManagerSecrets& secrets)
     : new_operator_token_(std::move(opened.new_operator_token)),
-      control_(std::move(opened.cluster), std::move(opened.store)),
+      control_(std::move(opened.cluster), std::move(opened.operators), std::move(opened.store)),
       agents_(control_, secrets.agent_token),
       inbox_(io.unixEventPort),
-      api_(inbox_, control_, std::move(opened.operator_tokens), [this] { return MetricsPage(); }) {}
+      api_(inbox_, control_, [this] { return MetricsPage(); }) {}
 
 std::string Manager::MetricsPage() {
   metrics_.Update(control_.cluster(), agents_.counters(), listener_->counters(), http_->counters(),

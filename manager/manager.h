@@ -37,8 +37,8 @@ class Manager {
  private:
   struct Opened {
     Cluster cluster;
+    OperatorTable operators;
     std::unique_ptr<Store> store;
-    std::vector<Sha256Hash> operator_tokens;
     std::optional<std::string> new_operator_token;
   };
 

@@ -104,6 +104,23 @@ absl::StatusOr<LeaseBounds> ReadBounds(const json::value& value) {
   return bounds;
 }
 
+absl::StatusOr<Operator> ReadOperator(const Sha256Hash& token, const json::value& value) {
+  auto object = JsonObject::From(value, "operator");
+  if (!object.ok()) return object.status();
+  if (object->Keys().empty()) {
+    return Operator{.name = NameOfFirst(token), .scope = Scope::kAdmin, .token = token};
+  }
+  const auto name = object->Text("name", limits::kNameBytes);
+  if (!name.ok()) return name.status();
+  if (absl::Status status = CheckName("operator", *name); !status.ok()) return status;
+  const auto text = object->Text("scope", limits::kNameBytes);
+  if (!text.ok()) return text.status();
+  const auto scope = ParseScope(*text);
+  if (!scope.ok()) return scope.status();
+  if (absl::Status status = object->Finish(); !status.ok()) return status;
+  return Operator{.name = *name, .scope = *scope, .token = token};
+}
+
 // What is read before it is put together.
 struct Parts {
   Records records;
@@ -137,9 +154,11 @@ absl::Status ReadRecord(const std::string& key, const json::value& value, Parts&
     return absl::OkStatus();
   }
   if (const auto text = below(kOperator)) {
-    auto hash = FromHex(*text);
+    const auto hash = FromHex(*text);
     if (!hash.ok()) return hash.status();
-    records.operator_tokens.push_back(*hash);
+    auto known = ReadOperator(*hash, value);
+    if (!known.ok()) return known.status();
+    records.operators.push_back(*std::move(known));
     return absl::OkStatus();
   }
   if (key == kNextTenant) {
@@ -214,8 +233,13 @@ Store::Changes RemoveAgent(const std::string& name) {
   return {{kAgent + name, std::nullopt}, {kBounds + name, std::nullopt}};
 }
 
-Store::Changes AddOperatorToken(const Sha256Hash& hash) {
-  return {{kOperator + ToHex(hash), "{}"}};
+Store::Changes SaveOperator(const Operator& added) {
+  return {{kOperator + ToHex(added.token),
+           json::serialize(json::object{{"name", added.name}, {"scope", ToString(added.scope)}})}};
+}
+
+Store::Changes RemoveOperator(const Sha256Hash& token) {
+  return {{kOperator + ToHex(token), std::nullopt}};
 }
 
 }  // namespace kvpool

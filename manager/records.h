@@ -6,7 +6,7 @@
 //   next-tenant       8           above every id that was ever given
 //   bounds/gpu-0      {"7": 16}   slabs that each tenant's lease there stays within
 //   agent/gpu-0       {"incarnation": "17", "pool": 67108864, "slab": 2097152, "device": "host"}
-//   operator/<sha-256>  {}
+//   operator/<sha-256>  {"name": "ci", "scope": "read"}; {} of an earlier manager is an admin
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "common/secret.h"
 #include "manager/cluster.h"
+#include "manager/operators.h"
 #include "manager/store.h"
 #include "manager/tenants.h"
 
@@ -26,7 +27,7 @@ struct Records {
   std::vector<Tenant> tenants;
   TenantId next_tenant_id{1};  // above every id that was ever given
   std::vector<KnownAgent> agents;
-  std::vector<Sha256Hash> operator_tokens;
+  std::vector<Operator> operators;
 };
 
 // FailedPrecondition names the record that cannot be read, and what to do.
@@ -38,6 +39,7 @@ Store::Changes RemoveTenant(TenantId tenant);
 Store::Changes SaveAgent(const AgentInfo& agent);
 Store::Changes SaveBounds(const std::string& agent, const LeaseBounds& bounds);
 Store::Changes RemoveAgent(const std::string& name);
-Store::Changes AddOperatorToken(const Sha256Hash& hash);
+Store::Changes SaveOperator(const Operator& added);
+Store::Changes RemoveOperator(const Sha256Hash& token);
 
 }  // namespace kvpool

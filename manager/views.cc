@@ -187,4 +187,13 @@ boost::json::object ReclaimsView(const Cluster& cluster, const Tenant& tenant, T
   return {{"tenant", tenant.spec.name}, {"reclaims", std::move(reclaims)}};
 }
 
+boost::json::object OperatorsView(const OperatorTable& table) {
+  boost::json::array operators;
+  for (const auto& [name, each] : table.by_name()) {
+    operators.push_back(
+        {{"name", name}, {"scope", ToString(each.scope)}, {"id", TokenId(each.token)}});
+  }
+  return {{"operators", std::move(operators)}};
+}
+
 }  // namespace kvpool

@@ -10,6 +10,7 @@
 
 #include "common/clock.h"
 #include "manager/cluster.h"
+#include "manager/operators.h"
 
 namespace kvpool {
 
@@ -44,5 +45,6 @@ boost::json::object TenantsView(const Cluster& cluster, TimePoint now);
 boost::json::object AgentView(const Cluster& cluster, const Cluster::Agent& agent, TimePoint now);
 boost::json::object AgentsView(const Cluster& cluster, TimePoint now);
 boost::json::object ReclaimsView(const Cluster& cluster, const Tenant& tenant, TimePoint now);
+boost::json::object OperatorsView(const OperatorTable& operators);
 
 }  // namespace kvpool

@@ -18,6 +18,7 @@ constexpr auto kDeadline = std::chrono::seconds(limits::kHttpSeconds);
 absl::StatusCode CodeOf(int http_status) {
   switch (http_status) {
     case 401:
+    case 403:
       return absl::StatusCode::kPermissionDenied;
     case 404:
       return absl::StatusCode::kNotFound;

@@ -130,10 +130,7 @@ absl::Status Commands::DeleteAgent(const std::string& name) {
 absl::Status Commands::CreateToken(const std::string& tenant) {
   const auto path = PathOf("tenant", tenant);
   if (!path.ok()) return path.status();
-  return Print(api_.Post(*path + "/tokens", {}), [](const json::object& answer) {
-    const json::value* token = answer.if_contains("token");
-    return token != nullptr && token->is_string() ? std::string(token->get_string()) + "\n" : "";
-  });
+  return Print(api_.Post(*path + "/tokens", {}), RenderToken);
 }
 
 absl::Status Commands::RevokeToken(const std::string& tenant, const std::string& id) {
@@ -145,6 +142,23 @@ absl::Status Commands::RevokeToken(const std::string& tenant, const std::string&
   return Print(api_.Delete(*path + "/tokens/" + id), [&](const json::object&) {
     return absl::StrCat("token ", id, " of tenant ", tenant, " revoked\n");
   });
+}
+
+absl::Status Commands::CreateOperator(const std::string& name, const std::string& scope) {
+  return Print(api_.Post("/v1/operators", {{"name", name}, {"scope", scope}}), RenderToken);
+}
+
+absl::Status Commands::ListOperators() {
+  return Print(api_.Get("/v1/operators"), [](const json::object& answer) {
+    return RenderOperators(ListOf(answer, "operators"));
+  });
+}
+
+absl::Status Commands::RevokeOperator(const std::string& name) {
+  const auto path = PathOf("operator", name);
+  if (!path.ok()) return path.status();
+  return Print(api_.Delete(*path),
+               [&](const json::object&) { return absl::StrCat("operator ", name, " revoked\n"); });
 }
 
 absl::Status Commands::Top(const std::function<Next()>& before_each) {

@@ -36,6 +36,9 @@ class Commands {
   absl::Status DeleteAgent(const std::string& name);
   absl::Status CreateToken(const std::string& tenant);
   absl::Status RevokeToken(const std::string& tenant, const std::string& id);
+  absl::Status CreateOperator(const std::string& name, const std::string& scope);
+  absl::Status ListOperators();
+  absl::Status RevokeOperator(const std::string& name);
   // Asks nobody.
   absl::Status ShowPolicies();
   // Prints one screen after the other, `before_each` first, until it says stop.

@@ -31,6 +31,7 @@ constexpr char kFooter[] = R"(Examples:
   kvpoolctl set tenant chat --limit "12 GiB"
   kvpoolctl set tenant chat --policy scissorhands --param budget=512
   (umask 077; kvpoolctl token create chat > chat.token)
+  (umask 077; kvpoolctl operator create ci --scope read > ci.token)
   kvpoolctl policies
   kvpoolctl top
 
@@ -60,7 +61,7 @@ struct Flags {
   std::string token;
   std::string token_file;
   std::string output = "table";
-  std::string kind, name, file, token_id;
+  std::string kind, name, file, token_id, scope;
   std::string guaranteed, limit, policy, borrowing, over_deadline, grace_cold, grace_running;
   std::vector<std::string> parameters, floors;
   int64_t weight = 1, priority = 0, if_revision = 0;
@@ -218,6 +219,25 @@ void AddSet(CLI::App& app, Flags& f, Command& command) {
   });
 }
 
+void AddOperator(CLI::App& app, Flags& f, Command& command) {
+  CLI::App* noun = app.add_subcommand("operator", "Say who may use the manager, and for what");
+  noun->require_subcommand(1);
+  CLI::App* create = noun->add_subcommand("create", "Make a token and print it, this once");
+  create->add_option("name", f.name, "a-z, 0-9 and hyphens; the audit log names it")->required();
+  create
+      ->add_option("--scope", f.scope,
+                   "read: look; operate: budgets, policies and agents too; admin: everything")
+      ->required()
+      ->check(CLI::IsMember({"read", "operate", "admin"}));
+  create->callback(
+      [&] { command = [&f](Commands& c) { return c.CreateOperator(f.name, f.scope); }; });
+  CLI::App* list = noun->add_subcommand("list", "Show names and scopes");
+  list->callback([&] { command = [](Commands& c) { return c.ListOperators(); }; });
+  CLI::App* revoke = noun->add_subcommand("revoke", "End an operator's token, at once");
+  revoke->add_option("name", f.name)->required();
+  revoke->callback([&] { command = [&f](Commands& c) { return c.RevokeOperator(f.name); }; });
+}
+
 void AddOthers(CLI::App& app, Flags& f, Command& command) {
   CLI::App* apply = app.add_subcommand("apply", "Create and update the tenants of a file");
   apply->add_option("-f,--file", f.file, "tenants file (YAML), - for standard input")->required();
@@ -237,6 +257,8 @@ void AddOthers(CLI::App& app, Flags& f, Command& command) {
   revoke->add_option("id", f.token_id)->required();
   revoke->callback(
       [&] { command = [&f](Commands& c) { return c.RevokeToken(f.name, f.token_id); }; });
+
+  AddOperator(app, f, command);
 
   CLI::App* top =
       app.add_subcommand("top", "Show tenants and agents, again and again on a terminal");

@@ -278,6 +278,18 @@ std::string RenderTop(const json::object& tenants, const json::object& agents) {
                       "\n\n", table.ToText(), "\n", RenderAgents(ListOf(agents, "agents")));
 }
 
+std::string RenderOperators(const json::array& operators) {
+  Table table({{"NAME"}, {"SCOPE"}, {"TOKEN"}});
+  for (const json::value& value : operators) {
+    if (!value.is_object()) continue;
+    const json::object& each = value.get_object();
+    table.Add({Text(each, "name"), Text(each, "scope"), Text(each, "id")});
+  }
+  return table.ToText();
+}
+
+std::string RenderToken(const json::object& answer) { return Text(answer, "token") + "\n"; }
+
 std::string RenderChanges(const json::object& answer) {
   std::string text;
   for (const json::value& value : ListOf(answer, "tenants")) {

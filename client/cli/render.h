@@ -17,6 +17,10 @@ std::string RenderTenant(const boost::json::object& tenant, const boost::json::o
 std::string RenderAgent(const boost::json::object& agent);
 // One screen of `top`.
 std::string RenderTop(const boost::json::object& tenants, const boost::json::object& agents);
+// The list of GET /v1/operators.
+std::string RenderOperators(const boost::json::array& operators);
+// The token in the answer that made it, and nothing else.
+std::string RenderToken(const boost::json::object& answer);
 // What a change did: one line for each tenant.
 std::string RenderChanges(const boost::json::object& answer);
 

@@ -113,9 +113,8 @@ TEST(CliPolicyTest, TheTableNamesWhatEveryPolicyHasOnce) {
 }
 
 TEST(CliPolicyTest, ParametersChangeAloneOrWithThePolicy) {
-  const TenantSpec now{.name = "chat",
-                       .limit = 1_MiB,
-                       .policy = *MakePolicySpec("streaming", {{"recent", 60}})};
+  const TenantSpec now{
+      .name = "chat", .limit = 1_MiB, .policy = *MakePolicySpec("streaming", {{"recent", 60}})};
   const auto changed = [&](const TenantChange& change) { return Changed(now, change); };
   EXPECT_EQ(*changed({}), now);
   EXPECT_EQ(ToString(changed({.parameters = {"sinks=2"}})->policy),

@@ -332,6 +332,29 @@ TEST_F(CliTest, TokensAndTop) {
   EXPECT_EQ(CtlJson({"top", "--once"}).at("tenants").as_array().size(), 1u);
 }
 
+TEST_F(CliTest, OperatorsHaveScopes) {
+  Apply("- {name: chat, guaranteed: 0, limit: 40 MiB}\n");
+  const Outcome token = Ctl({"operator", "create", "ci", "--scope", "read"});
+  EXPECT_THAT(token.output, StartsWith("kvp_"));
+  WriteFile("ci.token", token.output);
+  const auto as_ci = [&](std::vector<std::string> args) {
+    args.insert(args.begin(), {"--server", http_, "--token-file", folder_ / "ci.token"});
+    return Bare(args);
+  };
+  EXPECT_EQ(as_ci({"get", "tenants"}).code, 0);
+  const Outcome refused = as_ci({"set", "tenant", "chat", "--limit", "1 MiB"});
+  EXPECT_EQ(refused.code, 1);
+  EXPECT_THAT(refused.output,
+              AllOf(HasSubstr("takes the scope operate"), HasSubstr("\"ci\" has read")));
+  EXPECT_THAT(Ctl({"operator", "list"}).output, AllOf(StartsWith("NAME"), HasSubstr("ci    read")));
+  EXPECT_EQ(CtlJson({"operator", "list"}).at("operators").at(0).at("scope"), "read");
+  EXPECT_EQ(Ctl({"operator", "revoke", "ci"}).output, "operator ci revoked\n");
+  EXPECT_EQ(as_ci({"get", "tenants"}).code, 1);
+  EXPECT_EQ(Ctl({"operator", "revoke", "ci"}).code, 3);
+  EXPECT_EQ(Ctl({"operator", "create", "ci"}).code, 2) << "no scope";
+  EXPECT_EQ(Ctl({"operator", "create", "ci", "--scope", "root"}).code, 2);
+}
+
 TEST_F(CliTest, TheEnvironmentIsOverriddenByFlags) {
   setenv("KVPOOL_SERVER", http_.c_str(), 1);
   setenv("KVPOOL_TOKEN", "operator-token", 1);

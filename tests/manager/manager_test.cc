@@ -103,6 +103,78 @@ TEST_F(ManagerTest, OnlyOperatorsMayAsk) {
   EXPECT_EQ(Call("GET", "/metrics", "", "").status, 200);
 }
 
+TEST_F(ManagerTest, AScopeIsAsFarAsAnOperatorGets) {
+  Put("a", 0, 10);
+  std::map<std::string, std::string> tokens;
+  for (const std::string scope : {"read", "operate", "admin"}) {
+    const HttpResponse created =
+        Call("POST", "/v1/operators",
+             json::serialize(json::object{{"name", scope + "-x"}, {"scope", scope}}));
+    ASSERT_EQ(created.status, 201) << created.body;
+    tokens[scope] = std::string(json::parse(created.body).at("token").as_string());
+  }
+  struct Case {
+    std::string method, path, body, scope;  // the least that it takes
+  };
+  const std::string budget = R"({"guaranteed": 0, "limit": 1})";
+  for (const Case& each : std::vector<Case>{
+           {"GET", "/v1/tenants", "", "read"},
+           {"GET", "/v1/tenants/a", "", "read"},
+           {"GET", "/v1/tenants/a/reclaims", "", "read"},
+           {"GET", "/v1/agents", "", "read"},
+           {"GET", "/v1/agents/none", "", "read"},
+           {"PUT", "/v1/tenants/a", budget, "operate"},
+           {"DELETE", "/v1/tenants/none", "", "operate"},
+           {"POST", "/v1/apply", "{}", "operate"},
+           {"DELETE", "/v1/agents/none", "", "operate"},
+           {"POST", "/v1/tenants/a/tokens", "", "admin"},
+           {"DELETE", "/v1/tenants/a/tokens/none", "", "admin"},
+           {"GET", "/v1/operators", "", "admin"},
+           {"POST", "/v1/operators", "{}", "admin"},
+           {"DELETE", "/v1/operators/none", "", "admin"},
+       }) {
+    bool allowed = false;
+    for (const std::string scope : {"read", "operate", "admin"}) {
+      allowed |= scope == each.scope;
+      const HttpResponse response = Call(each.method, each.path, each.body, tokens[scope]);
+      if (allowed) {
+        EXPECT_NE(response.status, 403) << each.method << each.path << " " << response.body;
+      } else {
+        EXPECT_THAT(Error(response, 403),
+                    AllOf(HasSubstr("forbidden: "), HasSubstr("takes the scope " + each.scope),
+                          HasSubstr("\"" + scope + "-x\" has " + scope)));
+      }
+    }
+  }
+  EXPECT_EQ(Get("/v1/tenants/a").at("revision").as_int64(), 2) << "only the two that may";
+}
+
+TEST_F(ManagerTest, OperatorsComeAndGo) {
+  const auto create = [&](const std::string& body) { return Call("POST", "/v1/operators", body); };
+  const HttpResponse created = create(R"({"name": "ci", "scope": "read"})");
+  EXPECT_EQ(created.status, 201);
+  const std::string token(json::parse(created.body).at("token").as_string());
+  EXPECT_THAT(Call("GET", "/v1/operators").body,
+              AllOf(HasSubstr(R"("name":"ci","scope":"read")"), Not(HasSubstr(token)),
+                    Not(HasSubstr("config"))));
+  EXPECT_THAT(Error(create(R"({"name": "ci", "scope": "admin"})"), 409), HasSubstr("exists: "));
+  EXPECT_THAT(Error(create(R"({"name": "c", "scope": "root"})"), 400), HasSubstr("no scope"));
+  EXPECT_THAT(Error(create(R"({"name": "c"})"), 400), HasSubstr("scope"));
+  EXPECT_THAT(Error(create(R"({"name": "c", "scope": "read", "x": 1})"), 400), HasSubstr("x"));
+
+  StopManager();
+  StartManager();
+  EXPECT_EQ(Call("GET", "/v1/tenants", "", token).status, 200) << "after a restart";
+  EXPECT_EQ(Call("DELETE", "/v1/operators/ci").status, 200);
+  EXPECT_EQ(Call("GET", "/v1/tenants", "", token).status, 401) << "at once";
+  EXPECT_EQ(Call("DELETE", "/v1/operators/ci").status, 404);
+  EXPECT_THAT(Error(Call("DELETE", "/v1/operators/config"), 409), HasSubstr("operator_token_file"));
+  for (uint32_t i = 0; i < limits::kOperators; ++i) {
+    EXPECT_EQ(create(R"({"scope": "read", "name": "n)" + std::to_string(i) + "\"}").status, 201);
+  }
+  EXPECT_THAT(Error(create(R"({"name": "more", "scope": "read"})"), 422), HasSubstr("too_many"));
+}
+
 TEST_F(ManagerTest, PathsAndMethods) {
   for (const char* path : {"/", "/v1", "/v2/tenants", "/v1/cats", "/v1/cats/a", "/v1/tenants/a/b",
                            "/v1/tenants/a/reclaims/b", "/v1/tenants/a/tokens/b/c", "//"}) {
@@ -115,6 +187,7 @@ TEST_F(ManagerTest, PathsAndMethods) {
   EXPECT_EQ(Call("POST", "/v1/tenants/a/reclaims").status, 405);
   EXPECT_EQ(Call("POST", "/v1/agents/a").status, 405);
   EXPECT_EQ(Call("POST", "/metrics").status, 405);
+  EXPECT_EQ(Call("PUT", "/v1/operators").status, 405);
 }
 
 TEST_F(ManagerTest, ATenantsLife) {
@@ -588,6 +661,11 @@ TEST_F(ManagerTest, AFirstOperatorTokenIsMadeOnce) {
   StartManager();
   EXPECT_FALSE(manager_->new_operator_token().has_value());
   EXPECT_EQ(Call("GET", "/v1/tenants", "", token).status, 200);
+  const HttpResponse operators = Call("GET", "/v1/operators", "", token);
+  const std::string name(json::parse(operators.body).at("operators").at(0).at("name").as_string());
+  EXPECT_EQ(name, "admin-" + TokenId(Sha256(token)));
+  EXPECT_THAT(Error(Call("DELETE", "/v1/operators/" + name, "", token), 409),
+              HasSubstr("last admin"));
 }
 
 }  // namespace

@@ -68,7 +68,8 @@ TEST_F(RecordsTest, EverythingComesBack) {
   Write(SaveTenants({a, b}, TenantId(2)));
   Write(SaveAgent(agent));
   Write(SaveBounds("gpu-0", {{TenantId(12), 64}, {TenantId(11), 8}}));  // 11 is gone
-  Write(AddOperatorToken(Sha256("admin")));
+  const Operator reader{.name = "ci", .scope = Scope::kRead, .token = Sha256("reader")};
+  Write(SaveOperator(reader));
   const Records records = Read();
   ASSERT_THAT(records.tenants, SizeIs(2));
   EXPECT_EQ(records.tenants[0].id, a.id);
@@ -79,7 +80,9 @@ TEST_F(RecordsTest, EverythingComesBack) {
   EXPECT_EQ(records.next_tenant_id, TenantId(13));
   EXPECT_THAT(records.agents,
               ElementsAre(KnownAgent{.info = agent, .bounds = {{TenantId(12), 64}}}));
-  EXPECT_THAT(records.operator_tokens, ElementsAre(Sha256("admin")));
+  EXPECT_THAT(records.operators, ElementsAre(reader));
+  Write(RemoveOperator(reader.token));
+  EXPECT_THAT(Read().operators, SizeIs(0));
 }
 
 TEST_F(RecordsTest, ARemovedTenantsIdStaysUsed) {
@@ -114,6 +117,10 @@ TEST_F(RecordsTest, WhatCannotBeReadIsNamed) {
   EXPECT_THAT(Error("bounds/gpu-0", R"({"x": 1})"), HasSubstr("a tenant is its id"));
   EXPECT_THAT(Error("bounds/gpu-0", R"({"1": -1})"), HasSubstr("whole number"));
   EXPECT_THAT(Error("operator/12", "{}"), HasSubstr("64 digits"));
+  const std::string key = "operator/" + ToHex(Sha256("a"));
+  EXPECT_THAT(Error(key, R"({"name": "a", "scope": "root"})"), HasSubstr("\"root\" is no scope"));
+  EXPECT_THAT(Error(key, R"({"name": "A", "scope": "read"})"), HasSubstr("not allowed"));
+  EXPECT_THAT(Error(key, R"({"name": "a", "scope": "read", "x": 1})"), HasSubstr("\"x\""));
   EXPECT_THAT(Error("next-tenant", "-1"), HasSubstr("above 0"));
   EXPECT_THAT(Error("budget/1", "{}"), HasSubstr("knows no such record"));
 }
