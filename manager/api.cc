@@ -4,10 +4,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "manager/api.h"
 
+#include <algorithm>
 #include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/secret.h"
 #include "manager/http_replies.h"
 #include "proto/limits.h"
@@ -40,6 +42,29 @@ std::optional<std::vector<std::string>> Match(const std::vector<std::string>& pa
   return names;
 }
 
+// "limit=3&tenant=chat". Values are names and numbers, so nothing needs decoding.
+absl::StatusOr<std::map<std::string, std::string>> ReadQuery(
+    const std::string& query, const std::vector<std::string>& known) {
+  std::map<std::string, std::string> values;
+  for (size_t begin = 0; begin < query.size();) {
+    const size_t end = std::min(query.find('&', begin), query.size());
+    const std::string part = query.substr(begin, end - begin);
+    const size_t equals = std::min(part.find('='), part.size());
+    const std::string name = part.substr(0, equals);
+    if (std::find(known.begin(), known.end(), name) == known.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the query \"", query, "\" has a parameter that is not known here; there ",
+                       known.empty() ? "is none" : "are: " + absl::StrJoin(known, ", ")));
+    }
+    if (equals == part.size() || !values.emplace(name, part.substr(equals + 1)).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the query's \"", name, "\" must be there once, with a value"));
+    }
+    begin = end + 1;
+  }
+  return values;
+}
+
 }  // namespace
 
 const std::vector<Api::Endpoint>& Api::Endpoints() {
@@ -61,6 +86,7 @@ const std::vector<Api::Endpoint>& Api::Endpoints() {
       {"GET", {"v1", "agents"}, Scope::kRead, &Api::GetAgents},
       {"GET", {"v1", "agents", "{agent}"}, Scope::kRead, &Api::GetAgent},
       {"DELETE", {"v1", "agents", "{agent}"}, Scope::kOperate, &Api::ForgetAgent},
+      {"GET", {"v1", "audit"}, Scope::kAdmin, &Api::GetAudit, {"after", "limit", "tenant"}},
       {"GET", {"v1", "operators"}, Scope::kAdmin, &Api::GetOperators},
       {"POST", {"v1", "operators"}, Scope::kAdmin, &Api::CreateOperator},
       {"DELETE", {"v1", "operators", "{operator}"}, Scope::kAdmin, &Api::RevokeOperator},
@@ -132,6 +158,9 @@ Api::Answer Api::Dispatch(const HttpRequest& request) {
         request.method, " ", request.path, " takes the scope ", ToString(*endpoint->scope),
         "; operator \"", call.actor, "\" has ", ToString(scope))));
   }
+  auto query = ReadQuery(request.query, endpoint->query);
+  if (!query.ok()) return ErrorResponse(query.status());
+  call.query = *std::move(query);
   return (this->*endpoint->answer)(call);
 }
 

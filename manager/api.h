@@ -13,6 +13,7 @@
 #include <kj/async.h>
 
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -40,6 +41,7 @@ class Api final : private kj::TaskSet::ErrorHandler {
   struct Call {
     std::string actor;  // the operator's name; empty where no token is asked for
     Path names;         // what stands for the {parts} of the path, in order
+    std::map<std::string, std::string> query;
     std::string body;
   };
   struct Endpoint {
@@ -47,6 +49,7 @@ class Api final : private kj::TaskSet::ErrorHandler {
     Path path;                   // "v1", "tenants", "{tenant}"
     std::optional<Scope> scope;  // what it takes; none: anybody, without a token
     Answer (Api::*answer)(const Call&);
+    std::vector<std::string> query = {};  // the parameters that it knows
   };
   static const std::vector<Endpoint>& Endpoints();
 
@@ -67,6 +70,7 @@ class Api final : private kj::TaskSet::ErrorHandler {
   Answer GetAgents(const Call& call);
   Answer GetAgent(const Call& call);
   Answer ForgetAgent(const Call& call);
+  Answer GetAudit(const Call& call);
   Answer GetOperators(const Call& call);
   Answer CreateOperator(const Call& call);
   Answer RevokeOperator(const Call& call);

@@ -1,11 +1,13 @@
 // What each endpoint of the operator API answers.
 //
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <limits>
+#include <map>
 #include <optional>
-#include <set>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/json.h"
 #include "common/metrics.h"
@@ -22,25 +24,39 @@ constexpr auto kEmptyOrError = [](const absl::Status& status) {
 };
 
 // The answer to a change of tenants: what became of each.
-boost::json::object Changes(const Cluster& cluster, const std::vector<std::string>& names,
-                            const std::vector<Tenant>& changed) {
-  std::set<std::string> changed_names;
-  for (const Tenant& tenant : changed) changed_names.insert(tenant.spec.name);
+boost::json::object Changes(const Cluster& cluster, const std::vector<TenantSpec>& specs,
+                            const std::vector<AuditEntry>& changes) {
   boost::json::array tenants;
-  for (const std::string& name : names) {
-    const Tenant* tenant = cluster.tenants().Find(name);
-    const uint64_t revision = tenant == nullptr ? 0 : tenant->revision;
-    const char* change = !changed_names.contains(name) ? "unchanged"
-                         : revision == 1               ? "created"
-                                                       : "updated";
-    boost::json::array notes;
-    if (tenant != nullptr) {
-      for (const std::string& note : BudgetNotes(cluster, tenant->spec)) notes.emplace_back(note);
+  for (const TenantSpec& spec : specs) {
+    const auto change = std::find_if(changes.begin(), changes.end(), [&](const AuditEntry& each) {
+      return each.name == spec.name;
+    });
+    boost::json::object tenant{{"name", spec.name}};
+    if (change == changes.end()) {
+      tenant["change"] = "unchanged";
+      const Tenant* now = cluster.tenants().Find(spec.name);
+      tenant["revision"] = now == nullptr ? 0 : now->revision;
+    } else {
+      tenant["change"] = change->before.is_null() ? "created" : "updated";
+      tenant["revision"] = change->revision;
     }
-    tenants.push_back(
-        {{"name", name}, {"change", change}, {"revision", revision}, {"notes", std::move(notes)}});
+    boost::json::array notes;
+    for (const std::string& note : BudgetNotes(cluster, spec)) notes.emplace_back(note);
+    tenant["notes"] = std::move(notes);
+    tenants.push_back(std::move(tenant));
   }
   return {{"tenants", std::move(tenants)}};
+}
+
+// A whole number of the query, or `otherwise` where it is not given.
+absl::StatusOr<uint64_t> QueryNumber(const std::map<std::string, std::string>& query,
+                                     const std::string& name, uint64_t otherwise, uint64_t most) {
+  const auto given = query.find(name);
+  if (given == query.end()) return otherwise;
+  uint64_t number = 0;
+  if (absl::SimpleAtoi(given->second, &number) && number <= most) return number;
+  return absl::InvalidArgumentError(
+      absl::StrCat("the query's \"", name, "\" must be a whole number, at most ", most));
 }
 
 struct TenantRequest {
@@ -113,15 +129,15 @@ Api::Answer Api::GetTenant(const Call& call) {
 Api::Answer Api::PutTenant(const Call& call) {
   const auto request = ReadTenantRequest(call.body, call.names[0]);
   if (!request.ok()) return ErrorResponse(request.status());
-  return control_.Apply({request->spec}, request->revision)
-      .then([this, name = request->spec.name](absl::StatusOr<std::vector<Tenant>> changed) {
-        if (!changed.ok()) return ErrorResponse(changed.status());
-        return JsonResponse(Changes(control_.cluster(), {name}, *changed));
+  return control_.Apply(call.actor, {request->spec}, request->revision)
+      .then([this, spec = request->spec](absl::StatusOr<std::vector<AuditEntry>> changes) {
+        if (!changes.ok()) return ErrorResponse(changes.status());
+        return JsonResponse(Changes(control_.cluster(), {spec}, *changes));
       });
 }
 
 Api::Answer Api::DeleteTenant(const Call& call) {
-  return control_.RemoveTenant(call.names[0]).then(kEmptyOrError);
+  return control_.RemoveTenant(call.actor, call.names[0]).then(kEmptyOrError);
 }
 
 Api::Answer Api::GetReclaims(const Call& call) {
@@ -131,14 +147,15 @@ Api::Answer Api::GetReclaims(const Call& call) {
 }
 
 Api::Answer Api::CreateToken(const Call& call) {
-  return control_.CreateToken(call.names[0]).then([](absl::StatusOr<std::string> token) {
-    if (!token.ok()) return ErrorResponse(token.status());
-    return JsonResponse({{"id", TokenId(Sha256(*token))}, {"token", *token}}, 201);
-  });
+  return control_.CreateToken(call.actor, call.names[0])
+      .then([](absl::StatusOr<std::string> token) {
+        if (!token.ok()) return ErrorResponse(token.status());
+        return JsonResponse({{"id", TokenId(Sha256(*token))}, {"token", *token}}, 201);
+      });
 }
 
 Api::Answer Api::RevokeToken(const Call& call) {
-  return control_.RevokeToken(call.names[0], call.names[1]).then(kEmptyOrError);
+  return control_.RevokeToken(call.actor, call.names[0], call.names[1]).then(kEmptyOrError);
 }
 
 Api::Answer Api::Apply(const Call& call) {
@@ -146,12 +163,10 @@ Api::Answer Api::Apply(const Call& call) {
   if (!json.ok()) return ErrorResponse(json.status());
   const auto specs = TenantsFromJson(*json);
   if (!specs.ok()) return ErrorResponse(specs.status());
-  std::vector<std::string> names;
-  for (const TenantSpec& spec : *specs) names.push_back(spec.name);
-  return control_.Apply(*specs, std::nullopt)
-      .then([this, names = std::move(names)](absl::StatusOr<std::vector<Tenant>> changed) {
-        if (!changed.ok()) return ErrorResponse(changed.status());
-        return JsonResponse(Changes(control_.cluster(), names, *changed));
+  return control_.Apply(call.actor, *specs, std::nullopt)
+      .then([this, specs = *specs](absl::StatusOr<std::vector<AuditEntry>> changes) {
+        if (!changes.ok()) return ErrorResponse(changes.status());
+        return JsonResponse(Changes(control_.cluster(), specs, *changes));
       });
 }
 
@@ -170,7 +185,23 @@ Api::Answer Api::GetAgent(const Call& call) {
 }
 
 Api::Answer Api::ForgetAgent(const Call& call) {
-  return control_.ForgetAgent(call.names[0]).then(kEmptyOrError);
+  return control_.ForgetAgent(call.actor, call.names[0]).then(kEmptyOrError);
+}
+
+Api::Answer Api::GetAudit(const Call& call) {
+  constexpr uint64_t kUsual = 100;
+  const auto limit = QueryNumber(call.query, "limit", kUsual, limits::kAuditReply);
+  if (!limit.ok()) return ErrorResponse(limit.status());
+  const auto after = QueryNumber(call.query, "after", 0, std::numeric_limits<int64_t>::max());
+  if (!after.ok()) return ErrorResponse(after.status());
+  AuditQuery query{.limit = *limit};
+  if (call.query.contains("after")) query.after = *after;
+  if (const auto tenant = call.query.find("tenant"); tenant != call.query.end()) {
+    query.tenant = tenant->second;
+  }
+  boost::json::array entries;
+  for (const AuditEntry& entry : control_.audit().Find(query)) entries.push_back(ToJson(entry));
+  return JsonResponse({{"entries", std::move(entries)}});
 }
 
 Api::Answer Api::GetOperators(const Call&) {
@@ -180,7 +211,7 @@ Api::Answer Api::GetOperators(const Call&) {
 Api::Answer Api::CreateOperator(const Call& call) {
   const auto request = ReadOperatorRequest(call.body);
   if (!request.ok()) return ErrorResponse(request.status());
-  return control_.CreateOperator(request->name, request->scope)
+  return control_.CreateOperator(call.actor, request->name, request->scope)
       .then([request = *request](absl::StatusOr<std::string> token) {
         if (!token.ok()) return ErrorResponse(token.status());
         return JsonResponse({{"name", request.name},
@@ -192,7 +223,7 @@ Api::Answer Api::CreateOperator(const Call& call) {
 }
 
 Api::Answer Api::RevokeOperator(const Call& call) {
-  return control_.RevokeOperator(call.names[0]).then(kEmptyOrError);
+  return control_.RevokeOperator(call.actor, call.names[0]).then(kEmptyOrError);
 }
 
 }  // namespace kvpool

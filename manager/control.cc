@@ -3,32 +3,89 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "manager/control.h"
 
+#include <chrono>
 #include <type_traits>
 #include <utility>
 
-#include "common/quantity.h"
+#include "absl/strings/str_cat.h"
+#include "common/json_diff.h"
+#include "common/tenant_json.h"
 #include "manager/records.h"
 
 namespace kvpool {
 namespace {
 
-std::string Describe(const Tenant* tenant) {
-  if (tenant == nullptr) return "none";
-  return "guaranteed " + FormatBytes(tenant->spec.guaranteed) + ", limit " +
-         FormatBytes(tenant->spec.limit) + ", " + ToString(tenant->spec.policy);
+AuditEntry Entry(const std::string& actor, const std::string& action, const std::string& kind,
+                 const std::string& name) {
+  return {.time = UtcText(std::chrono::system_clock::now()),
+          .actor = actor,
+          .action = action,
+          .kind = kind,
+          .name = name};
+}
+
+AuditEntry TenantEntry(const std::string& actor, const std::string& action,
+                       const std::string& name) {
+  return Entry(actor, action, "tenant", name);
+}
+
+// Of the token, what may be seen.
+boost::json::object TokenObject(const Sha256Hash& hash) { return {{"token", TokenId(hash)}}; }
+
+boost::json::object OperatorObject(const Operator& each) {
+  return {{"scope", ToString(each.scope)}, {"token", TokenId(each.token)}};
+}
+
+boost::json::object AgentObject(const AgentInfo& agent) {
+  return {{"pool", agent.pool_bytes.value()},
+          {"slab", agent.slab_bytes.value()},
+          {"device", agent.device}};
+}
+
+// "limit 1048576 -> 2097152, weight 1 -> 3"
+std::string Describe(const AuditEntry& entry) {
+  std::string text;
+  for (const FieldChange& change : Differences(entry.before, entry.after)) {
+    absl::StrAppend(&text, text.empty() ? "" : ", ", change.field, " ",
+                    boost::json::serialize(change.before), " -> ",
+                    boost::json::serialize(change.after));
+  }
+  return text;
 }
 
 }  // namespace
 
-Control::Control(Cluster cluster, OperatorTable operators, std::unique_ptr<Store> store)
-    : cluster_(std::move(cluster)),
-      operators_(std::move(operators)),
+AuditEntry OperatorCreated(const std::string& actor, const Operator& created) {
+  AuditEntry entry = Entry(actor, "operator.create", "operator", created.name);
+  entry.after = OperatorObject(created);
+  return entry;
+}
+
+Control::Control(State state, std::unique_ptr<Store> store)
+    : cluster_(std::move(state.cluster)),
+      operators_(std::move(state.operators)),
+      audit_(std::move(state.audit)),
       store_(std::move(store)),
       log_("control") {}
 
 kj::Promise<absl::Status> Control::Write(Store::Changes changes) {
   return Offload(store_thread_, [store = store_.get(), changes = std::move(changes)] {
     return store->Write(changes);
+  });
+}
+
+kj::Promise<absl::Status> Control::WriteAudited(Store::Changes changes,
+                                                std::vector<AuditEntry> entries) {
+  entries = audit_.Number(std::move(entries));
+  changes.merge(SaveAudit(entries, audit_.Dropped(entries.size())));
+  return Write(std::move(changes)).then([this, entries = std::move(entries)](absl::Status saved) {
+    if (!saved.ok()) return saved;
+    audit_.Commit(entries);
+    for (const AuditEntry& entry : entries) {
+      log_.Info(entry.action,
+                {{"name", entry.name}, {"actor", entry.actor}, {"change", Describe(entry)}});
+    }
+    return saved;
   });
 }
 
@@ -40,113 +97,127 @@ std::invoke_result_t<F&> Control::TakeTurn(F change) {
   return turn.addBranch();
 }
 
-kj::Promise<absl::StatusOr<std::vector<Tenant>>> Control::Apply(std::vector<TenantSpec> specs,
-                                                                std::optional<uint64_t> revision) {
-  using Result = absl::StatusOr<std::vector<Tenant>>;
-  return TakeTurn([this, specs = std::move(specs), revision]() -> kj::Promise<Result> {
+kj::Promise<absl::StatusOr<std::vector<AuditEntry>>> Control::Apply(
+    std::string actor, std::vector<TenantSpec> specs, std::optional<uint64_t> revision) {
+  using Result = absl::StatusOr<std::vector<AuditEntry>>;
+  return TakeTurn([this, actor = std::move(actor), specs = std::move(specs),
+                   revision]() -> kj::Promise<Result> {
     if (revision.has_value()) {
       absl::Status status = cluster_.tenants().CheckRevision(specs.at(0).name, *revision);
       if (!status.ok()) return Result(status);
     }
-    Result changed = cluster_.tenants().PlanApply(specs, cluster_.AgentPools());
-    if (!changed.ok() || changed->empty()) return changed;
-    return Write(SaveTenants(*changed, cluster_.tenants().next_id()))
-        .then([this, changed = *changed](absl::Status saved) mutable -> Result {
+    const auto changed = cluster_.tenants().PlanApply(specs, cluster_.AgentPools());
+    if (!changed.ok()) return Result(changed.status());
+    std::vector<AuditEntry> entries;
+    if (changed->empty()) return Result(entries);
+    for (const Tenant& tenant : *changed) {
+      const Tenant* before = cluster_.tenants().Find(tenant.spec.name);
+      AuditEntry entry = TenantEntry(actor, before == nullptr ? "tenant.create" : "tenant.update",
+                                     tenant.spec.name);
+      if (before != nullptr) entry.before = ToJson(before->spec);
+      entry.after = ToJson(tenant.spec);
+      entry.revision = tenant.revision;
+      entries.push_back(std::move(entry));
+    }
+    return WriteAudited(SaveTenants(*changed, cluster_.tenants().next_id()), entries)
+        .then([this, changed = *changed, entries](absl::Status saved) -> Result {
           if (!saved.ok()) return saved;
-          for (const Tenant& tenant : changed) {
-            log_.Info("tenant changed",
-                      {{"tenant", tenant.spec.name},
-                       {"before", Describe(cluster_.tenants().Find(tenant.spec.name))},
-                       {"after", Describe(&tenant)}});
-          }
           cluster_.CommitTenants(changed);
-          return std::move(changed);
+          return entries;
         });
   });
 }
 
-kj::Promise<absl::Status> Control::RemoveTenant(std::string name) {
-  return TakeTurn([this, name = std::move(name)]() -> kj::Promise<absl::Status> {
-    if (absl::Status status = cluster_.CheckRemove(name); !status.ok()) return status;
-    // Without a limit it is given no lease while the store works.
-    const Tenant before = *cluster_.tenants().Find(name);
-    Tenant leaving = before;
-    leaving.spec.guaranteed = leaving.spec.limit = 0_B;
-    cluster_.CommitTenants({leaving});
-    return Write(kvpool::RemoveTenant(before.id)).then([this, before](absl::Status removed) {
-      if (removed.ok()) {
-        cluster_.RemoveTenant(before.spec.name);
-        log_.Info("tenant deleted", {{"tenant", before.spec.name}, {"before", Describe(&before)}});
-      } else {
-        cluster_.CommitTenants({before});
-      }
-      return removed;
-    });
-  });
+kj::Promise<absl::Status> Control::RemoveTenant(std::string actor, std::string name) {
+  return TakeTurn(
+      [this, actor = std::move(actor), name = std::move(name)]() -> kj::Promise<absl::Status> {
+        if (absl::Status status = cluster_.CheckRemove(name); !status.ok()) return status;
+        // Without a limit it is given no lease while the store works.
+        const Tenant before = *cluster_.tenants().Find(name);
+        Tenant leaving = before;
+        leaving.spec.guaranteed = leaving.spec.limit = 0_B;
+        cluster_.CommitTenants({leaving});
+        AuditEntry entry = TenantEntry(actor, "tenant.delete", name);
+        entry.before = ToJson(before.spec);
+        return WriteAudited(kvpool::RemoveTenant(before.id), {std::move(entry)})
+            .then([this, before](absl::Status removed) {
+              if (removed.ok()) {
+                cluster_.RemoveTenant(before.spec.name);
+              } else {
+                cluster_.CommitTenants({before});
+              }
+              return removed;
+            });
+      });
 }
 
-kj::Promise<absl::Status> Control::SaveTenant(absl::StatusOr<Tenant> tenant) {
+kj::Promise<absl::Status> Control::SaveTenant(absl::StatusOr<Tenant> tenant, AuditEntry entry) {
   if (!tenant.ok()) return tenant.status();
-  return Write(SaveTenants({*tenant}, cluster_.tenants().next_id()))
+  entry.revision = tenant->revision;
+  return WriteAudited(SaveTenants({*tenant}, cluster_.tenants().next_id()), {std::move(entry)})
       .then([this, tenant = *tenant](absl::Status saved) {
         if (saved.ok()) cluster_.CommitTenants({tenant});
         return saved;
       });
 }
 
-kj::Promise<absl::StatusOr<std::string>> Control::CreateToken(std::string name) {
+kj::Promise<absl::StatusOr<std::string>> Control::CreateToken(std::string actor, std::string name) {
   using Result = absl::StatusOr<std::string>;
-  return TakeTurn([this, name = std::move(name)]() -> kj::Promise<Result> {
-    Result token = NewToken();
-    if (!token.ok()) return token;
-    return SaveTenant(cluster_.tenants().PlanAddToken(name, Sha256(*token)))
-        .then([this, name, token](absl::Status saved) -> Result {
-          if (!saved.ok()) return saved;
-          log_.Info("token created", {{"tenant", name}, {"id", TokenId(Sha256(*token))}});
-          return token;
-        });
-  });
+  return TakeTurn(
+      [this, actor = std::move(actor), name = std::move(name)]() -> kj::Promise<Result> {
+        Result token = NewToken();
+        if (!token.ok()) return token;
+        AuditEntry entry = TenantEntry(actor, "token.create", name);
+        entry.after = TokenObject(Sha256(*token));
+        return SaveTenant(cluster_.tenants().PlanAddToken(name, Sha256(*token)), std::move(entry))
+            .then([token](absl::Status saved) -> Result {
+              if (!saved.ok()) return saved;
+              return token;
+            });
+      });
 }
 
-kj::Promise<absl::Status> Control::RevokeToken(std::string name, std::string token_id) {
-  return TakeTurn([this, name = std::move(name), token_id = std::move(token_id)] {
-    return SaveTenant(cluster_.tenants().PlanRevokeToken(name, token_id))
-        .then([this, name, token_id](absl::Status saved) {
-          if (saved.ok()) log_.Info("token revoked", {{"tenant", name}, {"id", token_id}});
-          return saved;
-        });
-  });
+kj::Promise<absl::Status> Control::RevokeToken(std::string actor, std::string name,
+                                               std::string token_id) {
+  return TakeTurn(
+      [this, actor = std::move(actor), name = std::move(name), token_id = std::move(token_id)] {
+        AuditEntry entry = TenantEntry(actor, "token.revoke", name);
+        entry.before = boost::json::object{{"token", token_id}};
+        return SaveTenant(cluster_.tenants().PlanRevokeToken(name, token_id), std::move(entry));
+      });
 }
 
-kj::Promise<absl::StatusOr<std::string>> Control::CreateOperator(std::string name, Scope scope) {
+kj::Promise<absl::StatusOr<std::string>> Control::CreateOperator(std::string actor,
+                                                                 std::string name, Scope scope) {
   using Result = absl::StatusOr<std::string>;
-  return TakeTurn([this, name = std::move(name), scope]() -> kj::Promise<Result> {
-    if (absl::Status status = operators_.CheckCreate(name); !status.ok()) return Result(status);
-    Result token = NewToken();
-    if (!token.ok()) return token;
-    const Operator created{.name = name, .scope = scope, .token = Sha256(*token)};
-    return Write(SaveOperator(created)).then([this, created, token](absl::Status saved) -> Result {
-      if (!saved.ok()) return saved;
-      operators_.Commit(created);
-      log_.Info("operator created",
-                {{"operator", created.name}, {"scope", ToString(created.scope)}});
-      return token;
-    });
-  });
+  return TakeTurn(
+      [this, actor = std::move(actor), name = std::move(name), scope]() -> kj::Promise<Result> {
+        if (absl::Status status = operators_.CheckCreate(name); !status.ok()) return Result(status);
+        Result token = NewToken();
+        if (!token.ok()) return token;
+        const Operator created{.name = name, .scope = scope, .token = Sha256(*token)};
+        return WriteAudited(SaveOperator(created), {OperatorCreated(actor, created)})
+            .then([this, created, token](absl::Status saved) -> Result {
+              if (!saved.ok()) return saved;
+              operators_.Commit(created);
+              return token;
+            });
+      });
 }
 
-kj::Promise<absl::Status> Control::RevokeOperator(std::string name) {
-  return TakeTurn([this, name = std::move(name)]() -> kj::Promise<absl::Status> {
-    const auto revoked = operators_.CheckRevoke(name);
-    if (!revoked.ok()) return revoked.status();
-    return Write(RemoveOperator(revoked->token)).then([this, name](absl::Status removed) {
-      if (removed.ok()) {
-        operators_.Remove(name);
-        log_.Info("operator revoked", {{"operator", name}});
-      }
-      return removed;
-    });
-  });
+kj::Promise<absl::Status> Control::RevokeOperator(std::string actor, std::string name) {
+  return TakeTurn(
+      [this, actor = std::move(actor), name = std::move(name)]() -> kj::Promise<absl::Status> {
+        const auto revoked = operators_.CheckRevoke(name);
+        if (!revoked.ok()) return revoked.status();
+        AuditEntry entry = Entry(actor, "operator.revoke", "operator", name);
+        entry.before = OperatorObject(*revoked);
+        return WriteAudited(RemoveOperator(revoked->token), {std::move(entry)})
+            .then([this, name](absl::Status removed) {
+              if (removed.ok()) operators_.Remove(name);
+              return removed;
+            });
+      });
 }
 
 kj::Promise<absl::StatusOr<Registration>> Control::Register(AgentInfo agent,
@@ -166,17 +237,18 @@ kj::Promise<absl::StatusOr<Registration>> Control::Register(AgentInfo agent,
   });
 }
 
-kj::Promise<absl::Status> Control::ForgetAgent(std::string name) {
-  return TakeTurn([this, name = std::move(name)]() -> kj::Promise<absl::Status> {
-    if (absl::Status status = cluster_.CheckForget(name); !status.ok()) return status;
-    return Write(RemoveAgent(name)).then([this, name](absl::Status removed) {
-      if (removed.ok()) {
-        cluster_.Forget(name);
-        log_.Info("agent forgotten", {{"agent", name}});
-      }
-      return removed;
-    });
-  });
+kj::Promise<absl::Status> Control::ForgetAgent(std::string actor, std::string name) {
+  return TakeTurn(
+      [this, actor = std::move(actor), name = std::move(name)]() -> kj::Promise<absl::Status> {
+        if (absl::Status status = cluster_.CheckForget(name); !status.ok()) return status;
+        AuditEntry entry = Entry(actor, "agent.forget", "agent", name);
+        entry.before = AgentObject(cluster_.agents().at(name).info);
+        return WriteAudited(RemoveAgent(name), {std::move(entry)})
+            .then([this, name](absl::Status removed) {
+              if (removed.ok()) cluster_.Forget(name);
+              return removed;
+            });
+      });
 }
 
 kj::Promise<absl::Status> Control::RecordBounds(std::string agent) {

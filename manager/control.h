@@ -2,6 +2,9 @@
 // the write is acknowledged. Changes take turns, so that each is checked against what the one
 // before left. KJ thread; the store runs on a thread of its own.
 //
+// Every change that an operator asks for leaves an entry in the audit log, in the same write; the
+// `actor` is the operator's name.
+//
 // A change that has begun is finished even if nobody waits for its result any more.
 //
 // SPDX-License-Identifier: Apache-2.0
@@ -18,6 +21,7 @@
 #include "absl/status/statusor.h"
 #include "common/kj_asio.h"
 #include "common/log.h"
+#include "manager/audit.h"
 #include "manager/cluster.h"
 #include "manager/operators.h"
 #include "manager/store.h"
@@ -29,28 +33,42 @@ struct Registration {
   uint64_t link = 0;
 };
 
+// What the audit log says of an operator's first token, too.
+AuditEntry OperatorCreated(const std::string& actor, const Operator& created);
+
 class Control {
  public:
-  Control(Cluster cluster, OperatorTable operators, std::unique_ptr<Store> store);
+  // What is kept in the store.
+  struct State {
+    Cluster cluster;
+    OperatorTable operators;
+    AuditLog audit;
+  };
+
+  Control(State state, std::unique_ptr<Store> store);
 
   Cluster& cluster() { return cluster_; }
   const Cluster& cluster() const { return cluster_; }
   const OperatorTable& operators() const { return operators_; }
+  const AuditLog& audit() const { return audit_; }
 
   // Creates and updates tenants, all or nothing; `revision`, where given, is what the (only) tenant
-  // must be at. Returns those that changed. Errors as TenantTable's.
-  kj::Promise<absl::StatusOr<std::vector<Tenant>>> Apply(std::vector<TenantSpec> specs,
-                                                         std::optional<uint64_t> revision);
-  kj::Promise<absl::Status> RemoveTenant(std::string name);
+  // must be at. Returns what changed. Errors as TenantTable's.
+  kj::Promise<absl::StatusOr<std::vector<AuditEntry>>> Apply(std::string actor,
+                                                             std::vector<TenantSpec> specs,
+                                                             std::optional<uint64_t> revision);
+  kj::Promise<absl::Status> RemoveTenant(std::string actor, std::string name);
   // A new worker token: the only time that it can be seen.
-  kj::Promise<absl::StatusOr<std::string>> CreateToken(std::string tenant);
-  kj::Promise<absl::Status> RevokeToken(std::string tenant, std::string token_id);
+  kj::Promise<absl::StatusOr<std::string>> CreateToken(std::string actor, std::string tenant);
+  kj::Promise<absl::Status> RevokeToken(std::string actor, std::string tenant,
+                                        std::string token_id);
   // Likewise an operator's token. Errors as OperatorTable's.
-  kj::Promise<absl::StatusOr<std::string>> CreateOperator(std::string name, Scope scope);
-  kj::Promise<absl::Status> RevokeOperator(std::string name);
+  kj::Promise<absl::StatusOr<std::string>> CreateOperator(std::string actor, std::string name,
+                                                          Scope scope);
+  kj::Promise<absl::Status> RevokeOperator(std::string actor, std::string name);
 
   kj::Promise<absl::StatusOr<Registration>> Register(AgentInfo agent, uint64_t highest_epoch);
-  kj::Promise<absl::Status> ForgetAgent(std::string name);
+  kj::Promise<absl::Status> ForgetAgent(std::string actor, std::string name);
   // Puts the bounds of the agent's leases on record, where an order waits for that.
   kj::Promise<absl::Status> RecordBounds(std::string agent);
 
@@ -58,10 +76,13 @@ class Control {
   template <typename F>
   std::invoke_result_t<F&> TakeTurn(F change);
   kj::Promise<absl::Status> Write(Store::Changes changes);
-  kj::Promise<absl::Status> SaveTenant(absl::StatusOr<Tenant> tenant);
+  // With the entries, which take their place in the log once the write is acknowledged.
+  kj::Promise<absl::Status> WriteAudited(Store::Changes changes, std::vector<AuditEntry> entries);
+  kj::Promise<absl::Status> SaveTenant(absl::StatusOr<Tenant> tenant, AuditEntry entry);
 
   Cluster cluster_;
   OperatorTable operators_;
+  AuditLog audit_;
   std::unique_ptr<Store> store_;
   Logger log_;
   boost::asio::thread_pool store_thread_{1};

@@ -24,6 +24,7 @@ absl::StatusOr<Manager::Opened> Manager::OpenStore(const ManagerConfig& config,
   if (!contents.ok()) return contents.status();
   absl::StatusOr<Records> records = ReadRecords(*contents);
   if (!records.ok()) return records.status();
+  AuditLog audit(std::move(records->audit));
   std::optional<Sha256Hash> configured;
   std::optional<std::string> new_token;
   if (secrets.operator_token.has_value()) {
@@ -33,26 +34,31 @@ absl::StatusOr<Manager::Opened> Manager::OpenStore(const ManagerConfig& config,
     absl::StatusOr<std::string> token = NewToken();
     if (!token.ok()) return token.status();
     const Sha256Hash hash = Sha256(*token);
-    records->operators.push_back(
-        {.name = NameOfFirst(hash), .scope = Scope::kAdmin, .token = hash});
-    absl::Status status = (*store)->Write(SaveOperator(records->operators.back()));
-    if (!status.ok()) return status;
+    const Operator first{.name = NameOfFirst(hash), .scope = Scope::kAdmin, .token = hash};
+    const auto entries = audit.Number({OperatorCreated("manager", first)});
+    Store::Changes changes = SaveOperator(first);
+    changes.merge(SaveAudit(entries, audit.Dropped(entries.size())));
+    if (absl::Status status = (*store)->Write(changes); !status.ok()) return status;
+    audit.Commit(entries);
+    records->operators.push_back(first);
     new_token = *std::move(token);
   }
   TenantTable tenants(std::move(records->tenants), records->next_tenant_id);
-  return Opened{.cluster = Cluster({.epoch = contents->epoch,
-                                    .tenants = std::move(tenants),
-                                    .known_agents = std::move(records->agents),
-                                    .learn_until = BootClock::now() + config.learning,
-                                    .oversubscription_percent = config.oversubscription_percent}),
-                .operators = OperatorTable(records->operators, configured),
+  Cluster cluster({.epoch = contents->epoch,
+                   .tenants = std::move(tenants),
+                   .known_agents = std::move(records->agents),
+                   .learn_until = BootClock::now() + config.learning,
+                   .oversubscription_percent = config.oversubscription_percent});
+  return Opened{.state = {.cluster = std::move(cluster),
+                          .operators = OperatorTable(records->operators, configured),
+                          .audit = std::move(audit)},
                 .store = *std::move(store),
                 .new_operator_token = std::move(new_token)};
 }
 
 Manager::Manager(kj::AsyncIoContext& io, Opened opened, const ManagerSecrets& secrets)
     : new_operator_token_(std::move(opened.new_operator_token)),
-      control_(std::move(opened.cluster), std::move(opened.operators), std::move(opened.store)),
+      control_(std::move(opened.state), std::move(opened.store)),
       agents_(control_, secrets.agent_token),
       inbox_(io.unixEventPort),
       api_(inbox_, control_, [this] { return MetricsPage(); }) {}

@@ -36,8 +36,7 @@ class Manager {
 
  private:
   struct Opened {
-    Cluster cluster;
-    OperatorTable operators;
+    Control::State state;
     std::unique_ptr<Store> store;
     std::optional<std::string> new_operator_token;
   };

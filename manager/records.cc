@@ -28,8 +28,14 @@ constexpr char kNextTenant[] = "next-tenant";
 constexpr char kAgent[] = "agent/";
 constexpr char kBounds[] = "bounds/";
 constexpr char kOperator[] = "operator/";
+constexpr char kAudit[] = "audit/";
 
 std::string TenantKey(TenantId id) { return absl::StrCat(kTenant, id.value()); }
+
+// Equally long, so that they sort by number.
+std::string AuditKey(uint64_t seq) {
+  return absl::StrCat(kAudit, absl::Dec(seq, absl::kZeroPad20));
+}
 
 absl::StatusOr<std::vector<Sha256Hash>> ReadHashes(const json::value* list) {
   if (list == nullptr || !list->is_array()) {
@@ -121,6 +127,30 @@ absl::StatusOr<Operator> ReadOperator(const Sha256Hash& token, const json::value
   return Operator{.name = *name, .scope = *scope, .token = token};
 }
 
+absl::StatusOr<AuditEntry> ReadAudit(const json::value& value) {
+  auto object = JsonObject::From(value, "audit entry");
+  if (!object.ok()) return object.status();
+  AuditEntry entry;
+  const auto seq = object->Integer("seq", 1, std::numeric_limits<int64_t>::max());
+  if (!seq.ok()) return seq.status();
+  entry.seq = static_cast<uint64_t>(*seq);
+  const auto revision = object->Integer("revision", 0, std::numeric_limits<int64_t>::max());
+  if (!revision.ok()) return revision.status();
+  entry.revision = static_cast<uint64_t>(*revision);
+  for (const auto& [field, text] :
+       {std::pair("time", &entry.time), std::pair("actor", &entry.actor),
+        std::pair("action", &entry.action), std::pair("kind", &entry.kind),
+        std::pair("name", &entry.name)}) {
+    auto read = object->Text(field, limits::kNameBytes);
+    if (!read.ok()) return read.status();
+    *text = *std::move(read);
+  }
+  if (const json::value* before = object->Take("before")) entry.before = *before;
+  if (const json::value* after = object->Take("after")) entry.after = *after;
+  if (absl::Status status = object->Finish(); !status.ok()) return status;
+  return entry;
+}
+
 // What is read before it is put together.
 struct Parts {
   Records records;
@@ -151,6 +181,13 @@ absl::Status ReadRecord(const std::string& key, const json::value& value, Parts&
     auto bounds = ReadBounds(value);
     if (!bounds.ok()) return bounds.status();
     parts.bounds[*name] = *std::move(bounds);
+    return absl::OkStatus();
+  }
+  if (below(kAudit).has_value()) {
+    auto entry = ReadAudit(value);
+    if (!entry.ok()) return entry.status();
+    if (AuditKey(entry->seq) != key) return absl::InvalidArgumentError("it has another number");
+    records.audit.push_back(*std::move(entry));
     return absl::OkStatus();
   }
   if (const auto text = below(kOperator)) {
@@ -240,6 +277,16 @@ Store::Changes SaveOperator(const Operator& added) {
 
 Store::Changes RemoveOperator(const Sha256Hash& token) {
   return {{kOperator + ToHex(token), std::nullopt}};
+}
+
+Store::Changes SaveAudit(const std::vector<AuditEntry>& numbered,
+                         const std::vector<uint64_t>& dropped) {
+  Store::Changes changes;
+  for (const uint64_t seq : dropped) changes[AuditKey(seq)] = std::nullopt;
+  for (const AuditEntry& entry : numbered) {
+    changes[AuditKey(entry.seq)] = json::serialize(ToJson(entry));
+  }
+  return changes;
 }
 
 }  // namespace kvpool

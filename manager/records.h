@@ -6,6 +6,7 @@
 //   next-tenant       8           above every id that was ever given
 //   bounds/gpu-0      {"7": 16}   slabs that each tenant's lease there stays within
 //   agent/gpu-0       {"incarnation": "17", "pool": 67108864, "slab": 2097152, "device": "host"}
+//   audit/<20 digits>   {"seq": 7, "time": "2026-11-21T20:58:07Z", "actor": "ci", ...}
 //   operator/<sha-256>  {"name": "ci", "scope": "read"}; {} of an earlier manager is an admin
 //
 // SPDX-License-Identifier: Apache-2.0
@@ -16,6 +17,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/secret.h"
+#include "manager/audit.h"
 #include "manager/cluster.h"
 #include "manager/operators.h"
 #include "manager/store.h"
@@ -28,6 +30,7 @@ struct Records {
   TenantId next_tenant_id{1};  // above every id that was ever given
   std::vector<KnownAgent> agents;
   std::vector<Operator> operators;
+  std::vector<AuditEntry> audit;
 };
 
 // FailedPrecondition names the record that cannot be read, and what to do.
@@ -41,5 +44,8 @@ Store::Changes SaveBounds(const std::string& agent, const LeaseBounds& bounds);
 Store::Changes RemoveAgent(const std::string& name);
 Store::Changes SaveOperator(const Operator& added);
 Store::Changes RemoveOperator(const Sha256Hash& token);
+// Adds numbered entries, and removes those that `dropped` numbers.
+Store::Changes SaveAudit(const std::vector<AuditEntry>& numbered,
+                         const std::vector<uint64_t>& dropped);
 
 }  // namespace kvpool

@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "client/cli/api_client.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
@@ -46,7 +47,9 @@ std::string MessageOf(const boost::json::object& answer, int http_status) {
 absl::StatusOr<boost::json::object> ApiClient::Call(const std::string& method,
                                                     const std::string& path,
                                                     const std::string& body) const {
-  HttpRequest request{.method = method, .path = path, .body = body};
+  const size_t question = std::min(path.find('?'), path.size());
+  HttpRequest request{.method = method, .path = path.substr(0, question), .body = body};
+  if (question < path.size()) request.query = path.substr(question + 1);
   if (!token_.empty()) request.headers["authorization"] = "Bearer " + token_;
   const auto response = HttpCall(server_, request, kDeadline);
   if (!response.ok()) {

@@ -161,6 +161,18 @@ absl::Status Commands::RevokeOperator(const std::string& name) {
                [&](const json::object&) { return absl::StrCat("operator ", name, " revoked\n"); });
 }
 
+absl::Status Commands::Audit(const std::string& tenant, int64_t limit) {
+  std::string path = absl::StrCat("/v1/audit?limit=", limit);
+  if (!tenant.empty()) {
+    if (absl::Status status = CheckName("tenant", tenant); !status.ok()) {
+      return absl::NotFoundError(std::string(status.message()));
+    }
+    absl::StrAppend(&path, "&tenant=", tenant);
+  }
+  return Print(api_.Get(path),
+               [](const json::object& answer) { return RenderAudit(ListOf(answer, "entries")); });
+}
+
 absl::Status Commands::Top(const std::function<Next()>& before_each) {
   while (before_each() == Next::kShow) {
     const auto tenants = api_.Get("/v1/tenants");

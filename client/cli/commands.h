@@ -39,6 +39,8 @@ class Commands {
   absl::Status CreateOperator(const std::string& name, const std::string& scope);
   absl::Status ListOperators();
   absl::Status RevokeOperator(const std::string& name);
+  // The newest `limit` changes, of one tenant where one is named.
+  absl::Status Audit(const std::string& tenant, int64_t limit);
   // Asks nobody.
   absl::Status ShowPolicies();
   // Prints one screen after the other, `before_each` first, until it says stop.

@@ -18,6 +18,7 @@
 #include "common/quantity.h"
 #include "common/secret.h"
 #include "common/version.h"
+#include "proto/limits.h"
 
 namespace kvpool {
 namespace {
@@ -66,6 +67,7 @@ struct Flags {
   std::vector<std::string> parameters, floors;
   int64_t weight = 1, priority = 0, if_revision = 0;
   std::string interval = "2 s";
+  uint32_t limit_entries = 20;
   bool once = false;
 };
 
@@ -259,6 +261,15 @@ void AddOthers(CLI::App& app, Flags& f, Command& command) {
       [&] { command = [&f](Commands& c) { return c.RevokeToken(f.name, f.token_id); }; });
 
   AddOperator(app, f, command);
+
+  CLI::App* audit =
+      app.add_subcommand("audit", "Show who changed what, the newest last (scope admin)");
+  audit->add_option("--tenant", f.name, "only changes of this one, its tokens among them");
+  audit->add_option("--limit", f.limit_entries, "so many of the newest")
+      ->capture_default_str()
+      ->check(CLI::Range(uint32_t{1}, limits::kAuditReply));
+  audit->callback(
+      [&] { command = [&f](Commands& c) { return c.Audit(f.name, f.limit_entries); }; });
 
   CLI::App* top =
       app.add_subcommand("top", "Show tenants and agents, again and again on a terminal");

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/table.h"
+#include "common/json_diff.h"
 #include "common/policy_spec.h"
 
 namespace kvpool {
@@ -66,6 +67,21 @@ std::string Policy(const json::object& tenant) {
                     ParameterText(field.value()));
   }
   return Text(policy, "name") + (parameters.empty() ? "" : "(" + parameters + ")");
+}
+
+// A field's value as an operator writes it; "-" where there is none.
+std::string FieldText(const std::string& field, const json::value& value) {
+  const bool bytes = field == "guaranteed" || field == "limit" || field == "pool" ||
+                     field == "slab" || field.starts_with("floors.");
+  if (value.is_null()) return "-";
+  if (value.is_int64() && bytes) return HumanBytes(value.get_int64());
+  return ParameterText(value);
+}
+
+// "limit 12 MiB -> 16 MiB"
+std::string ChangeText(const FieldChange& change) {
+  return absl::StrCat(change.field, " ", FieldText(change.field, change.before), " -> ",
+                      FieldText(change.field, change.after));
 }
 
 // What an operator should know about figures that such a policy works by.
@@ -284,6 +300,30 @@ std::string RenderOperators(const json::array& operators) {
     if (!value.is_object()) continue;
     const json::object& each = value.get_object();
     table.Add({Text(each, "name"), Text(each, "scope"), Text(each, "id")});
+  }
+  return table.ToText();
+}
+
+std::string RenderAudit(const json::array& entries) {
+  Table table({{"SEQ", Align::kRight},
+               {"TIME"},
+               {"ACTOR"},
+               {"ACTION"},
+               {"NAME"},
+               {"REVISION", Align::kRight},
+               {"CHANGE"}});
+  for (const json::value& value : entries) {
+    if (!value.is_object()) continue;
+    const json::object& entry = value.get_object();
+    const int64_t revision = Number(entry, "revision");
+    std::string changes;
+    for (const FieldChange& change :
+         Differences(ObjectOf(entry, "before"), ObjectOf(entry, "after"))) {
+      absl::StrAppend(&changes, changes.empty() ? "" : ", ", ChangeText(change));
+    }
+    table.Add({Count(entry, "seq"), Text(entry, "time"), Text(entry, "actor"),
+               Text(entry, "action"), Text(entry, "name"),
+               revision > 0 ? std::to_string(revision) : "-", changes});
   }
   return table.ToText();
 }

@@ -21,6 +21,8 @@ std::string RenderTop(const boost::json::object& tenants, const boost::json::obj
 std::string RenderOperators(const boost::json::array& operators);
 // The token in the answer that made it, and nothing else.
 std::string RenderToken(const boost::json::object& answer);
+// The list of GET /v1/audit.
+std::string RenderAudit(const boost::json::array& entries);
 // What a change did: one line for each tenant.
 std::string RenderChanges(const boost::json::object& answer);
 

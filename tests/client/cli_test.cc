@@ -355,6 +355,20 @@ TEST_F(CliTest, OperatorsHaveScopes) {
   EXPECT_EQ(Ctl({"operator", "create", "ci", "--scope", "root"}).code, 2);
 }
 
+TEST_F(CliTest, TheAuditLogSaysWhoChangedWhat) {
+  Apply("- {name: chat, guaranteed: 0, limit: 10 MiB}\n- {name: other, guaranteed: 0, limit: 0}\n");
+  Ctl({"set", "tenant", "chat", "--limit", "12 MiB", "--policy", "streaming"});
+  const std::string text = Ctl({"audit", "--tenant", "chat"}).output;
+  EXPECT_THAT(text,
+              AllOf(HasSubstr("config  tenant.create  chat"), Not(HasSubstr("other")),
+                    HasSubstr("limit 10 MiB -> 12 MiB"), HasSubstr("policy.name full -> streaming"),
+                    HasSubstr("policy.recent - -> 252")));
+  EXPECT_EQ(CtlJson({"audit", "--limit", "1"}).at("entries").at(0).at("action"), "tenant.update");
+  EXPECT_EQ(CtlJson({"audit"}).at("entries").as_array().size(), 3u);
+  EXPECT_EQ(Ctl({"audit", "--limit", "0"}).code, 2);
+  EXPECT_EQ(Ctl({"audit", "--tenant", "a b"}).code, 3);
+}
+
 TEST_F(CliTest, TheEnvironmentIsOverriddenByFlags) {
   setenv("KVPOOL_SERVER", http_.c_str(), 1);
   setenv("KVPOOL_TOKEN", "operator-token", 1);

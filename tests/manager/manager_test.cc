@@ -26,6 +26,7 @@ namespace {
 namespace json = boost::json;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::MatchesRegex;
 using ::testing::Not;
 
 constexpr int64_t kMiB = 1 << 20;
@@ -57,7 +58,9 @@ class ManagerTest : public ::testing::Test {
 
   HttpResponse Call(const std::string& method, const std::string& path,
                     const std::string& body = "", const std::string& token = "operator-token") {
-    HttpRequest request{.method = method, .path = path, .body = body};
+    const size_t question = std::min(path.find('?'), path.size());
+    HttpRequest request{.method = method, .path = path.substr(0, question), .body = body};
+    if (question < path.size()) request.query = path.substr(question + 1);
     if (!token.empty()) request.headers["authorization"] = "Bearer " + token;
     const auto response = HttpCall(manager_->http_address(), request, std::chrono::seconds(5));
     EXPECT_TRUE(response.ok()) << response.status();
@@ -129,6 +132,7 @@ TEST_F(ManagerTest, AScopeIsAsFarAsAnOperatorGets) {
            {"DELETE", "/v1/agents/none", "", "operate"},
            {"POST", "/v1/tenants/a/tokens", "", "admin"},
            {"DELETE", "/v1/tenants/a/tokens/none", "", "admin"},
+           {"GET", "/v1/audit", "", "admin"},
            {"GET", "/v1/operators", "", "admin"},
            {"POST", "/v1/operators", "{}", "admin"},
            {"DELETE", "/v1/operators/none", "", "admin"},
@@ -216,6 +220,70 @@ TEST_F(ManagerTest, ATenantsLife) {
   EXPECT_EQ(Call("DELETE", "/v1/tenants/chat").status, 200);
   EXPECT_THAT(Error(Call("GET", "/v1/tenants/chat"), 404), HasSubstr("not_found"));
   EXPECT_EQ(Call("DELETE", "/v1/tenants/chat").status, 404);
+}
+
+TEST_F(ManagerTest, EveryChangeIsOnRecord) {
+  const auto entries = [&](const std::string& query = "") {
+    return Get("/v1/audit" + query).at("entries").as_array();
+  };
+  EXPECT_EQ(entries().size(), 0u);
+  Put("a", 0, 10);
+  Put("a", 0, 10);  // changes nothing
+  Put("a", 2, 12);
+  const std::string made =
+      Call("POST", "/v1/operators", R"({"name": "ci", "scope": "operate"})").body;
+  const std::string token(json::parse(made).at("token").as_string());
+  EXPECT_EQ(Call("PUT", "/v1/tenants/b", R"({"guaranteed": 0, "limit": 1})", token).status, 200);
+  EXPECT_EQ(Call("PUT", "/v1/tenants/c", R"({"guaranteed": 2, "limit": 1})", token).status, 400);
+  const std::string worker(
+      json::parse(Call("POST", "/v1/tenants/a/tokens").body).at("id").as_string());
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/a/tokens/" + worker).status, 200);
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/b", "", token).status, 200);
+  EXPECT_EQ(Call("DELETE", "/v1/operators/ci").status, 200);
+  auto agent = std::make_unique<FakeAgent>(AgentOptions("gpu-0"));
+  ASSERT_EQ(agent->Connect(), "ok");
+  agent.reset();
+  EXPECT_TRUE(Eventually([&] { return Call("DELETE", "/v1/agents/gpu-0").status == 200; }));
+  StopManager();
+  StartManager();
+
+  std::string seen;
+  for (const json::value& entry : entries()) {
+    seen += std::string(entry.at("actor").as_string()) + " " +
+            std::string(entry.at("action").as_string()) + " " +
+            std::string(entry.at("name").as_string()) + " " +
+            std::to_string(entry.at("revision").as_int64()) + "\n";
+  }
+  EXPECT_EQ(seen,
+            "config tenant.create a 1\nconfig tenant.update a 2\nconfig operator.create ci 0\n"
+            "ci tenant.create b 1\nconfig token.create a 2\nconfig token.revoke a 2\n"
+            "ci tenant.delete b 0\nconfig operator.revoke ci 0\nconfig agent.forget gpu-0 0\n");
+  const json::value update = entries().at(1);
+  EXPECT_EQ(update.at("before").at("limit"), 10 * kMiB);
+  EXPECT_EQ(update.at("after").at("limit"), 12 * kMiB);
+  EXPECT_THAT(std::string(update.at("time").as_string()),
+              MatchesRegex("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"));
+  EXPECT_TRUE(entries().at(0).at("before").is_null());
+  EXPECT_TRUE(entries().at(6).at("after").is_null());
+  EXPECT_EQ(entries().at(4).at("after").at("token").as_string(), worker);
+  EXPECT_EQ(entries().at(8).at("before").at("pool"), 40 * kMiB);
+  EXPECT_THAT(json::serialize(entries()), Not(HasSubstr(token)));
+
+  EXPECT_EQ(entries("?limit=2").at(0).at("seq"), 8) << "the newest";
+  EXPECT_EQ(entries("?limit=2&after=3").at(0).at("seq"), 4) << "the next";
+  EXPECT_EQ(entries("?after=9").size(), 0u);
+  EXPECT_EQ(entries("?tenant=b").size(), 2u);
+  Put("a", 0, 1);
+  EXPECT_EQ(entries("?limit=1").at(0).at("seq"), 10) << "no number twice, restart or not";
+  const auto error = [&](const std::string& query) {
+    return Error(Call("GET", "/v1/audit?" + query), 400);
+  };
+  EXPECT_THAT(error("limit=" + std::to_string(limits::kAuditReply + 1)), HasSubstr("at most 256"));
+  EXPECT_THAT(error("after=-1"), HasSubstr("\"after\" must be a whole number"));
+  EXPECT_THAT(error("limit"), HasSubstr("once, with a value"));
+  EXPECT_THAT(error("limit=1&limit=1"), HasSubstr("once, with a value"));
+  EXPECT_THAT(error("since=1"), HasSubstr("there are: after, limit, tenant"));
+  EXPECT_THAT(Error(Call("GET", "/v1/tenants?x=1"), 400), HasSubstr("there is none"));
 }
 
 TEST_F(ManagerTest, WrongBodiesAreExplained) {

@@ -70,7 +70,22 @@ TEST_F(RecordsTest, EverythingComesBack) {
   Write(SaveBounds("gpu-0", {{TenantId(12), 64}, {TenantId(11), 8}}));  // 11 is gone
   const Operator reader{.name = "ci", .scope = Scope::kRead, .token = Sha256("reader")};
   Write(SaveOperator(reader));
+  const AuditEntry entry{.seq = 12,
+                         .time = "2026-11-21T20:58:07Z",
+                         .actor = "ci",
+                         .action = "tenant.create",
+                         .kind = "tenant",
+                         .name = "a",
+                         .before = nullptr,
+                         .after = boost::json::object{{"limit", 3}},
+                         .revision = 1};
+  AuditEntry older = entry;
+  older.seq = 9;
+  Write(SaveAudit({older, entry}, {}));
   const Records records = Read();
+  EXPECT_THAT(records.audit, ElementsAre(older, entry)) << "sorted by number, not as text";
+  Write(SaveAudit({}, {9}));
+  EXPECT_THAT(Read().audit, ElementsAre(entry));
   ASSERT_THAT(records.tenants, SizeIs(2));
   EXPECT_EQ(records.tenants[0].id, a.id);
   EXPECT_EQ(records.tenants[0].spec, a.spec);
@@ -121,6 +136,11 @@ TEST_F(RecordsTest, WhatCannotBeReadIsNamed) {
   EXPECT_THAT(Error(key, R"({"name": "a", "scope": "root"})"), HasSubstr("\"root\" is no scope"));
   EXPECT_THAT(Error(key, R"({"name": "A", "scope": "read"})"), HasSubstr("not allowed"));
   EXPECT_THAT(Error(key, R"({"name": "a", "scope": "read", "x": 1})"), HasSubstr("\"x\""));
+  const std::string audit = R"({"seq": 1, "time": "", "actor": "", "action": "", "kind": "",)"
+                            R"( "name": "", "before": null, "after": null, "revision": 0})";
+  EXPECT_TRUE(ReadRecords({.records = {{"audit/00000000000000000001", audit}}}).ok());
+  EXPECT_THAT(Error("audit/00000000000000000002", audit), HasSubstr("another number"));
+  EXPECT_THAT(Error("audit/00000000000000000001", "{}"), HasSubstr("seq"));
   EXPECT_THAT(Error("next-tenant", "-1"), HasSubstr("above 0"));
   EXPECT_THAT(Error("budget/1", "{}"), HasSubstr("knows no such record"));
 }
