@@ -44,6 +44,8 @@ class Api final : private kj::TaskSet::ErrorHandler {
     std::map<std::string, std::string> query;
     std::string body;
   };
+  // Who asks for a change, and whether as a rehearsal.
+  static absl::StatusOr<Asker> AskerOf(const Call& call);
   struct Endpoint {
     std::string method;
     Path path;                   // "v1", "tenants", "{tenant}"
@@ -63,6 +65,8 @@ class Api final : private kj::TaskSet::ErrorHandler {
   Answer GetTenant(const Call& call);
   Answer PutTenant(const Call& call);
   Answer DeleteTenant(const Call& call);
+  Answer ApplyAll(const Asker& asker, const std::vector<TenantSpec>& specs,
+                  std::optional<uint64_t> revision);
   Answer GetReclaims(const Call& call);
   Answer CreateToken(const Call& call);
   Answer RevokeToken(const Call& call);

@@ -23,6 +23,14 @@ constexpr auto kEmptyOrError = [](const absl::Status& status) {
   return status.ok() ? JsonResponse({}) : ErrorResponse(status);
 };
 
+auto RehearsalOrEmpty(Effect effect) {
+  return [effect](const absl::StatusOr<Outcome>& outcome) {
+    if (!outcome.ok()) return ErrorResponse(outcome.status());
+    return JsonResponse(effect == Effect::kRehearse ? RehearsalView(*outcome)
+                                                    : boost::json::object());
+  };
+}
+
 // The answer to a change of tenants: what became of each.
 boost::json::object Changes(const Cluster& cluster, const std::vector<TenantSpec>& specs,
                             const std::vector<AuditEntry>& changes) {
@@ -126,18 +134,40 @@ Api::Answer Api::GetTenant(const Call& call) {
   return JsonResponse(TenantView(control_.cluster(), *tenant));
 }
 
+absl::StatusOr<Asker> Api::AskerOf(const Call& call) {
+  Asker asker{.actor = call.actor};
+  const auto given = call.query.find("dry_run");
+  if (given == call.query.end()) return asker;
+  if (given->second != "true" && given->second != "false") {
+    return absl::InvalidArgumentError("the query's \"dry_run\" must be true or false");
+  }
+  if (given->second == "true") asker.effect = Effect::kRehearse;
+  return asker;
+}
+
 Api::Answer Api::PutTenant(const Call& call) {
+  const auto asker = AskerOf(call);
+  if (!asker.ok()) return ErrorResponse(asker.status());
   const auto request = ReadTenantRequest(call.body, call.names[0]);
   if (!request.ok()) return ErrorResponse(request.status());
-  return control_.Apply(call.actor, {request->spec}, request->revision)
-      .then([this, spec = request->spec](absl::StatusOr<std::vector<AuditEntry>> changes) {
-        if (!changes.ok()) return ErrorResponse(changes.status());
-        return JsonResponse(Changes(control_.cluster(), {spec}, *changes));
+  return ApplyAll(*asker, {request->spec}, request->revision);
+}
+
+Api::Answer Api::ApplyAll(const Asker& asker, const std::vector<TenantSpec>& specs,
+                          std::optional<uint64_t> revision) {
+  return control_.Apply(asker, specs, revision)
+      .then([this, specs, effect = asker.effect](absl::StatusOr<Outcome> outcome) {
+        if (!outcome.ok()) return ErrorResponse(outcome.status());
+        return JsonResponse(effect == Effect::kRehearse
+                                ? RehearsalView(*outcome)
+                                : Changes(control_.cluster(), specs, outcome->changes));
       });
 }
 
 Api::Answer Api::DeleteTenant(const Call& call) {
-  return control_.RemoveTenant(call.actor, call.names[0]).then(kEmptyOrError);
+  const auto asker = AskerOf(call);
+  if (!asker.ok()) return ErrorResponse(asker.status());
+  return control_.RemoveTenant(*asker, call.names[0]).then(RehearsalOrEmpty(asker->effect));
 }
 
 Api::Answer Api::GetReclaims(const Call& call) {
@@ -159,15 +189,13 @@ Api::Answer Api::RevokeToken(const Call& call) {
 }
 
 Api::Answer Api::Apply(const Call& call) {
+  const auto asker = AskerOf(call);
+  if (!asker.ok()) return ErrorResponse(asker.status());
   const auto json = ParseJson(call.body);
   if (!json.ok()) return ErrorResponse(json.status());
   const auto specs = TenantsFromJson(*json);
   if (!specs.ok()) return ErrorResponse(specs.status());
-  return control_.Apply(call.actor, *specs, std::nullopt)
-      .then([this, specs = *specs](absl::StatusOr<std::vector<AuditEntry>> changes) {
-        if (!changes.ok()) return ErrorResponse(changes.status());
-        return JsonResponse(Changes(control_.cluster(), specs, *changes));
-      });
+  return ApplyAll(*asker, *specs, std::nullopt);
 }
 
 Api::Answer Api::GetAgents(const Call&) {
@@ -185,7 +213,9 @@ Api::Answer Api::GetAgent(const Call& call) {
 }
 
 Api::Answer Api::ForgetAgent(const Call& call) {
-  return control_.ForgetAgent(call.actor, call.names[0]).then(kEmptyOrError);
+  const auto asker = AskerOf(call);
+  if (!asker.ok()) return ErrorResponse(asker.status());
+  return control_.ForgetAgent(*asker, call.names[0]).then(RehearsalOrEmpty(asker->effect));
 }
 
 Api::Answer Api::GetAudit(const Call& call) {

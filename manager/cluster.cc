@@ -137,7 +137,7 @@ void Cluster::Take(Agent& agent, AgentReport report, TimePoint now) {
 
 void Cluster::PlanSometimes(TimePoint now) {
   if (now < next_plan_) return;
-  Plan();
+  ledger_.Plan(Targets(ledger_.ReadyAgents()));
   next_plan_ = now + kPlanPause * (tenants_.by_name().size() * agents_.size());
 }
 
@@ -147,8 +147,7 @@ int64_t Cluster::LimitSlabs(const Tenant& tenant) const {
 
 // Only ready agents can be ordered from. What is leased elsewhere still counts against a tenant's
 // limit, and what a tenant unknown here holds against its agent's capacity.
-void Cluster::Plan() {
-  const std::vector<std::string> ready = ledger_.ReadyAgents();
+std::vector<LeaseTarget> Cluster::Targets(const std::vector<std::string>& ready) const {
   AllocatorInput input;
   std::vector<LeaseTarget> targets;
   for (const std::string& agent : ready) {
@@ -176,7 +175,21 @@ void Cluster::Plan() {
   for (int64_t& slabs : input.capacity) slabs = std::max<int64_t>(slabs, 0);
   std::vector<std::vector<int64_t>> leases = Allocate(input);
   for (size_t t = 0; t < targets.size(); ++t) targets[t].slabs = std::move(leases[t]);
-  ledger_.Plan(targets);
+  return targets;
+}
+
+std::map<TenantId, int64_t> Cluster::Outlook() const {
+  const std::vector<std::string> ready = ledger_.ReadyAgents();
+  std::map<TenantId, int64_t> outlook;
+  if (agents_.empty()) return outlook;
+  for (const LeaseTarget& target : Targets(ready)) {
+    int64_t slabs = ledger_.Committed(target.tenant);
+    for (size_t a = 0; a < ready.size(); ++a) {
+      slabs += target.slabs[a] - ledger_.Committed(target.tenant, ready[a]);
+    }
+    outlook[target.tenant] = slabs;
+  }
+  return outlook;
 }
 
 AgentOrders Cluster::OrdersFor(const std::string& agent) const {

@@ -139,6 +139,10 @@ class Cluster {
   }
   AgentOrders OrdersFor(const std::string& agent) const;
 
+  // The slabs that each tenant would come to have, if nothing changed any more: what the allocator
+  // gives for today's demand where orders can go, and what counts elsewhere. Empty without agents.
+  std::map<TenantId, int64_t> Outlook() const;
+
   void CommitTenants(const std::vector<Tenant>& changed);
   // FailedPrecondition while it has leases.
   absl::Status CheckRemove(const std::string& tenant) const;
@@ -147,7 +151,7 @@ class Cluster {
  private:
   void Take(Agent& agent, AgentReport report, TimePoint now);
   void PlanSometimes(TimePoint now);
-  void Plan();
+  std::vector<LeaseTarget> Targets(const std::vector<std::string>& ready) const;
   int64_t LimitSlabs(const Tenant& tenant) const;
 
   TenantTable tenants_;

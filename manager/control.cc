@@ -4,6 +4,7 @@
 #include "manager/control.h"
 
 #include <chrono>
+#include <map>
 #include <type_traits>
 #include <utility>
 
@@ -40,6 +41,24 @@ boost::json::object AgentObject(const AgentInfo& agent) {
   return {{"pool", agent.pool_bytes.value()},
           {"slab", agent.slab_bytes.value()},
           {"device", agent.device}};
+}
+
+// The tenants whose leases come to something else than now when `after` is in force.
+std::vector<LeaseOutlook> Compare(const Cluster& now, const Cluster& after) {
+  const std::map<TenantId, int64_t> outlook = after.Outlook();
+  std::vector<LeaseOutlook> leases;
+  const auto add = [&](const Tenant& tenant) {
+    const auto found = outlook.find(tenant.id);
+    const int64_t slabs = found == outlook.end() ? 0 : found->second;
+    const Bytes leased = now.SlabBytes() * now.ledger().Committed(tenant.id);
+    const Bytes then = after.SlabBytes() * slabs;
+    if (leased != then) leases.push_back({tenant.spec.name, leased, then});
+  };
+  for (const auto& [name, tenant] : now.tenants().by_name()) add(tenant);
+  for (const auto& [name, tenant] : after.tenants().by_name()) {
+    if (now.tenants().Find(name) == nullptr) add(tenant);
+  }
+  return leases;
 }
 
 // "limit 1048576 -> 2097152, weight 1 -> 3"
@@ -97,10 +116,28 @@ std::invoke_result_t<F&> Control::TakeTurn(F change) {
   return turn.addBranch();
 }
 
-kj::Promise<absl::StatusOr<std::vector<AuditEntry>>> Control::Apply(
-    std::string actor, std::vector<TenantSpec> specs, std::optional<uint64_t> revision) {
-  using Result = absl::StatusOr<std::vector<AuditEntry>>;
-  return TakeTurn([this, actor = std::move(actor), specs = std::move(specs),
+kj::Promise<absl::StatusOr<Outcome>> Control::Make(Effect effect, Store::Changes changes,
+                                                   std::vector<AuditEntry> entries,
+                                                   std::function<void(Cluster&)> commit) {
+  using Result = absl::StatusOr<Outcome>;
+  if (effect == Effect::kRehearse) {
+    Cluster copy = cluster_;
+    commit(copy);
+    Outcome outcome{.changes = std::move(entries), .leases = Compare(cluster_, copy)};
+    return Result(std::move(outcome));
+  }
+  return WriteAudited(std::move(changes), entries)
+      .then([this, entries, commit = std::move(commit)](absl::Status saved) -> Result {
+        if (!saved.ok()) return saved;
+        commit(cluster_);
+        return Outcome{.changes = entries};
+      });
+}
+
+kj::Promise<absl::StatusOr<Outcome>> Control::Apply(Asker asker, std::vector<TenantSpec> specs,
+                                                    std::optional<uint64_t> revision) {
+  using Result = absl::StatusOr<Outcome>;
+  return TakeTurn([this, asker = std::move(asker), specs = std::move(specs),
                    revision]() -> kj::Promise<Result> {
     if (revision.has_value()) {
       absl::Status status = cluster_.tenants().CheckRevision(specs.at(0).name, *revision);
@@ -108,45 +145,42 @@ kj::Promise<absl::StatusOr<std::vector<AuditEntry>>> Control::Apply(
     }
     const auto changed = cluster_.tenants().PlanApply(specs, cluster_.AgentPools());
     if (!changed.ok()) return Result(changed.status());
+    if (changed->empty()) return Result(Outcome());
     std::vector<AuditEntry> entries;
-    if (changed->empty()) return Result(entries);
     for (const Tenant& tenant : *changed) {
       const Tenant* before = cluster_.tenants().Find(tenant.spec.name);
-      AuditEntry entry = TenantEntry(actor, before == nullptr ? "tenant.create" : "tenant.update",
-                                     tenant.spec.name);
+      AuditEntry entry = TenantEntry(
+          asker.actor, before == nullptr ? "tenant.create" : "tenant.update", tenant.spec.name);
       if (before != nullptr) entry.before = ToJson(before->spec);
       entry.after = ToJson(tenant.spec);
       entry.revision = tenant.revision;
       entries.push_back(std::move(entry));
     }
-    return WriteAudited(SaveTenants(*changed, cluster_.tenants().next_id()), entries)
-        .then([this, changed = *changed, entries](absl::Status saved) -> Result {
-          if (!saved.ok()) return saved;
-          cluster_.CommitTenants(changed);
-          return entries;
-        });
+    return Make(asker.effect, SaveTenants(*changed, cluster_.tenants().next_id()),
+                std::move(entries),
+                [changed = *changed](Cluster& cluster) { cluster.CommitTenants(changed); });
   });
 }
 
-kj::Promise<absl::Status> Control::RemoveTenant(std::string actor, std::string name) {
+kj::Promise<absl::StatusOr<Outcome>> Control::RemoveTenant(Asker asker, std::string name) {
+  using Result = absl::StatusOr<Outcome>;
   return TakeTurn(
-      [this, actor = std::move(actor), name = std::move(name)]() -> kj::Promise<absl::Status> {
-        if (absl::Status status = cluster_.CheckRemove(name); !status.ok()) return status;
-        // Without a limit it is given no lease while the store works.
+      [this, asker = std::move(asker), name = std::move(name)]() -> kj::Promise<Result> {
+        if (absl::Status status = cluster_.CheckRemove(name); !status.ok()) return Result(status);
         const Tenant before = *cluster_.tenants().Find(name);
-        Tenant leaving = before;
-        leaving.spec.guaranteed = leaving.spec.limit = 0_B;
-        cluster_.CommitTenants({leaving});
-        AuditEntry entry = TenantEntry(actor, "tenant.delete", name);
+        AuditEntry entry = TenantEntry(asker.actor, "tenant.delete", name);
         entry.before = ToJson(before.spec);
-        return WriteAudited(kvpool::RemoveTenant(before.id), {std::move(entry)})
-            .then([this, before](absl::Status removed) {
-              if (removed.ok()) {
-                cluster_.RemoveTenant(before.spec.name);
-              } else {
-                cluster_.CommitTenants({before});
-              }
-              return removed;
+        if (asker.effect == Effect::kChange) {
+          // Without a limit it is given no lease while the store works.
+          Tenant leaving = before;
+          leaving.spec.guaranteed = leaving.spec.limit = 0_B;
+          cluster_.CommitTenants({leaving});
+        }
+        return Make(asker.effect, kvpool::RemoveTenant(before.id), {std::move(entry)},
+                    [name](Cluster& cluster) { cluster.RemoveTenant(name); })
+            .then([this, before](Result outcome) {
+              if (!outcome.ok()) cluster_.CommitTenants({before});
+              return outcome;
             });
       });
 }
@@ -237,17 +271,15 @@ kj::Promise<absl::StatusOr<Registration>> Control::Register(AgentInfo agent,
   });
 }
 
-kj::Promise<absl::Status> Control::ForgetAgent(std::string actor, std::string name) {
+kj::Promise<absl::StatusOr<Outcome>> Control::ForgetAgent(Asker asker, std::string name) {
+  using Result = absl::StatusOr<Outcome>;
   return TakeTurn(
-      [this, actor = std::move(actor), name = std::move(name)]() -> kj::Promise<absl::Status> {
-        if (absl::Status status = cluster_.CheckForget(name); !status.ok()) return status;
-        AuditEntry entry = Entry(actor, "agent.forget", "agent", name);
+      [this, asker = std::move(asker), name = std::move(name)]() -> kj::Promise<Result> {
+        if (absl::Status status = cluster_.CheckForget(name); !status.ok()) return Result(status);
+        AuditEntry entry = Entry(asker.actor, "agent.forget", "agent", name);
         entry.before = AgentObject(cluster_.agents().at(name).info);
-        return WriteAudited(RemoveAgent(name), {std::move(entry)})
-            .then([this, name](absl::Status removed) {
-              if (removed.ok()) cluster_.Forget(name);
-              return removed;
-            });
+        return Make(asker.effect, RemoveAgent(name), {std::move(entry)},
+                    [name](Cluster& cluster) { cluster.Forget(name); });
       });
 }
 

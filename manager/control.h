@@ -13,6 +13,7 @@
 #include <kj/async.h>
 
 #include <boost/asio/thread_pool.hpp>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -24,6 +25,7 @@
 #include "manager/audit.h"
 #include "manager/cluster.h"
 #include "manager/operators.h"
+#include "manager/outcome.h"
 #include "manager/store.h"
 
 namespace kvpool {
@@ -53,11 +55,10 @@ class Control {
   const AuditLog& audit() const { return audit_; }
 
   // Creates and updates tenants, all or nothing; `revision`, where given, is what the (only) tenant
-  // must be at. Returns what changed. Errors as TenantTable's.
-  kj::Promise<absl::StatusOr<std::vector<AuditEntry>>> Apply(std::string actor,
-                                                             std::vector<TenantSpec> specs,
-                                                             std::optional<uint64_t> revision);
-  kj::Promise<absl::Status> RemoveTenant(std::string actor, std::string name);
+  // must be at. Errors as TenantTable's.
+  kj::Promise<absl::StatusOr<Outcome>> Apply(Asker asker, std::vector<TenantSpec> specs,
+                                             std::optional<uint64_t> revision);
+  kj::Promise<absl::StatusOr<Outcome>> RemoveTenant(Asker asker, std::string name);
   // A new worker token: the only time that it can be seen.
   kj::Promise<absl::StatusOr<std::string>> CreateToken(std::string actor, std::string tenant);
   kj::Promise<absl::Status> RevokeToken(std::string actor, std::string tenant,
@@ -68,7 +69,7 @@ class Control {
   kj::Promise<absl::Status> RevokeOperator(std::string actor, std::string name);
 
   kj::Promise<absl::StatusOr<Registration>> Register(AgentInfo agent, uint64_t highest_epoch);
-  kj::Promise<absl::Status> ForgetAgent(std::string actor, std::string name);
+  kj::Promise<absl::StatusOr<Outcome>> ForgetAgent(Asker asker, std::string name);
   // Puts the bounds of the agent's leases on record, where an order waits for that.
   kj::Promise<absl::Status> RecordBounds(std::string agent);
 
@@ -78,6 +79,10 @@ class Control {
   kj::Promise<absl::Status> Write(Store::Changes changes);
   // With the entries, which take their place in the log once the write is acknowledged.
   kj::Promise<absl::Status> WriteAudited(Store::Changes changes, std::vector<AuditEntry> entries);
+  // A change as it is asked for: made, by writing and then `commit`, or rehearsed on a copy.
+  kj::Promise<absl::StatusOr<Outcome>> Make(Effect effect, Store::Changes changes,
+                                            std::vector<AuditEntry> entries,
+                                            std::function<void(Cluster&)> commit);
   kj::Promise<absl::Status> SaveTenant(absl::StatusOr<Tenant> tenant, AuditEntry entry);
 
   Cluster cluster_;

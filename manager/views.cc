@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/json_diff.h"
 #include "common/quantity.h"
 #include "common/tenant_json.h"
 
@@ -194,6 +195,22 @@ boost::json::object OperatorsView(const OperatorTable& table) {
         {{"name", name}, {"scope", ToString(each.scope)}, {"id", TokenId(each.token)}});
   }
   return {{"operators", std::move(operators)}};
+}
+
+boost::json::object RehearsalView(const Outcome& outcome) {
+  boost::json::array changes, leases;
+  for (const AuditEntry& entry : outcome.changes) {
+    changes.push_back({{"action", entry.action},
+                       {"name", entry.name},
+                       {"revision", entry.revision},
+                       {"fields", ToJson(Differences(entry.before, entry.after))}});
+  }
+  for (const LeaseOutlook& lease : outcome.leases) {
+    leases.push_back({{"tenant", lease.tenant},
+                      {"leased", lease.leased.value()},
+                      {"after", lease.after.value()}});
+  }
+  return {{"dry_run", true}, {"changes", std::move(changes)}, {"leases", std::move(leases)}};
 }
 
 }  // namespace kvpool

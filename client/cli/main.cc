@@ -26,6 +26,8 @@ namespace {
 constexpr int kUsage = 2;
 
 constexpr char kFooter[] = R"(Examples:
+  kvpoolctl diff -f tenants.yaml
+  kvpoolctl apply -f tenants.yaml --dry-run
   kvpoolctl apply -f tenants.yaml
   kvpoolctl get tenants
   kvpoolctl describe tenant chat
@@ -40,10 +42,9 @@ Exit codes:
   0 done   1 failed or refused   2 wrong command line or file   3 not found
   4 conflict: in use, or changed by somebody else   5 the server cannot be reached or is not ready)";
 
-int ExitCode(const absl::Status& status) {
+// `failed` is what is left for failures that no other code names.
+int ExitCode(const absl::Status& status, int failed) {
   switch (status.code()) {
-    case absl::StatusCode::kOk:
-      return 0;
     case absl::StatusCode::kInvalidArgument:
       return kUsage;
     case absl::StatusCode::kNotFound:
@@ -53,7 +54,7 @@ int ExitCode(const absl::Status& status) {
     case absl::StatusCode::kUnavailable:
       return 5;
     default:
-      return 1;
+      return failed;
   }
 }
 
@@ -68,8 +69,16 @@ struct Flags {
   int64_t weight = 1, priority = 0, if_revision = 0;
   std::string interval = "2 s";
   uint32_t limit_entries = 20;
-  bool once = false;
+  bool once = false, dry_run = false;
+  int done = 0, failed = 1;  // exit codes, of `diff` others than usual
+
+  Effect effect() const { return dry_run ? Effect::kRehearse : Effect::kChange; }
 };
+
+void AddDryRun(CLI::App& command, Flags& f) {
+  command.add_flag("--dry-run", f.dry_run,
+                   "check, and say what would change and who would lose what; change nothing");
+}
 
 // Text that a parser of ours accepts, so that mistakes in flags are usage errors.
 template <typename Parser>
@@ -104,7 +113,7 @@ absl::Status RunTop(Commands& commands, const Flags& flags) {
   });
 }
 
-// Adds `get` and `describe`, `set`, `delete`: verb, kind, name.
+// Adds `get`, `describe` and `delete`: verb, kind, name; and `forget-agent`.
 void AddNouns(CLI::App& app, Flags& f, Command& command) {
   const CLI::IsMember kinds({"tenant", "tenants", "agent", "agents"});
   const auto is_tenant = [&f] { return f.kind.starts_with("tenant"); };
@@ -128,15 +137,19 @@ void AddNouns(CLI::App& app, Flags& f, Command& command) {
     };
   });
 
-  CLI::App* remove = app.add_subcommand(
-      "delete", "Delete a tenant without leases, or forget an agent that is gone for good");
-  remove->add_option("kind", f.kind, "tenant or agent")->required()->check(kinds);
+  CLI::App* remove = app.add_subcommand("delete", "Delete a tenant without leases");
+  remove->add_option("kind", f.kind, "tenant")->required()->check(CLI::IsMember({"tenant"}));
   remove->add_option("name", f.name)->required();
-  remove->callback([&, is_tenant] {
-    command = [&, is_tenant](Commands& c) {
-      return is_tenant() ? c.DeleteTenant(f.name) : c.DeleteAgent(f.name);
-    };
-  });
+  AddDryRun(*remove, f);
+  remove->callback(
+      [&] { command = [&](Commands& c) { return c.DeleteTenant(f.name, f.effect()); }; });
+
+  CLI::App* forget = app.add_subcommand(
+      "forget-agent", "Forget an agent that is gone for good: its leases count no more");
+  forget->add_option("name", f.name)->required();
+  AddDryRun(*forget, f);
+  forget->callback(
+      [&] { command = [&](Commands& c) { return c.ForgetAgent(f.name, f.effect()); }; });
 }
 
 // The flags of `set`: each with what it does to the change when it is given.
@@ -214,10 +227,11 @@ void AddSet(CLI::App& app, Flags& f, Command& command) {
   const SetFlags flags(*set, f);
   auto* revision =
       set->add_option("--if-revision", f.if_revision, "only if the tenant is at this revision");
+  AddDryRun(*set, f);
   set->callback([&, flags, revision] {
     TenantChange change = flags.Change();
     if (revision->count() > 0) change.if_revision = f.if_revision;
-    command = [&f, change](Commands& c) { return c.SetTenant(f.name, change); };
+    command = [&f, change](Commands& c) { return c.SetTenant(f.name, change, f.effect()); };
   });
 }
 
@@ -243,7 +257,20 @@ void AddOperator(CLI::App& app, Flags& f, Command& command) {
 void AddOthers(CLI::App& app, Flags& f, Command& command) {
   CLI::App* apply = app.add_subcommand("apply", "Create and update the tenants of a file");
   apply->add_option("-f,--file", f.file, "tenants file (YAML), - for standard input")->required();
-  apply->callback([&] { command = [&f](Commands& c) { return c.Apply(f.file); }; });
+  AddDryRun(*apply, f);
+  apply->callback([&] { command = [&f](Commands& c) { return c.Apply(f.file, f.effect()); }; });
+
+  CLI::App* diff = app.add_subcommand(
+      "diff", "Show what applying a file would change; exits with 0: nothing, 1: something");
+  diff->add_option("-f,--file", f.file, "tenants file (YAML), - for standard input")->required();
+  diff->callback([&] {
+    f.failed = kUsage;
+    command = [&f](Commands& c) {
+      const auto comparison = c.Diff(f.file);
+      if (comparison.ok() && *comparison == Comparison::kDiffers) f.done = 1;
+      return comparison.status();
+    };
+  });
 
   CLI::App* policies =
       app.add_subcommand("policies", "Show the policies a tenant can have, and their parameters");
@@ -332,12 +359,13 @@ int Main(int argc, char** argv) {
     return Fail(std::string(error.what()) + " (see kvpoolctl --help)", kUsage);
   }
   const auto token = FindToken(flags, ProcessEnvironment());
-  if (!token.ok()) return Fail(std::string(token.status().message()), 1);
+  if (!token.ok()) return Fail(std::string(token.status().message()), flags.failed);
   const ApiClient api(*ParseHostPort(flags.server), *token);
   Commands commands(api, flags.output == "json" ? OutputFormat::kJson : OutputFormat::kTable,
                     std::cout);
   const absl::Status status = command(commands);
-  return status.ok() ? 0 : Fail(std::string(status.message()), ExitCode(status));
+  return status.ok() ? flags.done
+                     : Fail(std::string(status.message()), ExitCode(status, flags.failed));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "client/cli/render.h"
 
 #include <cstdio>
+#include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/table.h"
@@ -82,6 +83,27 @@ std::string FieldText(const std::string& field, const json::value& value) {
 std::string ChangeText(const FieldChange& change) {
   return absl::StrCat(change.field, " ", FieldText(change.field, change.before), " -> ",
                       FieldText(change.field, change.after));
+}
+
+// [{"field", "before", "after"}], a line each.
+std::string Fields(const json::array& fields) {
+  std::string text;
+  for (const json::value& value : fields) {
+    if (!value.is_object()) continue;
+    const json::object& field = value.get_object();
+    const auto side = [&](const char* key) {
+      const json::value* held = field.if_contains(key);
+      return held == nullptr ? json::value() : *held;
+    };
+    absl::StrAppend(&text, "  ", ChangeText({Text(field, "field"), side("before"), side("after")}),
+                    "\n");
+  }
+  return text;
+}
+
+// "+ 4 MiB", "- 2 MiB"
+std::string SignedSize(int64_t bytes) {
+  return (bytes < 0 ? "- " : "+ ") + HumanBytes(std::abs(bytes));
 }
 
 // What an operator should know about figures that such a policy works by.
@@ -340,6 +362,43 @@ std::string RenderChanges(const json::object& answer) {
     for (const json::value& note : ListOf(tenant, "notes")) {
       if (note.is_string()) absl::StrAppend(&text, "  note: ", note.get_string().c_str(), "\n");
     }
+  }
+  return text;
+}
+
+std::string RenderRehearsal(const json::object& answer) {
+  std::string text;
+  for (const json::value& value : ListOf(answer, "changes")) {
+    if (!value.is_object()) continue;
+    const json::object& change = value.get_object();
+    const int64_t revision = Number(change, "revision");
+    absl::StrAppend(&text, Text(change, "action"), " ", Text(change, "name"),
+                    revision > 0 ? absl::StrCat(" (revision ", revision, ")") : "", "\n",
+                    Fields(ListOf(change, "fields")));
+  }
+  if (text.empty()) text = "nothing would change\n";
+  Table table({{"TENANT"},
+               {"LEASED", Align::kRight},
+               {"AFTER", Align::kRight},
+               {"DIFFERENCE", Align::kRight}});
+  for (const json::value& value : ListOf(answer, "leases")) {
+    if (!value.is_object()) continue;
+    const json::object& lease = value.get_object();
+    table.Add({Text(lease, "tenant"), Size(lease, "leased"), Size(lease, "after"),
+               SignedSize(Number(lease, "after") - Number(lease, "leased"))});
+  }
+  const std::string leases =
+      table.empty() ? "No lease would change.\n" : "Leases, at today's demand:\n" + table.ToText(2);
+  return text + leases + "Nothing was changed: this was a dry run.\n";
+}
+
+std::string RenderDiff(const json::object& document) {
+  std::string text;
+  for (const json::value& value : ListOf(document, "tenants")) {
+    if (!value.is_object()) continue;
+    const json::object& tenant = value.get_object();
+    absl::StrAppend(&text, Text(tenant, "change"), " tenant ", Text(tenant, "name"), "\n",
+                    Fields(ListOf(tenant, "fields")));
   }
   return text;
 }

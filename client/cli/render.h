@@ -26,6 +26,11 @@ std::string RenderAudit(const boost::json::array& entries);
 // What a change did: one line for each tenant.
 std::string RenderChanges(const boost::json::object& answer);
 
+// What a change would do: its fields, and whose leases would differ.
+std::string RenderRehearsal(const boost::json::object& answer);
+// {"tenants": [{"name", "change", "fields"}]}, what a file and the cluster differ in.
+std::string RenderDiff(const boost::json::object& document);
+
 // The list under `key`, empty when there is none.
 boost::json::array ListOf(const boost::json::object& object, const std::string& key);
 

@@ -217,7 +217,7 @@ TEST_F(CliTest, ExitCodes) {
   ASSERT_EQ(agent.Connect(), "ok");
   ASSERT_TRUE(agent.Exchange().ok());
   EXPECT_EQ(Ctl({"delete", "tenant", "chat"}).code, 4);
-  EXPECT_EQ(Ctl({"delete", "agent", "gpu-0"}).code, 4);
+  EXPECT_EQ(Ctl({"forget-agent", "gpu-0"}).code, 4);
   // 5: unreachable.
   manager_ = Process();
   const Outcome outcome = Ctl({"get", "tenants"});
@@ -291,7 +291,7 @@ TEST_F(CliTest, ALeaseAndItsRevocation) {
   EXPECT_THAT(Ctl({"get", "agents"}).output, HasSubstr("gpu-0"));
 
   agent.Disconnect();
-  EXPECT_TRUE(Eventually([&] { return Ctl({"delete", "agent", "gpu-0"}).code == 0; }));
+  EXPECT_TRUE(Eventually([&] { return Ctl({"forget-agent", "gpu-0"}).code == 0; }));
 }
 
 TEST_F(CliTest, BudgetsThatAreNotWholeSlabsAreSaid) {
@@ -367,6 +367,85 @@ TEST_F(CliTest, TheAuditLogSaysWhoChangedWhat) {
   EXPECT_EQ(CtlJson({"audit"}).at("entries").as_array().size(), 3u);
   EXPECT_EQ(Ctl({"audit", "--limit", "0"}).code, 2);
   EXPECT_EQ(Ctl({"audit", "--tenant", "a b"}).code, 3);
+}
+
+TEST_F(CliTest, ADryRunChangesNothingAndSaysWhoWouldLose) {
+  Apply("- {name: chat, guaranteed: 0, limit: 40 MiB}\n");
+  FakeAgent agent(Agent("gpu-0"));  // 20 slabs of 2 MiB
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("chat").wanted = agent.tenant("chat").held = 20;
+  ASSERT_TRUE(agent.Exchange().ok());
+  const std::string set =
+      Ctl({"set", "tenant", "chat", "--limit", "10 MiB", "--weight", "2", "--dry-run"}).output;
+  EXPECT_EQ(set,
+            "tenant.update chat (revision 2)\n"
+            "  limit 40 MiB -> 10 MiB\n"
+            "  weight 1 -> 2\n"
+            "Leases, at today's demand:\n"
+            "  TENANT  LEASED   AFTER  DIFFERENCE\n"
+            "  chat    40 MiB  10 MiB    - 30 MiB\n"
+            "Nothing was changed: this was a dry run.\n");
+  WriteFile("new.yaml",
+            "version: 1\ntenants:\n"
+            "- {name: chat, guaranteed: 0, limit: 40 MiB}\n"
+            "- {name: urgent, guaranteed: 10 MiB, limit: 20 MiB}\n");
+  const std::vector<std::string> apply = {"apply", "-f", folder_ / "new.yaml", "--dry-run"};
+  EXPECT_THAT(Ctl(apply).output, HasSubstr("tenant.create urgent (revision 1)\n"));
+  const json::value rehearsal = CtlJson(apply);
+  EXPECT_TRUE(rehearsal.at("dry_run").as_bool());
+  EXPECT_EQ(rehearsal.at("changes").as_array().size(), 1u);
+  EXPECT_EQ(Ctl({"delete", "tenant", "none", "--dry-run"}).code, 3);
+  EXPECT_EQ(Ctl({"forget-agent", "gpu-0", "--dry-run"}).code, 4);
+  EXPECT_EQ(Ctl({"set", "tenant", "chat", "--guaranteed", "50 MiB", "--dry-run"}).code, 1)
+      << "the same checks";
+
+  const json::value tenants = CtlJson({"get", "tenants"}).at("tenants");
+  ASSERT_EQ(tenants.as_array().size(), 1u);
+  EXPECT_EQ(tenants.at(0).at("revision"), 1);
+  EXPECT_EQ(CtlJson({"audit"}).at("entries").as_array().size(), 1u);
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(agent.tenant("chat").lease, 20u);
+
+  agent.Disconnect();
+  EXPECT_TRUE(Eventually([&] { return Ctl({"forget-agent", "gpu-0", "--dry-run"}).code == 0; }));
+  EXPECT_THAT(Ctl({"forget-agent", "gpu-0", "--dry-run"}).output,
+              AllOf(HasSubstr("agent.forget gpu-0\n"), HasSubstr("pool 40 MiB -> -\n"),
+                    HasSubstr("- 40 MiB\n")));
+  EXPECT_EQ(Ctl({"get", "agent", "gpu-0"}).code, 0) << "still known";
+  EXPECT_THAT(Ctl({"set", "tenant", "chat", "--limit", "40 MiB", "--dry-run"}).output,
+              StartsWith("nothing would change\nNo lease would change.\n"));
+}
+
+TEST_F(CliTest, DiffComparesAFileWithTheCluster) {
+  Apply(
+      "- {name: chat, guaranteed: 0, limit: 10 MiB, floors: {}}\n"
+      "- {name: other, guaranteed: 0, limit: 1 MiB}\n");
+  const auto diff = [&](const std::string& tenants, std::vector<std::string> args = {}) {
+    WriteFile("diff.yaml", "version: 1\ntenants:\n" + tenants);
+    args.insert(args.begin(), {"diff", "-f", folder_ / "diff.yaml"});
+    return Ctl(args);
+  };
+  Outcome same = diff("- {name: chat, guaranteed: 0, limit: 10 MiB, weight: 1}\n");
+  EXPECT_EQ(same.code, 0);
+  EXPECT_EQ(same.output, "") << "what the file does not name is left alone";
+  const std::string changed =
+      "- {name: chat, guaranteed: 1 MiB, limit: 10 MiB, floors: {gpu-0: 1 MiB}}\n"
+      "- {name: new, guaranteed: 0, limit: 2 MiB}\n";
+  const Outcome differs = diff(changed);
+  EXPECT_EQ(differs.code, 1);
+  EXPECT_THAT(differs.output, StartsWith("update tenant chat\n"
+                                         "  floors.gpu-0 - -> 1 MiB\n"
+                                         "  guaranteed 0 B -> 1 MiB\n"
+                                         "create tenant new\n"));
+  EXPECT_THAT(differs.output, HasSubstr("  limit - -> 2 MiB\n"));
+  const Outcome document = diff(changed, {"-o", "json"});
+  EXPECT_EQ(document.code, 1);
+  EXPECT_EQ(json::parse(document.output).at("tenants").at(0).at("fields").as_array().size(), 2u);
+  EXPECT_EQ(diff("- {name: chat}\n").code, 2);
+  EXPECT_EQ(Ctl({"diff", "-f", folder_ / "none.yaml"}).code, 2);
+  EXPECT_EQ(Bare({"--server", http_, "--token", "wrong", "diff", "-f", folder_ / "diff.yaml"}).code,
+            2);
 }
 
 TEST_F(CliTest, TheEnvironmentIsOverriddenByFlags) {

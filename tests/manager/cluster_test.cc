@@ -282,5 +282,35 @@ TEST_F(ClusterTest, TheLastReclaimsOfATenantAreKept) {
   EXPECT_THAT(cluster_->ReclaimsOf(TenantId(55)), IsEmpty());
 }
 
+TEST_F(ClusterTest, AnOutlookIsWhatLeasesComeTo) {
+  const TenantId a = Set("a", 0_B, kSlab * 100), b = Set("b", kSlab * 4, kSlab * 100);
+  ModelAgent here = Connect(Agent("here", 10)), away = Connect(Agent("away", 10));
+  for (ModelAgent* agent : {&here, &away}) {
+    agent->use[a].lease.tenant = a;
+    agent->use[a].wanted_slabs = 10;
+  }
+  for (int i = 0; i < 3; ++i) {
+    Exchange(here);
+    Exchange(away);
+  }
+  ASSERT_EQ(cluster_->ledger().Committed(a), 20);
+  EXPECT_EQ(cluster_->Outlook().at(a), 20) << "all is as it should be";
+  cluster_->Disconnect("away", away.link);
+
+  Cluster copy = *cluster_;
+  here.use[b].lease.tenant = b;
+  here.use[b].wanted_slabs = 4;
+  AgentReport report = here.Report();
+  copy.Exchange("here", report, now_ + seconds(1));
+  EXPECT_EQ(copy.Outlook().at(a), 16) << "6 here, and 10 at an agent that is away";
+  EXPECT_EQ(copy.Outlook().at(b), 4);
+  copy.Forget("away");
+  EXPECT_EQ(copy.Outlook().at(a), 6);
+  copy.Disconnect("here", here.link);
+  copy.Forget("here");
+  EXPECT_THAT(copy.Outlook(), IsEmpty());
+  EXPECT_EQ(cluster_->ledger().Committed(a), 20) << "a copy is a copy";
+}
+
 }  // namespace
 }  // namespace kvpool

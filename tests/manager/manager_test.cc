@@ -286,6 +286,28 @@ TEST_F(ManagerTest, EveryChangeIsOnRecord) {
   EXPECT_THAT(Error(Call("GET", "/v1/tenants?x=1"), 400), HasSubstr("there is none"));
 }
 
+TEST_F(ManagerTest, ADryRunIsCheckedAndWritesNothing) {
+  const std::string body = R"({"guaranteed": 0, "limit": 1048576})";
+  const json::value rehearsal = json::parse(Call("PUT", "/v1/tenants/a?dry_run=true", body).body);
+  EXPECT_EQ(rehearsal.at("changes").at(0).at("action"), "tenant.create");
+  EXPECT_EQ(rehearsal.at("changes").at(0).at("revision"), 1);
+  EXPECT_EQ(json::serialize(rehearsal.at("leases")), "[]") << "nobody has anything to lose";
+  EXPECT_EQ(json::serialize(Get("/v1/tenants").at("tenants")), "[]");
+  EXPECT_EQ(Call("PUT", "/v1/tenants/a?dry_run=false", body).status, 200);
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/a?dry_run=true").status, 200);
+  EXPECT_EQ(Get("/v1/tenants/a").at("revision"), 1);
+  EXPECT_EQ(Get("/v1/audit").at("entries").as_array().size(), 1u);
+  StopManager();
+  StartManager();
+  EXPECT_EQ(Get("/v1/tenants").at("tenants").as_array().size(), 1u);
+  const std::string stale = R"({"guaranteed": 0, "limit": 1, "revision": 7})";
+  EXPECT_EQ(Call("PUT", "/v1/tenants/a?dry_run=true", stale).status, 409);
+  EXPECT_THAT(Error(Call("PUT", "/v1/tenants/a?dry_run=yes", body), 400),
+              HasSubstr("true or false"));
+  EXPECT_THAT(Error(Call("POST", "/v1/tenants/a/tokens?dry_run=true"), 400),
+              HasSubstr("not known here"));
+}
+
 TEST_F(ManagerTest, WrongBodiesAreExplained) {
   const auto error = [&](const std::string& body) {
     return Error(Call("PUT", "/v1/tenants/a", body), 400);
