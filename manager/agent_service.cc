@@ -84,6 +84,7 @@ class AgentService::LinkServer final : public rpc::Link::Server {
     context.releaseParams();
     ++service_.counters_.reports;
     const AgentOrders orders = cluster.Exchange(agent_.name, *std::move(report), now);
+    service_.control_.RemoveLeft();
     if (!cluster.AwaitsBounds(agent_.name)) {
       ToProto(orders, context.getResults().initOrders());
       return kj::READY_NOW;

@@ -73,6 +73,10 @@ class Api final : private kj::TaskSet::ErrorHandler {
   Answer Apply(const Call& call);
   Answer GetAgents(const Call& call);
   Answer GetAgent(const Call& call);
+  Answer ExplainTenant(const Call& call);
+  Answer DrainAgent(const Call& call);
+  Answer UndrainAgent(const Call& call);
+  Answer SetDrain(const Call& call, Drain drain);
   Answer ForgetAgent(const Call& call);
   Answer GetAudit(const Call& call);
   Answer GetOperators(const Call& call);

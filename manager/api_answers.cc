@@ -13,6 +13,7 @@
 #include "common/metrics.h"
 #include "common/tenant_json.h"
 #include "manager/api.h"
+#include "manager/explain.h"
 #include "manager/http_replies.h"
 #include "manager/views.h"
 
@@ -167,7 +168,15 @@ Api::Answer Api::ApplyAll(const Asker& asker, const std::vector<TenantSpec>& spe
 Api::Answer Api::DeleteTenant(const Call& call) {
   const auto asker = AskerOf(call);
   if (!asker.ok()) return ErrorResponse(asker.status());
-  return control_.RemoveTenant(*asker, call.names[0]).then(RehearsalOrEmpty(asker->effect));
+  return control_.RemoveTenant(*asker, call.names[0])
+      .then([this, name = call.names[0],
+             effect = asker->effect](const absl::StatusOr<Outcome>& outcome) {
+        const Tenant* left = control_.cluster().tenants().Find(name);
+        if (effect == Effect::kRehearse || !outcome.ok() || left == nullptr || !left->leaving) {
+          return RehearsalOrEmpty(effect)(outcome);
+        }
+        return JsonResponse(TenantView(control_.cluster(), *left), 202);
+      });
 }
 
 Api::Answer Api::GetReclaims(const Call& call) {
@@ -211,6 +220,22 @@ Api::Answer Api::GetAgent(const Call& call) {
   }
   return JsonResponse(AgentView(control_.cluster(), agent->second, BootClock::now()));
 }
+
+Api::Answer Api::ExplainTenant(const Call& call) {
+  const auto tenant = control_.cluster().tenants().Get(call.names[0]);
+  if (!tenant.ok()) return ErrorResponse(tenant.status());
+  return JsonResponse(ExplainView(control_.cluster(), *tenant, BootClock::now()));
+}
+
+Api::Answer Api::SetDrain(const Call& call, Drain drain) {
+  const auto asker = AskerOf(call);
+  if (!asker.ok()) return ErrorResponse(asker.status());
+  return control_.DrainAgent(*asker, call.names[0], drain).then(RehearsalOrEmpty(asker->effect));
+}
+
+Api::Answer Api::DrainAgent(const Call& call) { return SetDrain(call, Drain::kOn); }
+
+Api::Answer Api::UndrainAgent(const Call& call) { return SetDrain(call, Drain::kOff); }
 
 Api::Answer Api::ForgetAgent(const Call& call) {
   const auto asker = AskerOf(call);

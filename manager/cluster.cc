@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/quantity.h"
 #include "manager/allocator.h"
 #include "proto/limits.h"
 
@@ -21,8 +20,9 @@ constexpr Duration kPlanPause = std::chrono::microseconds(2);
 
 std::vector<LeaseHolder> Holders(const std::vector<KnownAgent>& agents) {
   std::vector<LeaseHolder> holders;
-  for (const auto& [info, bounds] : agents) {
-    holders.push_back({.agent = info.name, .incarnation = info.incarnation, .bounds = bounds});
+  for (const KnownAgent& known : agents) {
+    holders.push_back(
+        {.agent = known.info.name, .incarnation = known.info.incarnation, .bounds = known.bounds});
   }
   return holders;
 }
@@ -34,7 +34,9 @@ Cluster::Cluster(Start start)
       ledger_(start.epoch, Holders(start.known_agents)),
       learn_until_(start.learn_until),
       oversubscription_percent_(start.oversubscription_percent) {
-  for (const KnownAgent& known : start.known_agents) agents_[known.info.name].info = known.info;
+  for (const KnownAgent& known : start.known_agents) {
+    agents_[known.info.name] = {.info = known.info, .settings = known.settings};
+  }
 }
 
 Pools Cluster::AgentPools() const {
@@ -79,7 +81,8 @@ RegisterOutcome Cluster::CheckAgent(const AgentInfo& info, uint64_t highest_epoc
 }
 
 uint64_t Cluster::Connect(const AgentInfo& info) {
-  agents_[info.name] = Agent{.info = info, .connected = true, .link = ++last_link_};
+  Agent& agent = agents_[info.name];
+  agent = {.info = info, .settings = agent.settings, .connected = true, .link = ++last_link_};
   ledger_.Connect(info.name, info.incarnation, info.slabs());
   return last_link_;
 }
@@ -108,6 +111,11 @@ absl::Status Cluster::CheckForget(const std::string& name) const {
 void Cluster::Forget(const std::string& name) {
   agents_.erase(name);
   ledger_.Forget(name);
+}
+
+void Cluster::CommitSettings(const std::string& name, const AgentSettings& settings) {
+  agents_.at(name).settings = settings;
+  next_plan_ = TimePoint();
 }
 
 AgentOrders Cluster::Exchange(const std::string& name, AgentReport report, TimePoint now) {
@@ -172,7 +180,10 @@ std::vector<LeaseTarget> Cluster::Targets(const std::vector<std::string>& ready)
                              .demand = std::move(demand)});
     targets.push_back({.tenant = tenant.id, .limit = limit});
   }
-  for (int64_t& slabs : input.capacity) slabs = std::max<int64_t>(slabs, 0);
+  for (size_t a = 0; a < ready.size(); ++a) {
+    const bool draining = agents_.at(ready[a]).settings.draining;
+    input.capacity[a] = draining ? 0 : std::max<int64_t>(input.capacity[a], 0);
+  }
   std::vector<std::vector<int64_t>> leases = Allocate(input);
   for (size_t t = 0; t < targets.size(); ++t) targets[t].slabs = std::move(leases[t]);
   return targets;
@@ -209,17 +220,6 @@ AgentOrders Cluster::OrdersFor(const std::string& agent) const {
 void Cluster::CommitTenants(const std::vector<Tenant>& changed) {
   tenants_.Commit(changed);
   next_plan_ = TimePoint();
-}
-
-absl::Status Cluster::CheckRemove(const std::string& name) const {
-  const absl::StatusOr<Tenant> tenant = tenants_.Get(name);
-  if (!tenant.ok()) return tenant.status();
-  const int64_t slabs = ledger_.Committed(tenant->id);
-  if (slabs == 0) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat("tenant \"", name, "\" still has leases of ", FormatBytes(SlabBytes() * slabs),
-                   "; set its guaranteed and limit to 0, wait until nothing is leased, then delete"
-                   " it"));
 }
 
 void Cluster::RemoveTenant(const std::string& name) {

@@ -166,23 +166,63 @@ kj::Promise<absl::StatusOr<Outcome>> Control::RemoveTenant(Asker asker, std::str
   using Result = absl::StatusOr<Outcome>;
   return TakeTurn(
       [this, asker = std::move(asker), name = std::move(name)]() -> kj::Promise<Result> {
-        if (absl::Status status = cluster_.CheckRemove(name); !status.ok()) return Result(status);
+        const auto leaving = cluster_.tenants().PlanLeave(name);
+        if (!leaving.ok()) return Result(leaving.status());
         const Tenant before = *cluster_.tenants().Find(name);
         AuditEntry entry = TenantEntry(asker.actor, "tenant.delete", name);
         entry.before = ToJson(before.spec);
-        if (asker.effect == Effect::kChange) {
-          // Without a limit it is given no lease while the store works.
-          Tenant leaving = before;
-          leaving.spec.guaranteed = leaving.spec.limit = 0_B;
-          cluster_.CommitTenants({leaving});
+        if (cluster_.ledger().Committed(before.id) == 0) {
+          return RemoveNow(asker.effect, before, std::move(entry));
         }
-        return Make(asker.effect, kvpool::RemoveTenant(before.id), {std::move(entry)},
-                    [name](Cluster& cluster) { cluster.RemoveTenant(name); })
-            .then([this, before](Result outcome) {
-              if (!outcome.ok()) cluster_.CommitTenants({before});
-              return outcome;
-            });
+        if (before.leaving) return Result(Outcome());
+        entry.revision = leaving->revision;
+        return Make(asker.effect, SaveTenants({*leaving}, cluster_.tenants().next_id()),
+                    {std::move(entry)},
+                    [leaving = *leaving](Cluster& cluster) { cluster.CommitTenants({leaving}); });
       });
+}
+
+kj::Promise<absl::StatusOr<Outcome>> Control::RemoveNow(Effect effect, const Tenant& tenant,
+                                                        AuditEntry entry) {
+  if (effect == Effect::kChange) {
+    // Without a limit it is given no lease while the store works.
+    Tenant leaving = tenant;
+    leaving.spec.guaranteed = leaving.spec.limit = 0_B;
+    cluster_.CommitTenants({leaving});
+  }
+  return Make(effect, kvpool::RemoveTenant(tenant.id), {std::move(entry)},
+              [name = tenant.spec.name](Cluster& cluster) { cluster.RemoveTenant(name); })
+      .then([this, tenant](absl::StatusOr<Outcome> outcome) {
+        if (!outcome.ok()) cluster_.CommitTenants({tenant});
+        return outcome;
+      });
+}
+
+void Control::RemoveLeft() {
+  for (const auto& [name, tenant] : cluster_.tenants().by_name()) {
+    if (!tenant.leaving || cluster_.ledger().Committed(tenant.id) > 0) continue;
+    if (!removing_.insert(name).second) continue;
+    // A turn ends by itself: nobody needs to wait for it.
+    (void)TakeTurn([this, name = name] {
+      return RemoveIfLeft(name).then([this, name](absl::StatusOr<Outcome> outcome) {
+        removing_.erase(name);
+        if (!outcome.ok()) {
+          log_.Error("a tenant that has left was not removed",
+                     {{"tenant", name}, {"error", outcome.status().ToString()}});
+        }
+        return outcome;
+      });
+    });
+  }
+}
+
+// Somebody may have applied the tenant again, or something may be leased to it, since.
+kj::Promise<absl::StatusOr<Outcome>> Control::RemoveIfLeft(const std::string& name) {
+  const Tenant* tenant = cluster_.tenants().Find(name);
+  if (tenant == nullptr || !tenant->leaving || cluster_.ledger().Committed(tenant->id) > 0) {
+    return absl::StatusOr<Outcome>(Outcome());
+  }
+  return RemoveNow(Effect::kChange, *tenant, TenantEntry("manager", "tenant.gone", name));
 }
 
 kj::Promise<absl::Status> Control::SaveTenant(absl::StatusOr<Tenant> tenant, AuditEntry entry) {
@@ -271,6 +311,30 @@ kj::Promise<absl::StatusOr<Registration>> Control::Register(AgentInfo agent,
   });
 }
 
+kj::Promise<absl::StatusOr<Outcome>> Control::DrainAgent(Asker asker, std::string name,
+                                                         Drain drain) {
+  using Result = absl::StatusOr<Outcome>;
+  return TakeTurn(
+      [this, asker = std::move(asker), name = std::move(name), drain]() -> kj::Promise<Result> {
+        const auto known = cluster_.agents().find(name);
+        if (known == cluster_.agents().end()) {
+          return Result(absl::NotFoundError(absl::StrCat("agent \"", name, "\" does not exist")));
+        }
+        const AgentSettings before = known->second.settings;
+        AgentSettings after = before;
+        after.draining = drain == Drain::kOn;
+        if (after == before) return Result(Outcome());
+        ++after.revision;
+        AuditEntry entry =
+            Entry(asker.actor, after.draining ? "agent.drain" : "agent.undrain", "agent", name);
+        entry.before = boost::json::object{{"draining", before.draining}};
+        entry.after = boost::json::object{{"draining", after.draining}};
+        entry.revision = after.revision;
+        return Make(asker.effect, SaveSettings(name, after), {std::move(entry)},
+                    [name, after](Cluster& cluster) { cluster.CommitSettings(name, after); });
+      });
+}
+
 kj::Promise<absl::StatusOr<Outcome>> Control::ForgetAgent(Asker asker, std::string name) {
   using Result = absl::StatusOr<Outcome>;
   return TakeTurn(
@@ -279,7 +343,11 @@ kj::Promise<absl::StatusOr<Outcome>> Control::ForgetAgent(Asker asker, std::stri
         AuditEntry entry = Entry(asker.actor, "agent.forget", "agent", name);
         entry.before = AgentObject(cluster_.agents().at(name).info);
         return Make(asker.effect, RemoveAgent(name), {std::move(entry)},
-                    [name](Cluster& cluster) { cluster.Forget(name); });
+                    [name](Cluster& cluster) { cluster.Forget(name); })
+            .then([this](Result outcome) {
+              RemoveLeft();
+              return outcome;
+            });
       });
 }
 

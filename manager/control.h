@@ -16,6 +16,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,8 @@ struct Registration {
 // What the audit log says of an operator's first token, too.
 AuditEntry OperatorCreated(const std::string& actor, const Operator& created);
 
+enum class Drain { kOn, kOff };
+
 class Control {
  public:
   // What is kept in the store.
@@ -58,7 +61,11 @@ class Control {
   // must be at. Errors as TenantTable's.
   kj::Promise<absl::StatusOr<Outcome>> Apply(Asker asker, std::vector<TenantSpec> specs,
                                              std::optional<uint64_t> revision);
+  // Removes it, or, while something is leased to it, takes its budget away: then it leaves, and
+  // RemoveLeft removes it.
   kj::Promise<absl::StatusOr<Outcome>> RemoveTenant(Asker asker, std::string name);
+  // Removes tenants that have left, in turns of their own. After anything that ends a lease.
+  void RemoveLeft();
   // A new worker token: the only time that it can be seen.
   kj::Promise<absl::StatusOr<std::string>> CreateToken(std::string actor, std::string tenant);
   kj::Promise<absl::Status> RevokeToken(std::string actor, std::string tenant,
@@ -69,6 +76,8 @@ class Control {
   kj::Promise<absl::Status> RevokeOperator(std::string actor, std::string name);
 
   kj::Promise<absl::StatusOr<Registration>> Register(AgentInfo agent, uint64_t highest_epoch);
+  // NotFound.
+  kj::Promise<absl::StatusOr<Outcome>> DrainAgent(Asker asker, std::string name, Drain drain);
   kj::Promise<absl::StatusOr<Outcome>> ForgetAgent(Asker asker, std::string name);
   // Puts the bounds of the agent's leases on record, where an order waits for that.
   kj::Promise<absl::Status> RecordBounds(std::string agent);
@@ -83,11 +92,16 @@ class Control {
   kj::Promise<absl::StatusOr<Outcome>> Make(Effect effect, Store::Changes changes,
                                             std::vector<AuditEntry> entries,
                                             std::function<void(Cluster&)> commit);
+  // Of a tenant without leases.
+  kj::Promise<absl::StatusOr<Outcome>> RemoveNow(Effect effect, const Tenant& tenant,
+                                                 AuditEntry entry);
+  kj::Promise<absl::StatusOr<Outcome>> RemoveIfLeft(const std::string& name);
   kj::Promise<absl::Status> SaveTenant(absl::StatusOr<Tenant> tenant, AuditEntry entry);
 
   Cluster cluster_;
   OperatorTable operators_;
   AuditLog audit_;
+  std::set<std::string> removing_;  // tenants that RemoveLeft has begun to remove
   std::unique_ptr<Store> store_;
   Logger log_;
   boost::asio::thread_pool store_thread_{1};

@@ -61,7 +61,9 @@ Manager::Manager(kj::AsyncIoContext& io, Opened opened, const ManagerSecrets& se
       control_(std::move(opened.state), std::move(opened.store)),
       agents_(control_, secrets.agent_token),
       inbox_(io.unixEventPort),
-      api_(inbox_, control_, [this] { return MetricsPage(); }) {}
+      api_(inbox_, control_, [this] { return MetricsPage(); }) {
+  control_.RemoveLeft();
+}
 
 std::string Manager::MetricsPage() {
   metrics_.Update(control_.cluster(), agents_.counters(), listener_->counters(), http_->counters(),

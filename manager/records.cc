@@ -27,6 +27,7 @@ constexpr char kTenant[] = "tenant/";
 constexpr char kNextTenant[] = "next-tenant";
 constexpr char kAgent[] = "agent/";
 constexpr char kBounds[] = "bounds/";
+constexpr char kDrain[] = "drain/";
 constexpr char kOperator[] = "operator/";
 constexpr char kAudit[] = "audit/";
 
@@ -51,6 +52,13 @@ absl::StatusOr<std::vector<Sha256Hash>> ReadHashes(const json::value* list) {
   return hashes;
 }
 
+// False when it is missing.
+absl::StatusOr<bool> ReadFlag(const json::value* flag) {
+  if (flag == nullptr) return false;
+  if (!flag->is_bool()) return absl::InvalidArgumentError("a flag must be true or false");
+  return flag->get_bool();
+}
+
 absl::StatusOr<Tenant> ReadTenant(const json::value& value) {
   auto object = JsonObject::From(value, "tenant");
   if (!object.ok()) return object.status();
@@ -64,12 +72,15 @@ absl::StatusOr<Tenant> ReadTenant(const json::value& value) {
   if (!spec.ok()) return spec.status();
   auto tokens = ReadHashes(object->Take("tokens"));
   if (!tokens.ok()) return tokens.status();
+  const auto leaving = ReadFlag(object->Take("leaving"));
+  if (!leaving.ok()) return leaving.status();
   for (const absl::Status& status : {fields->Finish(), object->Finish()}) {
     if (!status.ok()) return status;
   }
   return Tenant{.id = TenantId(static_cast<uint32_t>(*id)),
                 .spec = *std::move(spec),
                 .revision = static_cast<uint64_t>(*revision),
+                .leaving = *leaving,
                 .tokens = *std::move(tokens)};
 }
 
@@ -94,6 +105,17 @@ absl::StatusOr<AgentInfo> ReadAgent(const std::string& name, const json::value& 
   agent.device = *device;
   if (absl::Status status = object->Finish(); !status.ok()) return status;
   return agent;
+}
+
+absl::StatusOr<AgentSettings> ReadSettings(const json::value& value) {
+  auto object = JsonObject::From(value, "drain");
+  if (!object.ok()) return object.status();
+  const auto draining = ReadFlag(object->Take("draining"));
+  if (!draining.ok()) return draining.status();
+  const auto revision = object->Integer("revision", 0, std::numeric_limits<int64_t>::max());
+  if (!revision.ok()) return revision.status();
+  if (absl::Status status = object->Finish(); !status.ok()) return status;
+  return AgentSettings{.draining = *draining, .revision = static_cast<uint64_t>(*revision)};
 }
 
 absl::StatusOr<LeaseBounds> ReadBounds(const json::value& value) {
@@ -154,7 +176,8 @@ absl::StatusOr<AuditEntry> ReadAudit(const json::value& value) {
 // What is read before it is put together.
 struct Parts {
   Records records;
-  std::map<std::string, LeaseBounds> bounds;  // by agent
+  std::map<std::string, LeaseBounds> bounds;      // by agent
+  std::map<std::string, AgentSettings> settings;  // likewise
 };
 
 // One record into `parts`.
@@ -181,6 +204,12 @@ absl::Status ReadRecord(const std::string& key, const json::value& value, Parts&
     auto bounds = ReadBounds(value);
     if (!bounds.ok()) return bounds.status();
     parts.bounds[*name] = *std::move(bounds);
+    return absl::OkStatus();
+  }
+  if (const auto name = below(kDrain)) {
+    const auto settings = ReadSettings(value);
+    if (!settings.ok()) return settings.status();
+    parts.settings[*name] = *settings;
     return absl::OkStatus();
   }
   if (below(kAudit).has_value()) {
@@ -229,6 +258,7 @@ absl::StatusOr<Records> ReadRecords(const Store::Contents& contents) {
   }
   for (KnownAgent& agent : records.agents) {
     agent.bounds = std::move(parts.bounds[agent.info.name]);
+    agent.settings = parts.settings[agent.info.name];
     // A tenant that was deleted since had no lease then.
     std::erase_if(agent.bounds, [&](const auto& bound) { return !tenants.contains(bound.first); });
   }
@@ -240,10 +270,12 @@ Store::Changes SaveTenants(const std::vector<Tenant>& tenants, TenantId next_id)
   for (const Tenant& tenant : tenants) {
     json::array tokens;
     for (const Sha256Hash& hash : tenant.tokens) tokens.emplace_back(ToHex(hash));
-    changes[TenantKey(tenant.id)] = json::serialize(json::object{{"id", tenant.id.value()},
-                                                                 {"revision", tenant.revision},
-                                                                 {"spec", ToJson(tenant.spec)},
-                                                                 {"tokens", std::move(tokens)}});
+    json::object record{{"id", tenant.id.value()},
+                        {"revision", tenant.revision},
+                        {"spec", ToJson(tenant.spec)},
+                        {"tokens", std::move(tokens)}};
+    if (tenant.leaving) record["leaving"] = true;
+    changes[TenantKey(tenant.id)] = json::serialize(record);
     next_id = std::max(next_id, tenant.id + TenantId(1));
   }
   changes[kNextTenant] = std::to_string(next_id.value());
@@ -266,8 +298,14 @@ Store::Changes SaveBounds(const std::string& agent, const LeaseBounds& bounds) {
   return {{kBounds + agent, json::serialize(slabs)}};
 }
 
+Store::Changes SaveSettings(const std::string& agent, const AgentSettings& settings) {
+  return {{kDrain + agent, json::serialize(json::object{{"draining", settings.draining},
+                                                        {"revision", settings.revision}})}};
+}
+
 Store::Changes RemoveAgent(const std::string& name) {
-  return {{kAgent + name, std::nullopt}, {kBounds + name, std::nullopt}};
+  return {
+      {kAgent + name, std::nullopt}, {kBounds + name, std::nullopt}, {kDrain + name, std::nullopt}};
 }
 
 Store::Changes SaveOperator(const Operator& added) {

@@ -3,9 +3,11 @@
 // thread.
 //
 //   tenant/7          {"id": 7, "revision": 4, "spec": {...}, "tokens": ["<sha-256>"]}
+//                     and "leaving": true while it is being deleted
 //   next-tenant       8           above every id that was ever given
 //   bounds/gpu-0      {"7": 16}   slabs that each tenant's lease there stays within
 //   agent/gpu-0       {"incarnation": "17", "pool": 67108864, "slab": 2097152, "device": "host"}
+//   drain/gpu-0       {"draining": true, "revision": 3}
 //   audit/<20 digits>   {"seq": 7, "time": "2026-11-21T20:58:07Z", "actor": "ci", ...}
 //   operator/<sha-256>  {"name": "ci", "scope": "read"}; {} of an earlier manager is an admin
 //
@@ -41,6 +43,7 @@ Store::Changes SaveTenants(const std::vector<Tenant>& tenants, TenantId next_id)
 Store::Changes RemoveTenant(TenantId tenant);
 Store::Changes SaveAgent(const AgentInfo& agent);
 Store::Changes SaveBounds(const std::string& agent, const LeaseBounds& bounds);
+Store::Changes SaveSettings(const std::string& agent, const AgentSettings& settings);
 Store::Changes RemoveAgent(const std::string& name);
 Store::Changes SaveOperator(const Operator& added);
 Store::Changes RemoveOperator(const Sha256Hash& token);

@@ -24,8 +24,11 @@ boost::json::object ShareView(const Cluster& cluster, const Cluster::Agent& agen
   const Bytes slab = agent.info.slab_bytes;
   const auto found = agent.use.find(tenant);
   const TenantUse use = found == agent.use.end() ? TenantUse() : found->second;
-  return {{"leased", (slab * cluster.ledger().Committed(tenant, agent.info.name)).value()},
-          {"ordered", (slab * cluster.ledger().Ordered(tenant, agent.info.name)).value()},
+  const int64_t leased = cluster.ledger().Committed(tenant, agent.info.name);
+  const int64_t ordered = cluster.ledger().Ordered(tenant, agent.info.name);
+  return {{"leased", (slab * leased).value()},
+          {"ordered", (slab * ordered).value()},
+          {"overage", (slab * std::max<int64_t>(leased - ordered, 0)).value()},
           {"held", (slab * use.held_slabs).value()},
           {"used", use.used.value()},
           {"charged", (slab * use.charged_slabs).value()},
@@ -95,6 +98,9 @@ boost::json::object TenantView(const Cluster& cluster, const Tenant& tenant) {
   boost::json::object json = ToJson(tenant.spec);
   json["id"] = tenant.id.value();
   json["revision"] = tenant.revision;
+  json["leaving"] = tenant.leaving;
+  json["requested"] = {{"guaranteed", tenant.spec.guaranteed.value()},
+                       {"limit", tenant.spec.limit.value()}};
   json["effective"] = {{"guaranteed", Effective(cluster, tenant.spec.guaranteed).value()},
                        {"limit", Effective(cluster, tenant.spec.limit).value()}};
   json["leased"] = totals.leased.value();
@@ -145,10 +151,16 @@ boost::json::object AgentView(const Cluster& cluster, const Cluster::Agent& agen
     share["tenant"] = name;
     tenants.push_back(std::move(share));
   }
+  const Bytes effective = agent.settings.draining ? 0_B : agent.info.pool_bytes;
   const bool reported = agent.last_report != TimePoint();
   return {{"name", agent.info.name},
           {"connected", agent.connected},
+          {"draining", agent.settings.draining},
+          {"revision", agent.settings.revision},
           {"device", agent.info.device},
+          {"requested", agent.info.pool_bytes.value()},
+          {"effective", effective.value()},
+          {"overage", std::max<int64_t>((leased - effective).value(), 0)},
           {"pool", agent.info.pool_bytes.value()},
           {"slab", slab.value()},
           {"leased", leased.value()},

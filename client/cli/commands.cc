@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "client/cli/policy_table.h"
 #include "client/cli/render.h"
+#include "client/cli/table.h"
 #include "common/json_diff.h"
 #include "common/tenant_json.h"
 #include "common/tenants_file.h"
@@ -111,6 +112,27 @@ absl::Status Commands::DescribeAgent(const std::string& name) {
   return Print(api_.Get(*path), RenderAgent);
 }
 
+absl::Status Commands::ExplainTenant(const std::string& name) {
+  const auto path = PathOf("tenant", name);
+  if (!path.ok()) return path.status();
+  return Print(api_.Get(*path + "/explain"), RenderExplanation);
+}
+
+absl::Status Commands::Check(const std::string& file) {
+  const auto specs = ReadTenants(file);
+  if (!specs.ok()) return specs.status();
+  return Print(ToJson(*specs), [&](const json::object&) {
+    Bytes guaranteed, limits;
+    for (const TenantSpec& spec : *specs) {
+      guaranteed += spec.guaranteed;
+      limits += spec.limit;
+    }
+    return absl::StrCat(file, ": ", specs->size(), " tenants, guaranteed ",
+                        HumanBytes(guaranteed.value()), " and limits ", HumanBytes(limits.value()),
+                        " in all\n");
+  });
+}
+
 absl::Status Commands::SetTenant(const std::string& name, const TenantChange& change,
                                  Effect effect) {
   const auto path = PathOf("tenant", name);
@@ -169,9 +191,18 @@ absl::StatusOr<Comparison> Commands::Diff(const std::string& file) {
 absl::Status Commands::DeleteTenant(const std::string& name, Effect effect) {
   const auto path = PathOf("tenant", name);
   if (!path.ok()) return path.status();
-  return PrintChange(api_.Delete(With(effect, *path)), effect, [&](const json::object&) {
-    return absl::StrCat("tenant ", name, " deleted\n");
+  return PrintChange(api_.Delete(With(effect, *path)), effect, [&](const json::object& answer) {
+    return answer.empty() ? absl::StrCat("tenant ", name, " deleted\n") : RenderLeaving(answer);
   });
+}
+
+absl::Status Commands::DrainAgent(const std::string& name, const std::string& verb, Effect effect) {
+  const auto path = PathOf("agent", name);
+  if (!path.ok()) return path.status();
+  return PrintChange(
+      api_.Post(With(effect, *path + "/" + verb), {}), effect, [&](const json::object&) {
+        return absl::StrCat("agent ", name, verb == "drain" ? " drains\n" : " is in use again\n");
+      });
 }
 
 absl::Status Commands::ForgetAgent(const std::string& name, Effect effect) {

@@ -35,12 +35,16 @@ class Commands {
   absl::Status GetAgents(const std::string& name);
   absl::Status DescribeTenant(const std::string& name);
   absl::Status DescribeAgent(const std::string& name);
+  // Why the tenant has what it has.
+  absl::Status ExplainTenant(const std::string& name);
   absl::Status SetTenant(const std::string& name, const TenantChange& change, Effect effect);
   // A tenants file, "-" for standard input.
   absl::Status Apply(const std::string& file, Effect effect);
   // What applying the file would change, without asking whether it fits.
   absl::StatusOr<Comparison> Diff(const std::string& file);
   absl::Status DeleteTenant(const std::string& name, Effect effect);
+  // verb: "drain" or "undrain".
+  absl::Status DrainAgent(const std::string& name, const std::string& verb, Effect effect);
   absl::Status ForgetAgent(const std::string& name, Effect effect);
   absl::Status CreateToken(const std::string& tenant);
   absl::Status RevokeToken(const std::string& tenant, const std::string& id);
@@ -49,7 +53,8 @@ class Commands {
   absl::Status RevokeOperator(const std::string& name);
   // The newest `limit` changes, of one tenant where one is named.
   absl::Status Audit(const std::string& tenant, int64_t limit);
-  // Asks nobody.
+  // These ask nobody. A tenants file, as it would be applied.
+  absl::Status Check(const std::string& file);
   absl::Status ShowPolicies();
   // Prints one screen after the other, `before_each` first, until it says stop.
   enum class Next { kShow, kStop };

@@ -8,6 +8,7 @@
 #include <functional>
 #include <iostream>
 #include <map>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -31,6 +32,7 @@ constexpr char kFooter[] = R"(Examples:
   kvpoolctl apply -f tenants.yaml
   kvpoolctl get tenants
   kvpoolctl describe tenant chat
+  kvpoolctl explain tenant chat
   kvpoolctl set tenant chat --limit "12 GiB"
   kvpoolctl set tenant chat --policy scissorhands --param budget=512
   (umask 077; kvpoolctl token create chat > chat.token)
@@ -69,16 +71,11 @@ struct Flags {
   int64_t weight = 1, priority = 0, if_revision = 0;
   std::string interval = "2 s";
   uint32_t limit_entries = 20;
-  bool once = false, dry_run = false;
+  bool once = false, dry_run = false, watch = false;
   int done = 0, failed = 1;  // exit codes, of `diff` others than usual
 
   Effect effect() const { return dry_run ? Effect::kRehearse : Effect::kChange; }
 };
-
-void AddDryRun(CLI::App& command, Flags& f) {
-  command.add_flag("--dry-run", f.dry_run,
-                   "check, and say what would change and who would lose what; change nothing");
-}
 
 // Text that a parser of ours accepts, so that mistakes in flags are usage errors.
 template <typename Parser>
@@ -91,17 +88,38 @@ CLI::Validator Parsed(const char* what, Parser parser) {
       what);
 }
 
-// Of `top`: each screen asks the manager.
+void AddInterval(CLI::App& command, Flags& f) {
+  command.add_option("--interval", f.interval, "between two looks")
+      ->capture_default_str()
+      ->check(Parsed("DURATION", ParseDuration));
+}
+
+void AddWatch(CLI::App& command, Flags& f) {
+  command.add_flag("--watch", f.watch, "look again and again, and print what has changed");
+  AddInterval(command, f);
+}
+
+void AddDryRun(CLI::App& command, Flags& f) {
+  command.add_flag("--dry-run", f.dry_run,
+                   "check, and say what would change and who would lose what; change nothing");
+}
+
+// Each look asks the manager.
 constexpr Duration kShortestInterval = std::chrono::milliseconds(100);
 
 using Command = std::function<absl::Status(Commands&)>;
 
-absl::Status RunTop(Commands& commands, const Flags& flags) {
+absl::StatusOr<Duration> IntervalOf(const Flags& flags) {
   const auto interval = ParseDuration(flags.interval);
-  if (!interval.ok()) return interval.status();
-  if (*interval < kShortestInterval) {
+  if (interval.ok() && *interval < kShortestInterval) {
     return absl::InvalidArgumentError("--interval must be at least 100 ms");
   }
+  return interval;
+}
+
+absl::Status RunTop(Commands& commands, const Flags& flags) {
+  const auto interval = IntervalOf(flags);
+  if (!interval.ok()) return interval.status();
   const bool live = !flags.once && flags.output == "table" && isatty(STDOUT_FILENO) == 1;
   bool first = true;
   return commands.Top([&] {
@@ -113,14 +131,15 @@ absl::Status RunTop(Commands& commands, const Flags& flags) {
   });
 }
 
-// Adds `get`, `describe` and `delete`: verb, kind, name; and `forget-agent`.
-void AddNouns(CLI::App& app, Flags& f, Command& command) {
+// Adds verbs that look: verb, kind, name.
+void AddLooks(CLI::App& app, Flags& f, Command& command) {
   const CLI::IsMember kinds({"tenant", "tenants", "agent", "agents"});
   const auto is_tenant = [&f] { return f.kind.starts_with("tenant"); };
 
   CLI::App* get = app.add_subcommand("get", "List tenants or agents");
   get->add_option("kind", f.kind, "tenants or agents")->required()->check(kinds);
   get->add_option("name", f.name, "only this one");
+  AddWatch(*get, f);
   get->callback([&, is_tenant] {
     command = [&, is_tenant](Commands& c) {
       return is_tenant() ? c.GetTenants(f.name) : c.GetAgents(f.name);
@@ -131,18 +150,41 @@ void AddNouns(CLI::App& app, Flags& f, Command& command) {
       "describe", "Show one tenant with its last reclaims, or one agent with its tenants");
   describe->add_option("kind", f.kind, "tenant or agent")->required()->check(kinds);
   describe->add_option("name", f.name)->required();
+  AddWatch(*describe, f);
   describe->callback([&, is_tenant] {
     command = [&, is_tenant](Commands& c) {
       return is_tenant() ? c.DescribeTenant(f.name) : c.DescribeAgent(f.name);
     };
   });
 
-  CLI::App* remove = app.add_subcommand("delete", "Delete a tenant without leases");
+  CLI::App* explain = app.add_subcommand("explain", "Say why a tenant has what it has");
+  explain->add_option("kind", f.kind, "tenant")->required()->check(CLI::IsMember({"tenant"}));
+  explain->add_option("name", f.name)->required();
+  AddWatch(*explain, f);
+  explain->callback([&] { command = [&](Commands& c) { return c.ExplainTenant(f.name); }; });
+}
+
+// Adds verbs that end something.
+void AddEndings(CLI::App& app, Flags& f, Command& command) {
+  CLI::App* remove = app.add_subcommand(
+      "delete", "Delete a tenant: at once, or when it has given back what is leased to it");
   remove->add_option("kind", f.kind, "tenant")->required()->check(CLI::IsMember({"tenant"}));
   remove->add_option("name", f.name)->required();
   AddDryRun(*remove, f);
   remove->callback(
       [&] { command = [&](Commands& c) { return c.DeleteTenant(f.name, f.effect()); }; });
+
+  for (const std::string verb : {"drain", "undrain"}) {
+    CLI::App* drain = app.add_subcommand(
+        verb, verb == "drain" ? "Take an agent out of use: nothing new, and back what is there"
+                              : "Take a drained agent into use again");
+    drain->add_option("kind", f.kind, "agent")->required()->check(CLI::IsMember({"agent"}));
+    drain->add_option("name", f.name)->required();
+    AddDryRun(*drain, f);
+    drain->callback([&, verb] {
+      command = [&, verb](Commands& c) { return c.DrainAgent(f.name, verb, f.effect()); };
+    });
+  }
 
   CLI::App* forget = app.add_subcommand(
       "forget-agent", "Forget an agent that is gone for good: its leases count no more");
@@ -260,6 +302,11 @@ void AddOthers(CLI::App& app, Flags& f, Command& command) {
   AddDryRun(*apply, f);
   apply->callback([&] { command = [&f](Commands& c) { return c.Apply(f.file, f.effect()); }; });
 
+  CLI::App* check =
+      app.add_subcommand("check", "Check a tenants file by itself; no manager is asked");
+  check->add_option("-f,--file", f.file, "tenants file (YAML), - for standard input")->required();
+  check->callback([&] { command = [&f](Commands& c) { return c.Check(f.file); }; });
+
   CLI::App* diff = app.add_subcommand(
       "diff", "Show what applying a file would change; exits with 0: nothing, 1: something");
   diff->add_option("-f,--file", f.file, "tenants file (YAML), - for standard input")->required();
@@ -301,9 +348,7 @@ void AddOthers(CLI::App& app, Flags& f, Command& command) {
   CLI::App* top =
       app.add_subcommand("top", "Show tenants and agents, again and again on a terminal");
   top->add_flag("--once", f.once, "print once and exit");
-  top->add_option("--interval", f.interval, "between two screens")
-      ->capture_default_str()
-      ->check(Parsed("DURATION", ParseDuration));
+  AddInterval(*top, f);
   top->callback([&] { command = [&f](Commands& c) { return RunTop(c, f); }; });
 }
 
@@ -338,6 +383,29 @@ absl::StatusOr<std::string> FindToken(const Flags& f,
   return token == environment.end() ? "" : token->second;
 }
 
+absl::Status RunInto(const ApiClient& api, const Flags& flags, const Command& command,
+                     std::ostream& out) {
+  Commands commands(api, flags.output == "json" ? OutputFormat::kJson : OutputFormat::kTable, out);
+  return command(commands);
+}
+
+// Until it fails or is stopped. Prints what is not as it was.
+absl::Status Watch(const ApiClient& api, const Flags& flags, const Command& command) {
+  const auto interval = IntervalOf(flags);
+  if (!interval.ok()) return interval.status();
+  const bool live = flags.output == "table" && isatty(STDOUT_FILENO) == 1;
+  std::string shown;
+  while (true) {
+    std::ostringstream out;
+    if (absl::Status status = RunInto(api, flags, command, out); !status.ok()) return status;
+    if (out.str() != shown) {
+      shown = out.str();
+      std::cout << (live ? "\x1b[H\x1b[2J" : "") << shown << std::flush;
+    }
+    std::this_thread::sleep_for(*interval);
+  }
+}
+
 int Fail(const std::string& message, int code) {
   std::cerr << "error: " << message << "\n";
   return code;
@@ -348,7 +416,8 @@ int Main(int argc, char** argv) {
   Flags flags;
   Command command;
   AddGlobals(app, flags);
-  AddNouns(app, flags, command);
+  AddLooks(app, flags, command);
+  AddEndings(app, flags, command);
   AddSet(app, flags, command);
   AddOthers(app, flags, command);
   try {
@@ -361,9 +430,8 @@ int Main(int argc, char** argv) {
   const auto token = FindToken(flags, ProcessEnvironment());
   if (!token.ok()) return Fail(std::string(token.status().message()), flags.failed);
   const ApiClient api(*ParseHostPort(flags.server), *token);
-  Commands commands(api, flags.output == "json" ? OutputFormat::kJson : OutputFormat::kTable,
-                    std::cout);
-  const absl::Status status = command(commands);
+  const absl::Status status =
+      flags.watch ? Watch(api, flags, command) : RunInto(api, flags, command, std::cout);
   return status.ok() ? flags.done
                      : Fail(std::string(status.message()), ExitCode(status, flags.failed));
 }

@@ -112,10 +112,18 @@ std::string Caveat(const json::object& tenant) {
   return sampled ? "  (approximate: its profile is sampled)" : "";
 }
 
+bool Flag(const json::object& object, const char* key) {
+  const json::value* value = object.if_contains(key);
+  return value != nullptr && value->is_bool() && value->get_bool();
+}
+
 std::string State(const json::object& agent) {
-  const json::value* connected = agent.if_contains("connected");
-  return connected != nullptr && connected->is_bool() && connected->get_bool() ? "connected"
-                                                                               : "away";
+  return std::string(Flag(agent, "connected") ? "connected" : "away") +
+         (Flag(agent, "draining") ? ", draining" : "");
+}
+
+std::string TenantState(const json::object& tenant) {
+  return Flag(tenant, "leaving") ? "leaving" : "active";
 }
 
 // "10 MiB", with what it comes to in whole slabs where that is less.
@@ -157,6 +165,7 @@ std::string RenderShares(const json::array& shares, const char* key, const char*
                {"HELD", Align::kRight},
                {"LEASED", Align::kRight},
                {"ORDERED", Align::kRight},
+               {"OVERAGE", Align::kRight},
                {"WANTED", Align::kRight},
                {"SESSIONS", Align::kRight},
                {"WORKERS", Align::kRight}});
@@ -164,8 +173,8 @@ std::string RenderShares(const json::array& shares, const char* key, const char*
     if (!value.is_object()) continue;
     const json::object& share = value.get_object();
     table.Add({Text(share, key), Size(share, "used"), Size(share, "charged"), Size(share, "held"),
-               Size(share, "leased"), Size(share, "ordered"), Size(share, "wanted"),
-               Count(share, "sessions"), Count(share, "workers")});
+               Size(share, "leased"), Size(share, "ordered"), Size(share, "overage"),
+               Size(share, "wanted"), Count(share, "sessions"), Count(share, "workers")});
   }
   return table.ToText(2);
 }
@@ -206,6 +215,7 @@ json::array ListOf(const json::object& object, const std::string& key) {
 
 std::string RenderTenants(const json::array& tenants) {
   Table table({{"NAME"},
+               {"STATE"},
                {"GUARANTEED", Align::kRight},
                {"LIMIT", Align::kRight},
                {"LEASED", Align::kRight},
@@ -221,10 +231,10 @@ std::string RenderTenants(const json::array& tenants) {
   for (const json::value& value : tenants) {
     if (!value.is_object()) continue;
     const json::object& tenant = value.get_object();
-    table.Add({Text(tenant, "name"), Size(tenant, "guaranteed"), Size(tenant, "limit"),
-               Size(tenant, "leased"), Size(tenant, "held"), Size(tenant, "charged"),
-               Size(tenant, "used"), Size(tenant, "wanted"), Count(tenant, "sessions"),
-               Count(tenant, "refusals"), Count(tenant, "compactions"),
+    table.Add({Text(tenant, "name"), TenantState(tenant), Size(tenant, "guaranteed"),
+               Size(tenant, "limit"), Size(tenant, "leased"), Size(tenant, "held"),
+               Size(tenant, "charged"), Size(tenant, "used"), Size(tenant, "wanted"),
+               Count(tenant, "sessions"), Count(tenant, "refusals"), Count(tenant, "compactions"),
                Share(ObjectOf(tenant, "recovery"), "mean"), Policy(tenant)});
   }
   return table.ToText();
@@ -260,7 +270,8 @@ std::string RenderTenant(const json::object& tenant, const json::object& reclaim
   }
   const int64_t overage = Number(tenant, "overage");
   return absl::StrCat(
-      "Name:         ", Text(tenant, "name"), "\nRevision:     ", Count(tenant, "revision"),
+      "Name:         ", Text(tenant, "name"), "\nState:        ", TenantState(tenant),
+      "\nRevision:     ", Count(tenant, "revision"),
       "\nGuaranteed:   ", Budget(tenant, "guaranteed"), "\nLimit:        ", Budget(tenant, "limit"),
       "\nFloors:       ", Floors(tenant), "\nWeight:       ", Count(tenant, "weight"),
       "\nPriority:     ", Count(tenant, "priority"), "\nBorrowing:    ", Text(tenant, "borrowing"),
@@ -282,11 +293,13 @@ std::string RenderTenant(const json::object& tenant, const json::object& reclaim
 std::string RenderAgent(const json::object& agent) {
   return absl::StrCat(
       "Name:         ", Text(agent, "name"), "\nState:        ", State(agent),
-      "\nDevice:       ", Text(agent, "device"), "\nPool:         ", Size(agent, "pool"),
-      "\nSlab:         ", Size(agent, "slab"), "\nLeased:       ", Size(agent, "leased"),
-      "\nCharged:      ", Size(agent, "charged"), "\nFree:         ", Size(agent, "free"),
-      "\nStuck:        ", Size(agent, "stuck"), "\nLast report:  ", ReportAge(agent),
-      "\nTenants:\n", RenderShares(ListOf(agent, "tenants"), "tenant", "TENANT"));
+      "\nRevision:     ", Count(agent, "revision"), "\nDevice:       ", Text(agent, "device"),
+      "\nPool:         ", Size(agent, "pool"), "\nEffective:    ", Size(agent, "effective"),
+      "\nOverage:      ", Size(agent, "overage"), "\nSlab:         ", Size(agent, "slab"),
+      "\nLeased:       ", Size(agent, "leased"), "\nCharged:      ", Size(agent, "charged"),
+      "\nFree:         ", Size(agent, "free"), "\nStuck:        ", Size(agent, "stuck"),
+      "\nLast report:  ", ReportAge(agent), "\nTenants:\n",
+      RenderShares(ListOf(agent, "tenants"), "tenant", "TENANT"));
 }
 
 std::string RenderTop(const json::object& tenants, const json::object& agents) {
@@ -401,6 +414,35 @@ std::string RenderDiff(const json::object& document) {
                     Fields(ListOf(tenant, "fields")));
   }
   return text;
+}
+
+std::string RenderLeaving(const json::object& tenant) {
+  return absl::StrCat("tenant ", Text(tenant, "name"), " is leaving: ", Size(tenant, "leased"),
+                      " are still leased to it, and it goes once they are back\n",
+                      RenderShares(ListOf(tenant, "agents"), "agent", "AGENT"));
+}
+
+std::string RenderExplanation(const json::object& answer) {
+  std::string text = absl::StrCat("Tenant ", Text(answer, "tenant"), " (revision ",
+                                  Count(answer, "revision"), ")\n");
+  for (const json::value& line : ListOf(answer, "why")) {
+    if (line.is_string()) absl::StrAppend(&text, "  ", line.get_string().c_str(), "\n");
+  }
+  Table table({{"REQUESTED", Align::kRight},
+               {"EFFECTIVE", Align::kRight},
+               {"WANTED", Align::kRight},
+               {"ORDERED", Align::kRight},
+               {"LEASED", Align::kRight},
+               {"HELD", Align::kRight},
+               {"CHARGED", Align::kRight},
+               {"USED", Align::kRight},
+               {"OVERAGE", Align::kRight}});
+  table.Add({Size(ObjectOf(answer, "requested"), "limit"),
+             Size(ObjectOf(answer, "effective"), "limit"), Size(answer, "wanted"),
+             Size(answer, "ordered"), Size(answer, "leased"), Size(answer, "held"),
+             Size(answer, "charged"), Size(answer, "used"), Size(answer, "overage")});
+  return absl::StrCat(text, table.ToText(2), "Last reclaims:\n",
+                      RenderReclaims(ListOf(answer, "reclaims")));
 }
 
 }  // namespace kvpool

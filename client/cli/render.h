@@ -28,6 +28,10 @@ std::string RenderChanges(const boost::json::object& answer);
 
 // What a change would do: its fields, and whose leases would differ.
 std::string RenderRehearsal(const boost::json::object& answer);
+// The tenant that a DELETE has answered with because it still has leases.
+std::string RenderLeaving(const boost::json::object& tenant);
+// The answer of GET /v1/tenants/NAME/explain.
+std::string RenderExplanation(const boost::json::object& answer);
 // {"tenants": [{"name", "change", "fields"}]}, what a file and the cluster differ in.
 std::string RenderDiff(const boost::json::object& document);
 

@@ -196,6 +196,8 @@ TEST_F(CliTest, ExitCodes) {
            {"set", "tenant", "chat", "--policy", "corm", "--param", "threshold=often"},
            {"apply"},
            {"token"},
+           {"drain", "tenant", "chat"},
+           {"get", "tenants", "--watch", "--interval", "1 us"},
            {"--server", "nowhere", "get", "tenants"},
            {"top", "--interval", "2"}}) {
     const Outcome outcome = Ctl(args);
@@ -216,7 +218,6 @@ TEST_F(CliTest, ExitCodes) {
   FakeAgent agent(Agent("gpu-0"));
   ASSERT_EQ(agent.Connect(), "ok");
   ASSERT_TRUE(agent.Exchange().ok());
-  EXPECT_EQ(Ctl({"delete", "tenant", "chat"}).code, 4);
   EXPECT_EQ(Ctl({"forget-agent", "gpu-0"}).code, 4);
   // 5: unreachable.
   manager_ = Process();
@@ -446,6 +447,77 @@ TEST_F(CliTest, DiffComparesAFileWithTheCluster) {
   EXPECT_EQ(Ctl({"diff", "-f", folder_ / "none.yaml"}).code, 2);
   EXPECT_EQ(Bare({"--server", http_, "--token", "wrong", "diff", "-f", folder_ / "diff.yaml"}).code,
             2);
+}
+
+TEST_F(CliTest, DrainExplainAndDeleteWhatIsInUse) {
+  Apply(
+      "- {name: chat, guaranteed: 0, limit: 40 MiB}\n"
+      "- {name: other, guaranteed: 0, limit: 40 MiB}\n");
+  FakeAgent agent(Agent("gpu-0"));  // 20 slabs of 2 MiB
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  for (const char* name : {"chat", "other"}) agent.tenant(name).wanted = 20;
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("chat").held = agent.tenant("chat").lease;
+  EXPECT_THAT(Ctl({"explain", "tenant", "chat"}).output,
+              AllOf(HasSubstr("may hold 40 MiB; it wants 40 MiB and has leases of 20 MiB."),
+                    HasSubstr("of the pool of 40 MiB others have: other 20 MiB.")));
+  EXPECT_EQ(
+      CtlJson({"explain", "tenant", "chat"}).at("short").at(0).at("others").at(0).at("tenant"),
+      "other");
+  EXPECT_EQ(Ctl({"explain", "tenant", "none"}).code, 3);
+
+  EXPECT_THAT(Ctl({"drain", "agent", "gpu-0", "--dry-run"}).output,
+              AllOf(HasSubstr("draining false -> true"), HasSubstr("- 20 MiB")));
+  EXPECT_EQ(Ctl({"drain", "agent", "gpu-0"}).output, "agent gpu-0 drains\n");
+  EXPECT_THAT(Ctl({"get", "agents"}).output, HasSubstr("connected, draining"));
+  EXPECT_EQ(Ctl({"undrain", "agent", "gpu-0"}).output, "agent gpu-0 is in use again\n");
+  EXPECT_EQ(Ctl({"drain", "agent", "none"}).code, 3);
+
+  const Outcome leaving = Ctl({"delete", "tenant", "chat"});
+  EXPECT_EQ(leaving.code, 0);
+  EXPECT_THAT(leaving.output, StartsWith("tenant chat is leaving: 20 MiB are still leased"));
+  EXPECT_THAT(Ctl({"get", "tenants"}).output, HasSubstr("leaving"));
+  agent.tenant("chat").held = agent.tenant("chat").wanted = 0;
+  EXPECT_TRUE(Eventually([&] {
+    return agent.Exchange().ok() && Ctl({"get", "tenant", "chat"}).code == 3;
+  }));
+}
+
+TEST_F(CliTest, CheckAsksNobody) {
+  WriteFile("good.yaml",
+            "version: 1\ntenants:\n- {name: a, guaranteed: 1 MiB, limit: 2 MiB}\n"
+            "- {name: b, guaranteed: 0, limit: 1 MiB}\n");
+  const Outcome good = Bare({"check", "-f", folder_ / "good.yaml"});
+  EXPECT_EQ(good.code, 0);
+  EXPECT_THAT(good.output, HasSubstr("2 tenants, guaranteed 1 MiB and limits 3 MiB in all"));
+  WriteFile("bad.yaml", "version: 1\ntenants:\n- {name: a, guaranteed: 3 MiB, limit: 2 MiB}\n");
+  const Outcome bad = Bare({"check", "-f", folder_ / "bad.yaml"});
+  EXPECT_EQ(bad.code, 2);
+  EXPECT_THAT(bad.output, HasSubstr("bad.yaml:3"));
+}
+
+TEST_F(CliTest, WatchPrintsWhatChanges) {
+  Apply("- {name: chat, guaranteed: 0, limit: 10 MiB}\n");
+  const std::string out = folder_ / "watch";
+  Process watch("kvpoolctl",
+                {"--server", http_, "--token-file", folder_ / "operator.token", "get", "tenants",
+                 "--watch", "--interval", "100 ms"},
+                out);
+  const auto headers = [&] {
+    const std::string text = ReadAll(out);
+    size_t count = 0;
+    for (size_t at = text.find("NAME"); at != std::string::npos; at = text.find("NAME", at + 1)) {
+      ++count;
+    }
+    return count;
+  };
+  EXPECT_TRUE(Eventually([&] { return headers() == 1; })) << ReadAll(out);
+  Ctl({"set", "tenant", "chat", "--limit", "11 MiB"});
+  EXPECT_TRUE(Eventually([&] { return ReadAll(out).find("11 MiB") != std::string::npos; }));
+  EXPECT_EQ(headers(), 2u) << "nothing is printed twice: " << ReadAll(out);
+  manager_ = Process();
+  EXPECT_EQ(watch.Wait(), 5) << "it ends when the manager does";
 }
 
 TEST_F(CliTest, TheEnvironmentIsOverriddenByFlags) {

@@ -14,7 +14,6 @@ namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::seconds;
-using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
@@ -237,23 +236,48 @@ TEST_F(ClusterTest, KnownAgentsAreCapacityWhileTheyAreAway) {
   EXPECT_EQ(cluster_->Capacity(), kSlab * 40);
 }
 
-TEST_F(ClusterTest, ATenantIsRemovedOnlyWithoutLeases) {
+TEST_F(ClusterTest, ATenantThatLeavesGivesAllBackAndIsNoMore) {
   const TenantId tenant = Set("t", 0_B, 20_MiB);
   ModelAgent a = Connect(Agent("a", 20));
   Exchange(a);
-  const absl::Status refused = cluster_->CheckRemove("t");
-  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(refused.message()), HasSubstr("still has leases of 4 MiB"));
-  Set("t", 0_B, 0_B);
+  EXPECT_EQ(cluster_->ledger().Committed(tenant), 2);
+  cluster_->CommitTenants({*cluster_->tenants().PlanLeave("t")});
   Exchange(a);
   Exchange(a);
-  EXPECT_TRUE(cluster_->CheckRemove("t").ok());
+  EXPECT_EQ(cluster_->ledger().Committed(tenant), 0);
   cluster_->RemoveTenant("t");
-  EXPECT_EQ(cluster_->CheckRemove("t").code(), absl::StatusCode::kNotFound);
   const AgentOrders orders = Exchange(a);
   EXPECT_TRUE(orders.complete);
   EXPECT_THAT(orders.tenants, IsEmpty());
   EXPECT_EQ(cluster_->ledger().Committed(tenant), 0);
+}
+
+TEST_F(ClusterTest, ADrainedAgentGivesAllBackAndGetsNothing) {
+  const TenantId t = Set("t", kSlab * 4, kSlab * 100);
+  ModelAgent a = Connect(Agent("a", 10)), b = Connect(Agent("b", 10));
+  const auto exchange = [&] {
+    for (ModelAgent* agent : {&a, &b, &a, &b}) {
+      agent->use[t].lease.tenant = t;
+      agent->use[t].wanted_slabs = 6;
+      Exchange(*agent);
+    }
+  };
+  exchange();
+  EXPECT_GE(cluster_->ledger().Committed(t, "a"), 6);
+  cluster_->CommitSettings("a", {.draining = true, .revision = 1});
+  exchange();
+  EXPECT_EQ(cluster_->ledger().Committed(t, "a"), 0);
+  EXPECT_GE(cluster_->ledger().Committed(t, "b"), 6);
+
+  cluster_->Disconnect("a", a.link);
+  a.link = cluster_->Connect(a.info);
+  a.seq = 0;
+  exchange();
+  EXPECT_TRUE(cluster_->agents().at("a").settings.draining) << "after it has come back";
+  EXPECT_EQ(cluster_->ledger().Committed(t, "a"), 0);
+  cluster_->CommitSettings("a", {.draining = false, .revision = 2});
+  exchange();
+  EXPECT_GE(cluster_->ledger().Committed(t, "a"), 6);
 }
 
 TEST_F(ClusterTest, WhatAnUnknownTenantHoldsIsNotGivenAway) {

@@ -129,6 +129,9 @@ TEST_F(ManagerTest, AScopeIsAsFarAsAnOperatorGets) {
            {"PUT", "/v1/tenants/a", budget, "operate"},
            {"DELETE", "/v1/tenants/none", "", "operate"},
            {"POST", "/v1/apply", "{}", "operate"},
+           {"GET", "/v1/tenants/a/explain", "", "read"},
+           {"POST", "/v1/agents/none/drain", "", "operate"},
+           {"POST", "/v1/agents/none/undrain", "", "operate"},
            {"DELETE", "/v1/agents/none", "", "operate"},
            {"POST", "/v1/tenants/a/tokens", "", "admin"},
            {"DELETE", "/v1/tenants/a/tokens/none", "", "admin"},
@@ -471,7 +474,6 @@ TEST_F(ManagerTest, ALimitBelowUseIsShownUntilItIsReached) {
   EXPECT_EQ(agent.tenant("a").lease, 5u);
   EXPECT_EQ(Get("/v1/tenants/a").at("overage").as_int64(), 30 * kMiB);
   EXPECT_EQ(Get("/v1/tenants/a").at("ordered").as_int64(), 10 * kMiB);
-  EXPECT_THAT(Error(Call("DELETE", "/v1/tenants/a"), 409), HasSubstr("in_use"));
 
   agent.tenant("a").held = 5;
   ASSERT_TRUE(agent.Exchange().ok());
@@ -484,6 +486,106 @@ TEST_F(ManagerTest, ALimitBelowUseIsShownUntilItIsReached) {
   ASSERT_TRUE(agent.Exchange().ok());
   EXPECT_TRUE(agent.complete());
   EXPECT_FALSE(agent.Knows("a"));
+}
+
+TEST_F(ManagerTest, ATenantInUseLeavesFirstAcrossARestart) {
+  Put("a", 10, 40);
+  FakeAgent agent(AgentOptions("gpu-0"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("a").wanted = agent.tenant("a").held = 20;
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_THAT(Call("DELETE", "/v1/tenants/a?dry_run=true").body,
+              HasSubstr(R"("leases":[{"tenant":"a","leased":41943040,"after":0}])"));
+  EXPECT_FALSE(Get("/v1/tenants/a").at("leaving").as_bool());
+
+  HttpResponse response = Call("DELETE", "/v1/tenants/a");
+  EXPECT_EQ(response.status, 202);
+  const json::value left = json::parse(response.body);
+  EXPECT_TRUE(left.at("leaving").as_bool());
+  EXPECT_EQ(left.at("leased"), 40 * kMiB);
+  EXPECT_EQ(left.at("requested").at("limit"), 0);
+  EXPECT_EQ(left.at("revision"), 2);
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/a").status, 202) << "again";
+  EXPECT_EQ(Get("/v1/tenants/a").at("revision"), 2);
+  EXPECT_THAT(Error(Call("POST", "/v1/tenants/a/tokens"), 409), HasSubstr("being deleted"));
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(agent.tenant("a").lease, 0u);
+
+  StopManager();
+  StartManager();
+  agent.options().manager = manager_->agents_address();
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_TRUE(Get("/v1/tenants/a").at("leaving").as_bool());
+  agent.tenant("a").held = agent.tenant("a").wanted = 0;
+  EXPECT_TRUE(Eventually(
+      [&] { return agent.Exchange().ok() && Call("GET", "/v1/tenants/a").status == 404; }));
+  const json::array entries = Get("/v1/audit").at("entries").as_array();
+  ASSERT_EQ(entries.size(), 3u);
+  EXPECT_EQ(entries[1].at("action"), "tenant.delete");
+  EXPECT_EQ(entries[2].at("action"), "tenant.gone");
+  EXPECT_EQ(entries[2].at("actor"), "manager");
+  StopManager();
+  StartManager();
+  EXPECT_EQ(Call("GET", "/v1/tenants/a").status, 404);
+}
+
+TEST_F(ManagerTest, ATenantThatLeavesCanBeKept) {
+  Put("a", 0, 40);
+  auto agent = std::make_unique<FakeAgent>(AgentOptions("gpu-0"));
+  ASSERT_EQ(agent->Connect(), "ok");
+  ASSERT_TRUE(agent->Exchange().ok());
+  agent->tenant("a").held = 2;
+  ASSERT_TRUE(agent->Exchange().ok());
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/a").status, 202);
+  Put("a", 0, 40);
+  ASSERT_TRUE(agent->Exchange().ok());
+  EXPECT_FALSE(Get("/v1/tenants/a").at("leaving").as_bool());
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/a").status, 202);
+  agent.reset();
+  EXPECT_TRUE(Eventually([&] { return Call("DELETE", "/v1/agents/gpu-0").status == 200; }));
+  EXPECT_TRUE(Eventually([&] { return Call("GET", "/v1/tenants/a").status == 404; }))
+      << "its last lease was forgotten";
+}
+
+TEST_F(ManagerTest, AnAgentDrains) {
+  Put("a", 0, 40);
+  FakeAgent agent(AgentOptions("gpu-0"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("a").wanted = agent.tenant("a").held = 10;
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(Call("POST", "/v1/agents/none/drain").status, 404);
+  EXPECT_THAT(Call("POST", "/v1/agents/gpu-0/drain?dry_run=true").body,
+              HasSubstr(R"("field":"draining","before":false,"after":true)"));
+  EXPECT_FALSE(Get("/v1/agents/gpu-0").at("draining").as_bool());
+
+  EXPECT_EQ(Call("POST", "/v1/agents/gpu-0/drain").status, 200);
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(agent.tenant("a").lease, 0u);
+  ASSERT_TRUE(agent.Exchange().ok());  // it tells that it has followed
+  const json::value draining = Get("/v1/agents/gpu-0");
+  EXPECT_TRUE(draining.at("draining").as_bool());
+  EXPECT_EQ(draining.at("requested"), 40 * kMiB);
+  EXPECT_EQ(draining.at("effective"), 0);
+  EXPECT_EQ(draining.at("overage"), 20 * kMiB) << "what is still held";
+  EXPECT_EQ(draining.at("tenants").at(0).at("overage"), 20 * kMiB);
+  EXPECT_EQ(draining.at("revision"), 1);
+  EXPECT_EQ(Call("POST", "/v1/agents/gpu-0/drain").status, 200);
+  EXPECT_EQ(Get("/v1/agents/gpu-0").at("revision"), 1) << "nothing changed";
+  const json::value why = Get("/v1/tenants/a/explain");
+  EXPECT_THAT(json::serialize(why.at("why")), HasSubstr("the agent is draining"));
+  EXPECT_EQ(why.at("short").at(0).at("agent"), "gpu-0");
+
+  StopManager();
+  StartManager();
+  EXPECT_TRUE(Get("/v1/agents/gpu-0").at("draining").as_bool());
+  EXPECT_EQ(Call("POST", "/v1/agents/gpu-0/undrain").status, 200);
+  agent.options().manager = manager_->agents_address();
+  ASSERT_EQ(agent.Connect(), "ok");
+  EXPECT_TRUE(Eventually([&] { return agent.Exchange().ok() && agent.tenant("a").lease >= 10; }));
+  EXPECT_EQ(Get("/v1/audit?limit=1").at("entries").at(0).at("action"), "agent.undrain");
 }
 
 TEST_F(ManagerTest, ReclaimsCanBeAskedFor) {

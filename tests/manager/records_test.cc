@@ -68,6 +68,7 @@ TEST_F(RecordsTest, EverythingComesBack) {
   Write(SaveTenants({a, b}, TenantId(2)));
   Write(SaveAgent(agent));
   Write(SaveBounds("gpu-0", {{TenantId(12), 64}, {TenantId(11), 8}}));  // 11 is gone
+  Write(SaveSettings("gpu-0", {.draining = true, .revision = 3}));
   const Operator reader{.name = "ci", .scope = Scope::kRead, .token = Sha256("reader")};
   Write(SaveOperator(reader));
   const AuditEntry entry{.seq = 12,
@@ -94,10 +95,20 @@ TEST_F(RecordsTest, EverythingComesBack) {
   EXPECT_EQ(records.tenants[1].spec, b.spec);
   EXPECT_EQ(records.next_tenant_id, TenantId(13));
   EXPECT_THAT(records.agents,
-              ElementsAre(KnownAgent{.info = agent, .bounds = {{TenantId(12), 64}}}));
+              ElementsAre(KnownAgent{.info = agent,
+                                     .bounds = {{TenantId(12), 64}},
+                                     .settings = {.draining = true, .revision = 3}}));
+  EXPECT_FALSE(records.tenants[0].leaving);
   EXPECT_THAT(records.operators, ElementsAre(reader));
   Write(RemoveOperator(reader.token));
   EXPECT_THAT(Read().operators, SizeIs(0));
+}
+
+TEST_F(RecordsTest, ATenantThatLeavesGoesOnLeaving) {
+  Tenant tenant = MakeTenant(1, "a");
+  tenant.leaving = true;
+  Write(SaveTenants({tenant}, TenantId(2)));
+  EXPECT_TRUE(Read().tenants.at(0).leaving);
 }
 
 TEST_F(RecordsTest, ARemovedTenantsIdStaysUsed) {
@@ -110,6 +121,9 @@ TEST_F(RecordsTest, ARemovedTenantsIdStaysUsed) {
   Write(RemoveAgent("a"));
   EXPECT_THAT(Read().agents, SizeIs(0));
   EXPECT_FALSE(contents_.records.contains("bounds/a"));
+  Write(SaveSettings("b", {.draining = true, .revision = 1}));
+  Write(RemoveAgent("b"));
+  EXPECT_FALSE(contents_.records.contains("drain/b"));
 }
 
 TEST_F(RecordsTest, WhatCannotBeReadIsNamed) {
@@ -131,6 +145,9 @@ TEST_F(RecordsTest, WhatCannotBeReadIsNamed) {
   EXPECT_THAT(Error("agent/gpu-0", "{}"), HasSubstr("incarnation"));
   EXPECT_THAT(Error("bounds/gpu-0", R"({"x": 1})"), HasSubstr("a tenant is its id"));
   EXPECT_THAT(Error("bounds/gpu-0", R"({"1": -1})"), HasSubstr("whole number"));
+  EXPECT_THAT(Error("drain/gpu-0", R"({"draining": 1, "revision": 1})"),
+              HasSubstr("true or false"));
+  EXPECT_THAT(Error("drain/gpu-0", R"({"draining": true})"), HasSubstr("revision"));
   EXPECT_THAT(Error("operator/12", "{}"), HasSubstr("64 digits"));
   const std::string key = "operator/" + ToHex(Sha256("a"));
   EXPECT_THAT(Error(key, R"({"name": "a", "scope": "root"})"), HasSubstr("\"root\" is no scope"));
