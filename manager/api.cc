@@ -72,6 +72,7 @@ const std::vector<Api::Endpoint>& Api::Endpoints() {
       {"GET", {"metrics"}, std::nullopt, &Api::Metrics},
       {"GET", {"healthz"}, std::nullopt, &Api::Health},
       {"GET", {"readyz"}, std::nullopt, &Api::Readiness},
+      {"GET", {"v1", "openapi.json"}, std::nullopt, &Api::OpenApi},
       {"GET", {"v1", "tenants"}, Scope::kRead, &Api::GetTenants},
       {"GET", {"v1", "tenants", "{tenant}"}, Scope::kRead, &Api::GetTenant},
       {"PUT", {"v1", "tenants", "{tenant}"}, Scope::kOperate, &Api::PutTenant, {"dry_run"}},
@@ -103,6 +104,14 @@ const std::vector<Api::Endpoint>& Api::Endpoints() {
       {"DELETE", {"v1", "operators", "{operator}"}, Scope::kAdmin, &Api::RevokeOperator},
   };
   return endpoints;
+}
+
+std::map<std::string, std::optional<Scope>> Api::Operations() {
+  std::map<std::string, std::optional<Scope>> operations;
+  for (const Endpoint& each : Endpoints()) {
+    operations[absl::StrCat(each.method, " /", absl::StrJoin(each.path, "/"))] = each.scope;
+  }
+  return operations;
 }
 
 Api::Api(Inbox& inbox, Control& control, std::function<std::string()> metrics)

@@ -33,6 +33,10 @@ class Api final : private kj::TaskSet::ErrorHandler {
 
   void Handle(HttpRequest request, HttpServer::Done done);
 
+  // What there is, and the scope that it takes: "PUT /v1/tenants/{tenant}" -> operate; none without
+  // a token.
+  static std::map<std::string, std::optional<Scope>> Operations();
+
  private:
   using Path = std::vector<std::string>;
   using Answer = kj::Promise<HttpResponse>;
@@ -61,6 +65,7 @@ class Api final : private kj::TaskSet::ErrorHandler {
   Answer Metrics(const Call& call);
   Answer Health(const Call& call);
   Answer Readiness(const Call& call);
+  Answer OpenApi(const Call& call);
   Answer GetTenants(const Call& call);
   Answer GetTenant(const Call& call);
   Answer PutTenant(const Call& call);

@@ -15,6 +15,7 @@
 #include "manager/api.h"
 #include "manager/explain.h"
 #include "manager/http_replies.h"
+#include "manager/openapi.h"
 #include "manager/views.h"
 
 namespace kvpool {
@@ -124,6 +125,8 @@ Api::Answer Api::Readiness(const Call&) {
   }
   return JsonResponse({{"status", "ok"}});
 }
+
+Api::Answer Api::OpenApi(const Call&) { return HttpResponse{.body = kOpenApiDocument}; }
 
 Api::Answer Api::GetTenants(const Call&) {
   return JsonResponse(TenantsView(control_.cluster(), BootClock::now()));
