@@ -1,17 +1,10 @@
 // The operator API over HTTP: who may ask, which path means what, JSON in and out. What it does
 // is Control's, what it shows is views.h. docs/operating.md lists the paths.
 //
-// Handle runs on the HTTP server's thread: it checks the token and parses; the rest runs on the RPC
-// thread, which owns the cluster. Made and destroyed on the RPC thread, after the server stopped.
-// A manager that stands by answers /healthz and /metrics, and everything else with 503 and who
-// leads.
-//
-//   GET                 /v1/tenants            GET PUT DELETE  /v1/tenants/NAME
-//   GET                 /v1/tenants/NAME/reclaims
-//   POST                /v1/tenants/NAME/tokens       DELETE   /v1/tenants/NAME/tokens/ID
-//   POST                /v1/apply
-//   GET                 /v1/agents             GET DELETE      /v1/agents/NAME
-//   GET without token   /metrics /healthz /readyz
+// Handle is called on the HTTP server's thread and only passes on: everything else runs on the RPC
+// thread, which owns the cluster and the operators. Made and destroyed on the RPC thread, after the
+// server stopped. A manager that stands by answers what needs no token, and
+// everything else with 503 and who leads.
 //
 // Errors are {"error": {"code": "not_found", "message": "..."}}.
 //
@@ -21,8 +14,8 @@
 #include <kj/async.h>
 
 #include <functional>
-#include <memory>
-#include <mutex>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,7 +23,6 @@
 #include "common/http_server.h"
 #include "common/kj_asio.h"
 #include "common/log.h"
-#include "common/secret.h"
 #include "manager/control.h"
 
 namespace kvpool {
@@ -38,38 +30,70 @@ namespace kvpool {
 class Api final : private kj::TaskSet::ErrorHandler {
  public:
   // `metrics` returns the text of /metrics; it is called on the RPC thread.
-  // Until SetOperators every request under /v1 is answered as one that another manager must get.
   Api(Inbox& inbox, Control& control, std::function<std::string()> metrics);
-
-  // Whom to let in from now on.
-  void SetOperators(std::vector<Sha256Hash> tokens);
 
   void Handle(HttpRequest request, HttpServer::Done done);
 
+  // What there is, and the scope that it takes: "PUT /v1/tenants/{tenant}" -> operate; none without
+  // a token.
+  static std::map<std::string, std::optional<Scope>> Operations();
+
  private:
-  // What is left to do on the RPC thread.
-  using Action = kj::Function<kj::Promise<HttpResponse>()>;
   using Path = std::vector<std::string>;
+  using Answer = kj::Promise<HttpResponse>;
 
-  using Tokens = std::shared_ptr<const std::vector<Sha256Hash>>;
+  // One request that has found its endpoint and may have it.
+  struct Call {
+    std::string actor;  // the operator's name; empty where no token is asked for
+    Path names;         // what stands for the {parts} of the path, in order
+    std::map<std::string, std::string> query;
+    std::string body;
+  };
+  // Who asks for a change, and whether as a rehearsal.
+  static absl::StatusOr<Asker> AskerOf(const Call& call);
+  struct Endpoint {
+    std::string method;
+    Path path;                   // "v1", "tenants", "{tenant}"
+    std::optional<Scope> scope;  // what it takes; none: anybody, without a token
+    Answer (Api::*answer)(const Call&);
+    std::vector<std::string> query = {};  // the parameters that it knows
+  };
+  static const std::vector<Endpoint>& Endpoints();
 
-  static bool IsOperator(const Tokens& tokens, const HttpRequest& request);
-  Tokens OperatorTokens();
-  absl::StatusOr<Action> Route(const HttpRequest& request, const Path& path);
-  absl::StatusOr<Action> RouteProbe(const HttpRequest& request, const std::string& what);
-  absl::StatusOr<Action> RouteTenant(const HttpRequest& request, const std::string& name);
-  absl::StatusOr<Action> RouteTokens(const HttpRequest& request, const Path& path);
-  absl::StatusOr<Action> RouteAgent(const HttpRequest& request, const std::string& name);
-  absl::StatusOr<Action> Put(const HttpRequest& request, const std::string& name);
-  absl::StatusOr<Action> Apply(const HttpRequest& request);
+  absl::StatusOr<const Operator*> Authenticate(const HttpRequest& request) const;
+  Answer Dispatch(const HttpRequest& request);
+
+  Answer Metrics(const Call& call);
+  Answer Health(const Call& call);
+  Answer Readiness(const Call& call);
+  Answer OpenApi(const Call& call);
+  Answer GetTenants(const Call& call);
+  Answer GetTenant(const Call& call);
+  Answer PutTenant(const Call& call);
+  Answer DeleteTenant(const Call& call);
+  Answer ApplyAll(const Asker& asker, const std::vector<TenantSpec>& specs,
+                  std::optional<uint64_t> revision);
+  Answer GetReclaims(const Call& call);
+  Answer CreateToken(const Call& call);
+  Answer RevokeToken(const Call& call);
+  Answer Apply(const Call& call);
+  Answer GetAgents(const Call& call);
+  Answer GetAgent(const Call& call);
+  Answer ExplainTenant(const Call& call);
+  Answer DrainAgent(const Call& call);
+  Answer UndrainAgent(const Call& call);
+  Answer SetDrain(const Call& call, Drain drain);
+  Answer ForgetAgent(const Call& call);
+  Answer GetAudit(const Call& call);
+  Answer GetOperators(const Call& call);
+  Answer CreateOperator(const Call& call);
+  Answer RevokeOperator(const Call& call);
   void taskFailed(kj::Exception&& error) override;
 
   Inbox& inbox_;
   Control& control_;
   const std::function<std::string()> metrics_;
   const Logger log_;
-  std::mutex mutex_;
-  Tokens operator_tokens_;  // guarded by mutex_; null before SetOperators
   kj::TaskSet tasks_;
 };
 

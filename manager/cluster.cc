@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/quantity.h"
 #include "manager/allocator.h"
 #include "proto/limits.h"
 
@@ -21,8 +20,9 @@ constexpr Duration kPlanPause = std::chrono::nanoseconds(600);
 
 std::vector<LeaseHolder> Holders(const std::vector<KnownAgent>& agents) {
   std::vector<LeaseHolder> holders;
-  for (const auto& [info, bounds] : agents) {
-    holders.push_back({.agent = info.name, .incarnation = info.incarnation, .bounds = bounds});
+  for (const KnownAgent& known : agents) {
+    holders.push_back(
+        {.agent = known.info.name, .incarnation = known.info.incarnation, .bounds = known.bounds});
   }
   return holders;
 }
@@ -61,7 +61,9 @@ Cluster::Cluster(Start start)
       ledger_(start.epoch, Holders(start.known_agents)),
       learn_until_(start.learn_until),
       oversubscription_percent_(start.oversubscription_percent) {
-  for (const KnownAgent& known : start.known_agents) agents_[known.info.name].info = known.info;
+  for (const KnownAgent& known : start.known_agents) {
+    agents_[known.info.name] = {.info = known.info, .settings = known.settings};
+  }
 }
 
 Pools Cluster::AgentPools() const {
@@ -106,7 +108,8 @@ RegisterOutcome Cluster::CheckAgent(const AgentInfo& info, uint64_t highest_epoc
 }
 
 uint64_t Cluster::Connect(const AgentInfo& info) {
-  agents_[info.name] = Agent{.info = info, .connected = true, .link = ++last_link_};
+  Agent& agent = agents_[info.name];
+  agent = {.info = info, .settings = agent.settings, .connected = true, .link = ++last_link_};
   ledger_.Connect(info.name, info.incarnation, info.slabs());
   return last_link_;
 }
@@ -135,6 +138,11 @@ absl::Status Cluster::CheckForget(const std::string& name) const {
 void Cluster::Forget(const std::string& name) {
   agents_.erase(name);
   ledger_.Forget(name);
+}
+
+void Cluster::CommitSettings(const std::string& name, const AgentSettings& settings) {
+  agents_.at(name).settings = settings;
+  next_plan_ = TimePoint();
 }
 
 AgentOrders Cluster::Exchange(const std::string& name, AgentReport report, TimePoint now) {
@@ -191,7 +199,7 @@ int64_t Cluster::LimitSlabs(const Tenant& tenant) const {
 
 // Only ready agents can be ordered from. What is leased elsewhere still counts against a tenant's
 // limit, and what a tenant unknown here holds against its agent's capacity.
-void Cluster::Plan() {
+PacingInput Cluster::Allocation() const {
   std::vector<TenantId> ids;
   for (const auto& [name, tenant] : tenants_.by_name()) ids.push_back(tenant.id);
   LeaseTable leases = ledger_.LeasesOf(ids);
@@ -200,14 +208,13 @@ void Cluster::Plan() {
 
   PacingInput pacing;
   AllocatorInput input;
-  std::vector<LeaseTarget> targets;
   for (size_t a = 0; a < ready.size(); ++a) {
-    pacing.capacity.push_back(std::max<int64_t>(leases.capacity[a] - leases.others[a], 0));
+    const int64_t slabs = ready[a]->settings.draining ? 0 : leases.capacity[a] - leases.others[a];
+    pacing.capacity.push_back(std::max<int64_t>(slabs, 0));
   }
   for (const auto& [name, tenant] : tenants_.by_name()) {
-    const size_t t = targets.size();
-    const int64_t limit = LimitSlabs(tenant);
-    PacingInput::Tenant now{.limit = std::max<int64_t>(limit - leases.elsewhere[t], 0),
+    const size_t t = pacing.tenants.size();
+    PacingInput::Tenant now{.limit = std::max<int64_t>(LimitSlabs(tenant) - leases.elsewhere[t], 0),
                             .priority = tenant.spec.priority,
                             .demand = DemandOf(tenant.id, ready),
                             .ordered = std::move(leases.ordered[t]),
@@ -216,16 +223,39 @@ void Cluster::Plan() {
     now.guaranteed = std::min(now.guaranteed, now.limit);
     input.tenants.push_back(BudgetOf(tenant.spec, SlabBytes(), now, leases.agents));
     pacing.tenants.push_back(std::move(now));
-    targets.push_back({.tenant = tenant.id, .limit = limit});
   }
   input.capacity = pacing.capacity;
   std::vector<std::vector<int64_t>> allocated = Allocate(input);
-  for (size_t t = 0; t < targets.size(); ++t) {
+  for (size_t t = 0; t < allocated.size(); ++t) {
     pacing.tenants[t].allocated = std::move(allocated[t]);
   }
-  std::vector<std::vector<int64_t>> paced = PaceLeases(pacing);
-  for (size_t t = 0; t < targets.size(); ++t) targets[t].slabs = std::move(paced[t]);
+  return pacing;
+}
+
+void Cluster::Plan() {
+  std::vector<std::vector<int64_t>> leases = PaceLeases(Allocation());
+  std::vector<LeaseTarget> targets;
+  for (const auto& [name, tenant] : tenants_.by_name()) {
+    targets.push_back({.tenant = tenant.id,
+                       .limit = LimitSlabs(tenant),
+                       .slabs = std::move(leases[targets.size()])});
+  }
   ledger_.Plan(targets);
+}
+
+std::map<TenantId, int64_t> Cluster::Outlook() const {
+  const PacingInput plan = Allocation();
+  std::map<TenantId, int64_t> outlook;
+  size_t t = 0;
+  for (const auto& [name, tenant] : tenants_.by_name()) {
+    const PacingInput::Tenant& now = plan.tenants[t++];
+    int64_t slabs = ledger_.Committed(tenant.id);
+    for (size_t a = 0; a < now.allocated.size(); ++a) {
+      slabs += now.allocated[a] - now.committed[a];
+    }
+    outlook[tenant.id] = slabs;
+  }
+  return outlook;
 }
 
 AgentOrders Cluster::OrdersFor(const std::string& agent) const {
@@ -245,17 +275,6 @@ AgentOrders Cluster::OrdersFor(const std::string& agent) const {
 void Cluster::CommitTenants(const std::vector<Tenant>& changed) {
   tenants_.Commit(changed);
   next_plan_ = TimePoint();
-}
-
-absl::Status Cluster::CheckRemove(const std::string& name) const {
-  const absl::StatusOr<Tenant> tenant = tenants_.Get(name);
-  if (!tenant.ok()) return tenant.status();
-  const int64_t slabs = ledger_.Committed(tenant->id);
-  if (slabs == 0) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat("tenant \"", name, "\" still has leases of ", FormatBytes(SlabBytes() * slabs),
-                   "; set its guaranteed and limit to 0, wait until nothing is leased, then delete"
-                   " it"));
 }
 
 void Cluster::RemoveTenant(const std::string& name) {

@@ -36,6 +36,14 @@ struct AgentInfo {
   bool operator==(const AgentInfo&) const = default;
 };
 
+// What an operator has set about an agent.
+struct AgentSettings {
+  bool draining = false;  // it gets no leases, and gives back those it has
+  uint64_t revision = 0;  // counts the changes
+
+  bool operator==(const AgentSettings&) const = default;
+};
+
 // What an agent says about one tenant; counts are since the agent started.
 struct TenantUse {
   LeaseReport lease;
@@ -76,6 +84,7 @@ struct AgentOrders {
 struct KnownAgent {
   AgentInfo info;
   LeaseBounds bounds;
+  AgentSettings settings;
 
   bool operator==(const KnownAgent&) const = default;
 };
@@ -86,6 +95,7 @@ class Cluster {
  public:
   struct Agent {
     AgentInfo info;
+    AgentSettings settings;
     bool connected = false;
     uint64_t link = 0;  // of its last connection
     TimePoint last_report;
@@ -129,6 +139,9 @@ class Cluster {
   absl::Status CheckForget(const std::string& agent) const;
   void Forget(const std::string& agent);
 
+  // Of a known agent.
+  void CommitSettings(const std::string& agent, const AgentSettings& settings);
+
   // Takes a report of a live link, and answers it. An older report changes nothing.
   bool IsLive(const std::string& agent, uint64_t link) const;
   AgentOrders Exchange(const std::string& agent, AgentReport report, TimePoint now);
@@ -147,13 +160,18 @@ class Cluster {
   }
   AgentOrders OrdersFor(const std::string& agent) const;
 
+  // The slabs that each tenant would come to have, if nothing changed any more: what the allocator
+  // gives for today's demand where orders can go, and what counts elsewhere. Empty without agents.
+  std::map<TenantId, int64_t> Outlook() const;
+
   void CommitTenants(const std::vector<Tenant>& changed);
-  // FailedPrecondition while it has leases.
-  absl::Status CheckRemove(const std::string& tenant) const;
+  // Requires that nothing is leased to it.
   void RemoveTenant(const std::string& tenant);
 
  private:
   void Take(Agent& agent, AgentReport report, TimePoint now);
+  // The leases as they are and as they should be.
+  PacingInput Allocation() const;
   void Plan();
   int64_t LimitSlabs(const Tenant& tenant) const;
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "common/kj_asio.h"
+#include "manager/control.h"
 
 namespace kvpool {
 namespace {
@@ -25,17 +26,21 @@ absl::StatusOr<Office> TakeOffice(Store& store, TimePoint leads_until,
   absl::StatusOr<Records> records = ReadRecords(*contents);
   if (!records.ok()) return records.status();
   Office office{.epoch = contents->epoch, .leads_until = leads_until, .records = *records};
-  if (operator_token.has_value()) {
-    office.records.operator_tokens.push_back(Sha256(*operator_token));
-    return office;
-  }
-  if (!records->operator_tokens.empty()) return office;
+  const bool has_admin =
+      std::any_of(records->operators.begin(), records->operators.end(),
+                  [](const Operator& each) { return each.scope == Scope::kAdmin; });
+  if (operator_token.has_value() || has_admin) return office;
   absl::StatusOr<std::string> token = NewToken();
   if (!token.ok()) return token.status();
-  if (absl::Status status = store.Write(AddOperatorToken(Sha256(*token))); !status.ok()) {
-    return status;
-  }
-  office.records.operator_tokens.push_back(Sha256(*token));
+  const Sha256Hash hash = Sha256(*token);
+  const Operator first{.name = NameOfFirst(hash), .scope = Scope::kAdmin, .token = hash};
+  AuditLog audit(records->audit);
+  const std::vector<AuditEntry> entries = audit.Number({OperatorCreated("manager", first)});
+  Store::Changes changes = SaveOperator(first);
+  changes.merge(SaveAudit(entries, audit.Dropped(entries.size())));
+  if (absl::Status status = store.Write(changes); !status.ok()) return status;
+  office.records.operators.push_back(first);
+  office.records.audit.insert(office.records.audit.end(), entries.begin(), entries.end());
   office.new_operator_token = *std::move(token);
   return office;
 }

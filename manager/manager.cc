@@ -16,6 +16,15 @@
 
 namespace kvpool {
 
+namespace {
+
+std::optional<Sha256Hash> HashOf(const std::optional<std::string>& token) {
+  if (!token.has_value()) return std::nullopt;
+  return Sha256(*token);
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<Store>> Manager::OpenStore(const ManagerConfig& config,
                                                           const ManagerSecrets& secrets) {
   if (config.store == "sqlite") return SqliteStore::Open(config.database);
@@ -33,11 +42,11 @@ absl::StatusOr<std::unique_ptr<Store>> Manager::OpenStore(const ManagerConfig& c
 Manager::Manager(kj::AsyncIoContext& io, const ManagerConfig& config, const ManagerSecrets& secrets,
                  std::unique_ptr<Store> store)
     : config_(config),
-      leadership_(
-          io.provider->getTimer(), std::move(store),
-          {.operator_token = secrets.operator_token,
-           .on_elected = [this](Office office) { return BeginToLead(std::move(office)); },
-           .on_lost = [this] { replacing_ = control_.Replace(Cluster(Cluster::Start())); }}),
+      configured_operator_(HashOf(secrets.operator_token)),
+      leadership_(io.provider->getTimer(), std::move(store),
+                  {.operator_token = secrets.operator_token,
+                   .on_elected = [this](Office office) { return BeginToLead(std::move(office)); },
+                   .on_lost = [this] { replacing_ = control_.Replace({}); }}),
       control_(leadership_),
       agents_(control_, io.provider->getTimer(), secrets.agent_token),
       inbox_(io.unixEventPort),
@@ -48,13 +57,17 @@ kj::Promise<void> Manager::BeginToLead(Office office) {
     new_operator_token_ = std::move(office.new_operator_token);
     std::cout << "operator token, shown this once: " << *new_operator_token_ << std::endl;
   }
-  api_.SetOperators(std::move(office.records.operator_tokens));
-  return control_.Replace(Cluster(
-      {.epoch = office.epoch,
-       .tenants = TenantTable(std::move(office.records.tenants), office.records.next_tenant_id),
-       .known_agents = std::move(office.records.agents),
-       .learn_until = BootClock::now() + config_.learning,
-       .oversubscription_percent = config_.oversubscription_percent}));
+  Records& records = office.records;
+  Cluster cluster({.epoch = office.epoch,
+                   .tenants = TenantTable(std::move(records.tenants), records.next_tenant_id),
+                   .known_agents = std::move(records.agents),
+                   .learn_until = BootClock::now() + config_.learning,
+                   .oversubscription_percent = config_.oversubscription_percent});
+  return control_
+      .Replace({.cluster = std::move(cluster),
+                .operators = OperatorTable(records.operators, configured_operator_),
+                .audit = AuditLog(std::move(records.audit))})
+      .then([this] { control_.RemoveLeft(); });
 }
 
 std::string Manager::MetricsPage() {

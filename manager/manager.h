@@ -47,6 +47,7 @@ class Manager {
   std::string MetricsPage();
 
   const ManagerConfig config_;
+  const std::optional<Sha256Hash> configured_operator_;
   std::optional<std::string> new_operator_token_;
   Leadership leadership_;
   Control control_;

@@ -27,9 +27,16 @@ constexpr char kTenant[] = "tenant/";
 constexpr char kNextTenant[] = "next-tenant";
 constexpr char kAgent[] = "agent/";
 constexpr char kBounds[] = "bounds/";
+constexpr char kDrain[] = "drain/";
 constexpr char kOperator[] = "operator/";
+constexpr char kAudit[] = "audit/";
 
 std::string TenantKey(TenantId id) { return absl::StrCat(kTenant, id.value()); }
+
+// Equally long, so that they sort by number.
+std::string AuditKey(uint64_t seq) {
+  return absl::StrCat(kAudit, absl::Dec(seq, absl::kZeroPad20));
+}
 
 absl::StatusOr<std::vector<Sha256Hash>> ReadHashes(const json::value* list) {
   if (list == nullptr || !list->is_array()) {
@@ -45,6 +52,13 @@ absl::StatusOr<std::vector<Sha256Hash>> ReadHashes(const json::value* list) {
   return hashes;
 }
 
+// False when it is missing.
+absl::StatusOr<bool> ReadFlag(const json::value* flag) {
+  if (flag == nullptr) return false;
+  if (!flag->is_bool()) return absl::InvalidArgumentError("a flag must be true or false");
+  return flag->get_bool();
+}
+
 absl::StatusOr<Tenant> ReadTenant(const json::value& value) {
   auto object = JsonObject::From(value, "tenant");
   if (!object.ok()) return object.status();
@@ -58,12 +72,15 @@ absl::StatusOr<Tenant> ReadTenant(const json::value& value) {
   if (!spec.ok()) return spec.status();
   auto tokens = ReadHashes(object->Take("tokens"));
   if (!tokens.ok()) return tokens.status();
+  const auto leaving = ReadFlag(object->Take("leaving"));
+  if (!leaving.ok()) return leaving.status();
   for (const absl::Status& status : {fields->Finish(), object->Finish()}) {
     if (!status.ok()) return status;
   }
   return Tenant{.id = TenantId(static_cast<uint32_t>(*id)),
                 .spec = *std::move(spec),
                 .revision = static_cast<uint64_t>(*revision),
+                .leaving = *leaving,
                 .tokens = *std::move(tokens)};
 }
 
@@ -90,6 +107,17 @@ absl::StatusOr<AgentInfo> ReadAgent(const std::string& name, const json::value& 
   return agent;
 }
 
+absl::StatusOr<AgentSettings> ReadSettings(const json::value& value) {
+  auto object = JsonObject::From(value, "drain");
+  if (!object.ok()) return object.status();
+  const auto draining = ReadFlag(object->Take("draining"));
+  if (!draining.ok()) return draining.status();
+  const auto revision = object->Integer("revision", 0, std::numeric_limits<int64_t>::max());
+  if (!revision.ok()) return revision.status();
+  if (absl::Status status = object->Finish(); !status.ok()) return status;
+  return AgentSettings{.draining = *draining, .revision = static_cast<uint64_t>(*revision)};
+}
+
 absl::StatusOr<LeaseBounds> ReadBounds(const json::value& value) {
   auto object = JsonObject::From(value, "bounds");
   if (!object.ok()) return object.status();
@@ -104,10 +132,52 @@ absl::StatusOr<LeaseBounds> ReadBounds(const json::value& value) {
   return bounds;
 }
 
+absl::StatusOr<Operator> ReadOperator(const Sha256Hash& token, const json::value& value) {
+  auto object = JsonObject::From(value, "operator");
+  if (!object.ok()) return object.status();
+  if (object->Keys().empty()) {
+    return Operator{.name = NameOfFirst(token), .scope = Scope::kAdmin, .token = token};
+  }
+  const auto name = object->Text("name", limits::kNameBytes);
+  if (!name.ok()) return name.status();
+  if (absl::Status status = CheckName("operator", *name); !status.ok()) return status;
+  const auto text = object->Text("scope", limits::kNameBytes);
+  if (!text.ok()) return text.status();
+  const auto scope = ParseScope(*text);
+  if (!scope.ok()) return scope.status();
+  if (absl::Status status = object->Finish(); !status.ok()) return status;
+  return Operator{.name = *name, .scope = *scope, .token = token};
+}
+
+absl::StatusOr<AuditEntry> ReadAudit(const json::value& value) {
+  auto object = JsonObject::From(value, "audit entry");
+  if (!object.ok()) return object.status();
+  AuditEntry entry;
+  const auto seq = object->Integer("seq", 1, std::numeric_limits<int64_t>::max());
+  if (!seq.ok()) return seq.status();
+  entry.seq = static_cast<uint64_t>(*seq);
+  const auto revision = object->Integer("revision", 0, std::numeric_limits<int64_t>::max());
+  if (!revision.ok()) return revision.status();
+  entry.revision = static_cast<uint64_t>(*revision);
+  for (const auto& [field, text] :
+       {std::pair("time", &entry.time), std::pair("actor", &entry.actor),
+        std::pair("action", &entry.action), std::pair("kind", &entry.kind),
+        std::pair("name", &entry.name)}) {
+    auto read = object->Text(field, limits::kNameBytes);
+    if (!read.ok()) return read.status();
+    *text = *std::move(read);
+  }
+  if (const json::value* before = object->Take("before")) entry.before = *before;
+  if (const json::value* after = object->Take("after")) entry.after = *after;
+  if (absl::Status status = object->Finish(); !status.ok()) return status;
+  return entry;
+}
+
 // What is read before it is put together.
 struct Parts {
   Records records;
-  std::map<std::string, LeaseBounds> bounds;  // by agent
+  std::map<std::string, LeaseBounds> bounds;      // by agent
+  std::map<std::string, AgentSettings> settings;  // likewise
 };
 
 // One record into `parts`.
@@ -136,10 +206,25 @@ absl::Status ReadRecord(const std::string& key, const json::value& value, Parts&
     parts.bounds[*name] = *std::move(bounds);
     return absl::OkStatus();
   }
+  if (const auto name = below(kDrain)) {
+    const auto settings = ReadSettings(value);
+    if (!settings.ok()) return settings.status();
+    parts.settings[*name] = *settings;
+    return absl::OkStatus();
+  }
+  if (below(kAudit).has_value()) {
+    auto entry = ReadAudit(value);
+    if (!entry.ok()) return entry.status();
+    if (AuditKey(entry->seq) != key) return absl::InvalidArgumentError("it has another number");
+    records.audit.push_back(*std::move(entry));
+    return absl::OkStatus();
+  }
   if (const auto text = below(kOperator)) {
-    auto hash = FromHex(*text);
+    const auto hash = FromHex(*text);
     if (!hash.ok()) return hash.status();
-    records.operator_tokens.push_back(*hash);
+    auto known = ReadOperator(*hash, value);
+    if (!known.ok()) return known.status();
+    records.operators.push_back(*std::move(known));
     return absl::OkStatus();
   }
   if (key == kNextTenant) {
@@ -173,6 +258,7 @@ absl::StatusOr<Records> ReadRecords(const Store::Contents& contents) {
   }
   for (KnownAgent& agent : records.agents) {
     agent.bounds = std::move(parts.bounds[agent.info.name]);
+    agent.settings = parts.settings[agent.info.name];
     // A tenant that was deleted since had no lease then.
     std::erase_if(agent.bounds, [&](const auto& bound) { return !tenants.contains(bound.first); });
   }
@@ -184,10 +270,12 @@ Store::Changes SaveTenants(const std::vector<Tenant>& tenants, TenantId next_id)
   for (const Tenant& tenant : tenants) {
     json::array tokens;
     for (const Sha256Hash& hash : tenant.tokens) tokens.emplace_back(ToHex(hash));
-    changes[TenantKey(tenant.id)] = json::serialize(json::object{{"id", tenant.id.value()},
-                                                                 {"revision", tenant.revision},
-                                                                 {"spec", ToJson(tenant.spec)},
-                                                                 {"tokens", std::move(tokens)}});
+    json::object record{{"id", tenant.id.value()},
+                        {"revision", tenant.revision},
+                        {"spec", ToJson(tenant.spec)},
+                        {"tokens", std::move(tokens)}};
+    if (tenant.leaving) record["leaving"] = true;
+    changes[TenantKey(tenant.id)] = json::serialize(record);
     next_id = std::max(next_id, tenant.id + TenantId(1));
   }
   changes[kNextTenant] = std::to_string(next_id.value());
@@ -210,12 +298,33 @@ Store::Changes SaveBounds(const std::string& agent, const LeaseBounds& bounds) {
   return {{kBounds + agent, json::serialize(slabs)}};
 }
 
-Store::Changes RemoveAgent(const std::string& name) {
-  return {{kAgent + name, std::nullopt}, {kBounds + name, std::nullopt}};
+Store::Changes SaveSettings(const std::string& agent, const AgentSettings& settings) {
+  return {{kDrain + agent, json::serialize(json::object{{"draining", settings.draining},
+                                                        {"revision", settings.revision}})}};
 }
 
-Store::Changes AddOperatorToken(const Sha256Hash& hash) {
-  return {{kOperator + ToHex(hash), "{}"}};
+Store::Changes RemoveAgent(const std::string& name) {
+  return {
+      {kAgent + name, std::nullopt}, {kBounds + name, std::nullopt}, {kDrain + name, std::nullopt}};
+}
+
+Store::Changes SaveOperator(const Operator& added) {
+  return {{kOperator + ToHex(added.token),
+           json::serialize(json::object{{"name", added.name}, {"scope", ToString(added.scope)}})}};
+}
+
+Store::Changes RemoveOperator(const Sha256Hash& token) {
+  return {{kOperator + ToHex(token), std::nullopt}};
+}
+
+Store::Changes SaveAudit(const std::vector<AuditEntry>& numbered,
+                         const std::vector<uint64_t>& dropped) {
+  Store::Changes changes;
+  for (const uint64_t seq : dropped) changes[AuditKey(seq)] = std::nullopt;
+  for (const AuditEntry& entry : numbered) {
+    changes[AuditKey(entry.seq)] = json::serialize(ToJson(entry));
+  }
+  return changes;
 }
 
 }  // namespace kvpool

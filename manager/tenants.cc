@@ -134,8 +134,9 @@ absl::StatusOr<std::vector<Tenant>> TenantTable::PlanApply(const std::vector<Ten
     if (const Tenant* tenant = Find(spec.name); tenant == nullptr) {
       changed.push_back({.id = next_id, .spec = spec, .revision = 1});
       next_id += TenantId(1);
-    } else if (tenant->spec != spec) {
+    } else if (tenant->spec != spec || tenant->leaving) {
       changed.push_back(*tenant);
+      changed.back().leaving = false;
       changed.back().spec = spec;
       ++changed.back().revision;
     }
@@ -160,10 +161,24 @@ absl::Status TenantTable::CheckRevision(const std::string& name, uint64_t revisi
                                          "; look at it again and repeat the change"));
 }
 
+absl::StatusOr<Tenant> TenantTable::PlanLeave(const std::string& name) const {
+  absl::StatusOr<Tenant> tenant = Get(name);
+  if (!tenant.ok() || tenant->leaving) return tenant;
+  tenant->leaving = true;
+  tenant->spec.guaranteed = tenant->spec.limit = 0_B;
+  tenant->spec.floors.clear();
+  ++tenant->revision;
+  return tenant;
+}
+
 absl::StatusOr<Tenant> TenantTable::PlanAddToken(const std::string& name,
                                                  const Sha256Hash& hash) const {
   absl::StatusOr<Tenant> tenant = Get(name);
   if (!tenant.ok()) return tenant;
+  if (tenant->leaving) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("tenant \"", name, "\" is being deleted; apply it again to keep it"));
+  }
   if (tenant->tokens.size() >= limits::kTokensPerTenant) {
     return absl::ResourceExhaustedError(
         absl::StrCat("tenant \"", name, "\" has ", tenant->tokens.size(),

@@ -22,6 +22,7 @@ struct Tenant {
   TenantId id;
   TenantSpec spec;
   uint64_t revision = 0;           // counts the changes of `spec`, from 1
+  bool leaving = false;            // without a budget; removed once nothing is leased to it
   std::vector<Sha256Hash> tokens;  // of its workers
 };
 
@@ -45,7 +46,8 @@ class TenantTable {
   // NotFound, in words.
   absl::StatusOr<Tenant> Get(const std::string& name) const;
 
-  // The tenants that differ from now if these were created or updated; the others stay. All or
+  // The tenants that differ from now if these were created or updated, which keeps one that was
+  // leaving; the others stay. All or
   // nothing. InvalidArgument, with the sum, when the guarantees do not fit the pools, the floors at
   // an agent its pool, or the limits what oversubscription allows; but a change that makes such a
   // sum no larger passes. ResourceExhausted above limits::kTenants.
@@ -54,7 +56,11 @@ class TenantTable {
   // Aborted unless the tenant has this revision (0: does not exist).
   absl::Status CheckRevision(const std::string& name, uint64_t revision) const;
 
-  // NotFound; ResourceExhausted above limits::kTokensPerTenant.
+  // As it is while it leaves. NotFound.
+  absl::StatusOr<Tenant> PlanLeave(const std::string& name) const;
+
+  // NotFound; FailedPrecondition for one that leaves; ResourceExhausted above
+  // limits::kTokensPerTenant.
   absl::StatusOr<Tenant> PlanAddToken(const std::string& name, const Sha256Hash& hash) const;
   absl::StatusOr<Tenant> PlanRevokeToken(const std::string& name,
                                          const std::string& token_id) const;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/json_diff.h"
 #include "common/quantity.h"
 #include "common/tenant_json.h"
 
@@ -23,8 +24,11 @@ boost::json::object ShareView(const Cluster& cluster, const Cluster::Agent& agen
   const Bytes slab = agent.info.slab_bytes;
   const auto found = agent.use.find(tenant);
   const TenantUse use = found == agent.use.end() ? TenantUse() : found->second;
-  return {{"leased", (slab * cluster.ledger().Committed(tenant, agent.info.name)).value()},
-          {"ordered", (slab * cluster.ledger().Ordered(tenant, agent.info.name)).value()},
+  const int64_t leased = cluster.ledger().Committed(tenant, agent.info.name);
+  const int64_t ordered = cluster.ledger().Ordered(tenant, agent.info.name);
+  return {{"leased", (slab * leased).value()},
+          {"ordered", (slab * ordered).value()},
+          {"overage", (slab * std::max<int64_t>(leased - ordered, 0)).value()},
           {"held", (slab * use.held_slabs).value()},
           {"used", use.used.value()},
           {"charged", (slab * use.charged_slabs).value()},
@@ -94,6 +98,9 @@ boost::json::object TenantView(const Cluster& cluster, const Tenant& tenant) {
   boost::json::object json = ToJson(tenant.spec);
   json["id"] = tenant.id.value();
   json["revision"] = tenant.revision;
+  json["leaving"] = tenant.leaving;
+  json["requested"] = {{"guaranteed", tenant.spec.guaranteed.value()},
+                       {"limit", tenant.spec.limit.value()}};
   json["effective"] = {{"guaranteed", Effective(cluster, tenant.spec.guaranteed).value()},
                        {"limit", Effective(cluster, tenant.spec.limit).value()}};
   json["leased"] = totals.leased.value();
@@ -144,10 +151,16 @@ boost::json::object AgentView(const Cluster& cluster, const Cluster::Agent& agen
     share["tenant"] = name;
     tenants.push_back(std::move(share));
   }
+  const Bytes effective = agent.settings.draining ? 0_B : agent.info.pool_bytes;
   const bool reported = agent.last_report != TimePoint();
   return {{"name", agent.info.name},
           {"connected", agent.connected},
+          {"draining", agent.settings.draining},
+          {"revision", agent.settings.revision},
           {"device", agent.info.device},
+          {"requested", agent.info.pool_bytes.value()},
+          {"effective", effective.value()},
+          {"overage", std::max<int64_t>((leased - effective).value(), 0)},
           {"pool", agent.info.pool_bytes.value()},
           {"slab", slab.value()},
           {"leased", leased.value()},
@@ -192,6 +205,31 @@ boost::json::object ReclaimsView(const Cluster& cluster, const Tenant& tenant, T
                         {"cumulative_recovery_min", OrNull(entry.cumulative.min)}});
   }
   return {{"tenant", tenant.spec.name}, {"reclaims", std::move(reclaims)}};
+}
+
+boost::json::object OperatorsView(const OperatorTable& table) {
+  boost::json::array operators;
+  for (const auto& [name, each] : table.by_name()) {
+    operators.push_back(
+        {{"name", name}, {"scope", ToString(each.scope)}, {"id", TokenId(each.token)}});
+  }
+  return {{"operators", std::move(operators)}};
+}
+
+boost::json::object RehearsalView(const Outcome& outcome) {
+  boost::json::array changes, leases;
+  for (const AuditEntry& entry : outcome.changes) {
+    changes.push_back({{"action", entry.action},
+                       {"name", entry.name},
+                       {"revision", entry.revision},
+                       {"fields", ToJson(Differences(entry.before, entry.after))}});
+  }
+  for (const LeaseOutlook& lease : outcome.leases) {
+    leases.push_back({{"tenant", lease.tenant},
+                      {"leased", lease.leased.value()},
+                      {"after", lease.after.value()}});
+  }
+  return {{"dry_run", true}, {"changes", std::move(changes)}, {"leases", std::move(leases)}};
 }
 
 }  // namespace kvpool

@@ -10,6 +10,8 @@
 
 #include "common/clock.h"
 #include "manager/cluster.h"
+#include "manager/operators.h"
+#include "manager/outcome.h"
 
 namespace kvpool {
 
@@ -44,5 +46,8 @@ boost::json::object TenantsView(const Cluster& cluster, TimePoint now);
 boost::json::object AgentView(const Cluster& cluster, const Cluster::Agent& agent, TimePoint now);
 boost::json::object AgentsView(const Cluster& cluster, TimePoint now);
 boost::json::object ReclaimsView(const Cluster& cluster, const Tenant& tenant, TimePoint now);
+// What a rehearsed change would change, field by field, and whose leases would differ.
+boost::json::object RehearsalView(const Outcome& outcome);
+boost::json::object OperatorsView(const OperatorTable& operators);
 
 }  // namespace kvpool

@@ -57,6 +57,9 @@ inline constexpr uint32_t kReportMillis = 250;             // how often an agent
 inline constexpr uint32_t kConfigFileBytes = 1 << 20;  // a configuration or tenants file
 
 // Operator API.
+inline constexpr uint32_t kAuditKept = 1024;            // changes that the audit log keeps
+inline constexpr uint32_t kAuditReply = 256;            // of them in one answer
+inline constexpr uint32_t kOperators = 64;              // operators with a token in the store
 inline constexpr uint32_t kHttpBodyBytes = 1 << 20;     // request body
 inline constexpr uint32_t kHttpHeaderBytes = 16 << 10;  // request line and headers
 inline constexpr uint32_t kHttpReplyBytes = 16 << 20;   // response body a client accepts

@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "client/cli/api_client.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +19,7 @@ constexpr auto kDeadline = std::chrono::seconds(limits::kHttpSeconds);
 absl::StatusCode CodeOf(int http_status) {
   switch (http_status) {
     case 401:
+    case 403:
       return absl::StatusCode::kPermissionDenied;
     case 404:
       return absl::StatusCode::kNotFound;
@@ -44,7 +46,9 @@ std::string ErrorField(const boost::json::object& answer, const char* field) {
 absl::StatusOr<boost::json::object> ApiClient::Call(const std::string& method,
                                                     const std::string& path,
                                                     const std::string& body) const {
-  HttpRequest request{.method = method, .path = path, .body = body};
+  const size_t question = std::min(path.find('?'), path.size());
+  HttpRequest request{.method = method, .path = path.substr(0, question), .body = body};
+  if (question < path.size()) request.query = path.substr(question + 1);
   if (!token_.empty()) request.headers["authorization"] = "Bearer " + token_;
   absl::Status error;
   for (const HostPort& server : servers_) {

@@ -21,9 +21,9 @@ class ApiClient {
   ApiClient(std::vector<HostPort> servers, std::string token)
       : servers_(std::move(servers)), token_(std::move(token)) {}
 
-  // NotFound for 404, Aborted for 409, PermissionDenied for 401, FailedPrecondition for other
-  // 4xx, with the server's own message. Unavailable when the server cannot be reached or is not
-  // ready.
+  // `path` may go on with "?" and a query. NotFound for 404, Aborted for 409, PermissionDenied for
+  // 401 and 403, FailedPrecondition for other 4xx, with the server's own message. Unavailable when
+  // the server cannot be reached or is not ready.
   absl::StatusOr<boost::json::object> Get(const std::string& path) const;
   absl::StatusOr<boost::json::object> Put(const std::string& path,
                                           const boost::json::object& body) const;

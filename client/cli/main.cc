@@ -8,6 +8,7 @@
 #include <functional>
 #include <iostream>
 #include <map>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -18,6 +19,7 @@
 #include "common/quantity.h"
 #include "common/secret.h"
 #include "common/version.h"
+#include "proto/limits.h"
 
 namespace kvpool {
 namespace {
@@ -25,12 +27,16 @@ namespace {
 constexpr int kUsage = 2;
 
 constexpr char kFooter[] = R"(Examples:
+  kvpoolctl diff -f tenants.yaml
+  kvpoolctl apply -f tenants.yaml --dry-run
   kvpoolctl apply -f tenants.yaml
   kvpoolctl get tenants
   kvpoolctl describe tenant chat
+  kvpoolctl explain tenant chat
   kvpoolctl set tenant chat --limit "12 GiB"
   kvpoolctl set tenant chat --policy scissorhands --param budget=512
   (umask 077; kvpoolctl token create chat > chat.token)
+  (umask 077; kvpoolctl operator create ci --scope read > ci.token)
   kvpoolctl policies
   kvpoolctl top
 
@@ -38,10 +44,9 @@ Exit codes:
   0 done   1 failed or refused   2 wrong command line or file   3 not found
   4 conflict: in use, or changed by somebody else   5 the server cannot be reached or is not ready)";
 
-int ExitCode(const absl::Status& status) {
+// `failed` is what is left for failures that no other code names.
+int ExitCode(const absl::Status& status, int failed) {
   switch (status.code()) {
-    case absl::StatusCode::kOk:
-      return 0;
     case absl::StatusCode::kInvalidArgument:
       return kUsage;
     case absl::StatusCode::kNotFound:
@@ -51,7 +56,7 @@ int ExitCode(const absl::Status& status) {
     case absl::StatusCode::kUnavailable:
       return 5;
     default:
-      return 1;
+      return failed;
   }
 }
 
@@ -60,12 +65,16 @@ struct Flags {
   std::string token;
   std::string token_file;
   std::string output = "table";
-  std::string kind, name, file, token_id;
+  std::string kind, name, file, token_id, scope;
   std::string guaranteed, limit, policy, borrowing, over_deadline, grace_cold, grace_running;
   std::vector<std::string> parameters, floors;
   int64_t weight = 1, priority = 0, if_revision = 0;
   std::string interval = "2 s";
-  bool once = false;
+  uint32_t limit_entries = 20;
+  bool once = false, dry_run = false, watch = false;
+  int done = 0, failed = 1;  // exit codes, of `diff` others than usual
+
+  Effect effect() const { return dry_run ? Effect::kRehearse : Effect::kChange; }
 };
 
 // Text that a parser of ours accepts, so that mistakes in flags are usage errors.
@@ -79,17 +88,38 @@ CLI::Validator Parsed(const char* what, Parser parser) {
       what);
 }
 
-// Of `top`: each screen asks the manager.
+void AddInterval(CLI::App& command, Flags& f) {
+  command.add_option("--interval", f.interval, "between two looks")
+      ->capture_default_str()
+      ->check(Parsed("DURATION", ParseDuration));
+}
+
+void AddWatch(CLI::App& command, Flags& f) {
+  command.add_flag("--watch", f.watch, "look again and again, and print what has changed");
+  AddInterval(command, f);
+}
+
+void AddDryRun(CLI::App& command, Flags& f) {
+  command.add_flag("--dry-run", f.dry_run,
+                   "check, and say what would change and who would lose what; change nothing");
+}
+
+// Each look asks the manager.
 constexpr Duration kShortestInterval = std::chrono::milliseconds(100);
 
 using Command = std::function<absl::Status(Commands&)>;
 
-absl::Status RunTop(Commands& commands, const Flags& flags) {
+absl::StatusOr<Duration> IntervalOf(const Flags& flags) {
   const auto interval = ParseDuration(flags.interval);
-  if (!interval.ok()) return interval.status();
-  if (*interval < kShortestInterval) {
+  if (interval.ok() && *interval < kShortestInterval) {
     return absl::InvalidArgumentError("--interval must be at least 100 ms");
   }
+  return interval;
+}
+
+absl::Status RunTop(Commands& commands, const Flags& flags) {
+  const auto interval = IntervalOf(flags);
+  if (!interval.ok()) return interval.status();
   const bool live = !flags.once && flags.output == "table" && isatty(STDOUT_FILENO) == 1;
   bool first = true;
   return commands.Top([&] {
@@ -101,14 +131,15 @@ absl::Status RunTop(Commands& commands, const Flags& flags) {
   });
 }
 
-// Adds `get` and `describe`, `set`, `delete`: verb, kind, name.
-void AddNouns(CLI::App& app, Flags& f, Command& command) {
+// Adds verbs that look: verb, kind, name.
+void AddLooks(CLI::App& app, Flags& f, Command& command) {
   const CLI::IsMember kinds({"tenant", "tenants", "agent", "agents"});
   const auto is_tenant = [&f] { return f.kind.starts_with("tenant"); };
 
   CLI::App* get = app.add_subcommand("get", "List tenants or agents");
   get->add_option("kind", f.kind, "tenants or agents")->required()->check(kinds);
   get->add_option("name", f.name, "only this one");
+  AddWatch(*get, f);
   get->callback([&, is_tenant] {
     command = [&, is_tenant](Commands& c) {
       return is_tenant() ? c.GetTenants(f.name) : c.GetAgents(f.name);
@@ -119,21 +150,48 @@ void AddNouns(CLI::App& app, Flags& f, Command& command) {
       "describe", "Show one tenant with its last reclaims, or one agent with its tenants");
   describe->add_option("kind", f.kind, "tenant or agent")->required()->check(kinds);
   describe->add_option("name", f.name)->required();
+  AddWatch(*describe, f);
   describe->callback([&, is_tenant] {
     command = [&, is_tenant](Commands& c) {
       return is_tenant() ? c.DescribeTenant(f.name) : c.DescribeAgent(f.name);
     };
   });
 
+  CLI::App* explain = app.add_subcommand("explain", "Say why a tenant has what it has");
+  explain->add_option("kind", f.kind, "tenant")->required()->check(CLI::IsMember({"tenant"}));
+  explain->add_option("name", f.name)->required();
+  AddWatch(*explain, f);
+  explain->callback([&] { command = [&](Commands& c) { return c.ExplainTenant(f.name); }; });
+}
+
+// Adds verbs that end something.
+void AddEndings(CLI::App& app, Flags& f, Command& command) {
   CLI::App* remove = app.add_subcommand(
-      "delete", "Delete a tenant without leases, or forget an agent that is gone for good");
-  remove->add_option("kind", f.kind, "tenant or agent")->required()->check(kinds);
+      "delete", "Delete a tenant: at once, or when it has given back what is leased to it");
+  remove->add_option("kind", f.kind, "tenant")->required()->check(CLI::IsMember({"tenant"}));
   remove->add_option("name", f.name)->required();
-  remove->callback([&, is_tenant] {
-    command = [&, is_tenant](Commands& c) {
-      return is_tenant() ? c.DeleteTenant(f.name) : c.DeleteAgent(f.name);
-    };
-  });
+  AddDryRun(*remove, f);
+  remove->callback(
+      [&] { command = [&](Commands& c) { return c.DeleteTenant(f.name, f.effect()); }; });
+
+  for (const std::string verb : {"drain", "undrain"}) {
+    CLI::App* drain = app.add_subcommand(
+        verb, verb == "drain" ? "Take an agent out of use: nothing new, and back what is there"
+                              : "Take a drained agent into use again");
+    drain->add_option("kind", f.kind, "agent")->required()->check(CLI::IsMember({"agent"}));
+    drain->add_option("name", f.name)->required();
+    AddDryRun(*drain, f);
+    drain->callback([&, verb] {
+      command = [&, verb](Commands& c) { return c.DrainAgent(f.name, verb, f.effect()); };
+    });
+  }
+
+  CLI::App* forget = app.add_subcommand(
+      "forget-agent", "Forget an agent that is gone for good: its leases count no more");
+  forget->add_option("name", f.name)->required();
+  AddDryRun(*forget, f);
+  forget->callback(
+      [&] { command = [&](Commands& c) { return c.ForgetAgent(f.name, f.effect()); }; });
 }
 
 // The flags of `set`: each with what it does to the change when it is given.
@@ -211,17 +269,55 @@ void AddSet(CLI::App& app, Flags& f, Command& command) {
   const SetFlags flags(*set, f);
   auto* revision =
       set->add_option("--if-revision", f.if_revision, "only if the tenant is at this revision");
+  AddDryRun(*set, f);
   set->callback([&, flags, revision] {
     TenantChange change = flags.Change();
     if (revision->count() > 0) change.if_revision = f.if_revision;
-    command = [&f, change](Commands& c) { return c.SetTenant(f.name, change); };
+    command = [&f, change](Commands& c) { return c.SetTenant(f.name, change, f.effect()); };
   });
+}
+
+void AddOperator(CLI::App& app, Flags& f, Command& command) {
+  CLI::App* noun = app.add_subcommand("operator", "Say who may use the manager, and for what");
+  noun->require_subcommand(1);
+  CLI::App* create = noun->add_subcommand("create", "Make a token and print it, this once");
+  create->add_option("name", f.name, "a-z, 0-9 and hyphens; the audit log names it")->required();
+  create
+      ->add_option("--scope", f.scope,
+                   "read: look; operate: budgets, policies and agents too; admin: everything")
+      ->required()
+      ->check(CLI::IsMember({"read", "operate", "admin"}));
+  create->callback(
+      [&] { command = [&f](Commands& c) { return c.CreateOperator(f.name, f.scope); }; });
+  CLI::App* list = noun->add_subcommand("list", "Show names and scopes");
+  list->callback([&] { command = [](Commands& c) { return c.ListOperators(); }; });
+  CLI::App* revoke = noun->add_subcommand("revoke", "End an operator's token, at once");
+  revoke->add_option("name", f.name)->required();
+  revoke->callback([&] { command = [&f](Commands& c) { return c.RevokeOperator(f.name); }; });
 }
 
 void AddOthers(CLI::App& app, Flags& f, Command& command) {
   CLI::App* apply = app.add_subcommand("apply", "Create and update the tenants of a file");
   apply->add_option("-f,--file", f.file, "tenants file (YAML), - for standard input")->required();
-  apply->callback([&] { command = [&f](Commands& c) { return c.Apply(f.file); }; });
+  AddDryRun(*apply, f);
+  apply->callback([&] { command = [&f](Commands& c) { return c.Apply(f.file, f.effect()); }; });
+
+  CLI::App* check =
+      app.add_subcommand("check", "Check a tenants file by itself; no manager is asked");
+  check->add_option("-f,--file", f.file, "tenants file (YAML), - for standard input")->required();
+  check->callback([&] { command = [&f](Commands& c) { return c.Check(f.file); }; });
+
+  CLI::App* diff = app.add_subcommand(
+      "diff", "Show what applying a file would change; exits with 0: nothing, 1: something");
+  diff->add_option("-f,--file", f.file, "tenants file (YAML), - for standard input")->required();
+  diff->callback([&] {
+    f.failed = kUsage;
+    command = [&f](Commands& c) {
+      const auto comparison = c.Diff(f.file);
+      if (comparison.ok() && *comparison == Comparison::kDiffers) f.done = 1;
+      return comparison.status();
+    };
+  });
 
   CLI::App* policies =
       app.add_subcommand("policies", "Show the policies a tenant can have, and their parameters");
@@ -238,12 +334,21 @@ void AddOthers(CLI::App& app, Flags& f, Command& command) {
   revoke->callback(
       [&] { command = [&f](Commands& c) { return c.RevokeToken(f.name, f.token_id); }; });
 
+  AddOperator(app, f, command);
+
+  CLI::App* audit =
+      app.add_subcommand("audit", "Show who changed what, the newest last (scope admin)");
+  audit->add_option("--tenant", f.name, "only changes of this one, its tokens among them");
+  audit->add_option("--limit", f.limit_entries, "so many of the newest")
+      ->capture_default_str()
+      ->check(CLI::Range(uint32_t{1}, limits::kAuditReply));
+  audit->callback(
+      [&] { command = [&f](Commands& c) { return c.Audit(f.name, f.limit_entries); }; });
+
   CLI::App* top =
       app.add_subcommand("top", "Show tenants and agents, again and again on a terminal");
   top->add_flag("--once", f.once, "print once and exit");
-  top->add_option("--interval", f.interval, "between two screens")
-      ->capture_default_str()
-      ->check(Parsed("DURATION", ParseDuration));
+  AddInterval(*top, f);
   top->callback([&] { command = [&f](Commands& c) { return RunTop(c, f); }; });
 }
 
@@ -279,6 +384,29 @@ absl::StatusOr<std::string> FindToken(const Flags& f,
   return token == environment.end() ? "" : token->second;
 }
 
+absl::Status RunInto(const ApiClient& api, const Flags& flags, const Command& command,
+                     std::ostream& out) {
+  Commands commands(api, flags.output == "json" ? OutputFormat::kJson : OutputFormat::kTable, out);
+  return command(commands);
+}
+
+// Until it fails or is stopped. Prints what is not as it was.
+absl::Status Watch(const ApiClient& api, const Flags& flags, const Command& command) {
+  const auto interval = IntervalOf(flags);
+  if (!interval.ok()) return interval.status();
+  const bool live = flags.output == "table" && isatty(STDOUT_FILENO) == 1;
+  std::string shown;
+  while (true) {
+    std::ostringstream out;
+    if (absl::Status status = RunInto(api, flags, command, out); !status.ok()) return status;
+    if (out.str() != shown) {
+      shown = out.str();
+      std::cout << (live ? "\x1b[H\x1b[2J" : "") << shown << std::flush;
+    }
+    std::this_thread::sleep_for(*interval);
+  }
+}
+
 int Fail(const std::string& message, int code) {
   std::cerr << "error: " << message << "\n";
   return code;
@@ -289,7 +417,8 @@ int Main(int argc, char** argv) {
   Flags flags;
   Command command;
   AddGlobals(app, flags);
-  AddNouns(app, flags, command);
+  AddLooks(app, flags, command);
+  AddEndings(app, flags, command);
   AddSet(app, flags, command);
   AddOthers(app, flags, command);
   try {
@@ -300,12 +429,12 @@ int Main(int argc, char** argv) {
     return Fail(std::string(error.what()) + " (see kvpoolctl --help)", kUsage);
   }
   const auto token = FindToken(flags, ProcessEnvironment());
-  if (!token.ok()) return Fail(std::string(token.status().message()), 1);
+  if (!token.ok()) return Fail(std::string(token.status().message()), flags.failed);
   const ApiClient api(*ParseHostPorts(flags.server), *token);
-  Commands commands(api, flags.output == "json" ? OutputFormat::kJson : OutputFormat::kTable,
-                    std::cout);
-  const absl::Status status = command(commands);
-  return status.ok() ? 0 : Fail(std::string(status.message()), ExitCode(status));
+  const absl::Status status =
+      flags.watch ? Watch(api, flags, command) : RunInto(api, flags, command, std::cout);
+  return status.ok() ? flags.done
+                     : Fail(std::string(status.message()), ExitCode(status, flags.failed));
 }
 
 }  // namespace

@@ -4,9 +4,11 @@
 #include "client/cli/render.h"
 
 #include <cstdio>
+#include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/table.h"
+#include "common/json_diff.h"
 #include "common/policy_spec.h"
 
 namespace kvpool {
@@ -68,16 +70,60 @@ std::string Policy(const json::object& tenant) {
   return Text(policy, "name") + (parameters.empty() ? "" : "(" + parameters + ")");
 }
 
+// A field's value as an operator writes it; "-" where there is none.
+std::string FieldText(const std::string& field, const json::value& value) {
+  const bool bytes = field == "guaranteed" || field == "limit" || field == "pool" ||
+                     field == "slab" || field.starts_with("floors.");
+  if (value.is_null()) return "-";
+  if (value.is_int64() && bytes) return HumanBytes(value.get_int64());
+  return ParameterText(value);
+}
+
+// "limit 12 MiB -> 16 MiB"
+std::string ChangeText(const FieldChange& change) {
+  return absl::StrCat(change.field, " ", FieldText(change.field, change.before), " -> ",
+                      FieldText(change.field, change.after));
+}
+
+// [{"field", "before", "after"}], a line each.
+std::string Fields(const json::array& fields) {
+  std::string text;
+  for (const json::value& value : fields) {
+    if (!value.is_object()) continue;
+    const json::object& field = value.get_object();
+    const auto side = [&](const char* key) {
+      const json::value* held = field.if_contains(key);
+      return held == nullptr ? json::value() : *held;
+    };
+    absl::StrAppend(&text, "  ", ChangeText({Text(field, "field"), side("before"), side("after")}),
+                    "\n");
+  }
+  return text;
+}
+
+// "+ 4 MiB", "- 2 MiB"
+std::string SignedSize(int64_t bytes) {
+  return (bytes < 0 ? "- " : "+ ") + HumanBytes(std::abs(bytes));
+}
+
 // What an operator should know about figures that such a policy works by.
 std::string Caveat(const json::object& tenant) {
   const bool sampled = Text(ObjectOf(tenant, "policy"), "profile") == "sampled";
   return sampled ? "  (approximate: its profile is sampled)" : "";
 }
 
+bool Flag(const json::object& object, const char* key) {
+  const json::value* value = object.if_contains(key);
+  return value != nullptr && value->is_bool() && value->get_bool();
+}
+
 std::string State(const json::object& agent) {
-  const json::value* connected = agent.if_contains("connected");
-  return connected != nullptr && connected->is_bool() && connected->get_bool() ? "connected"
-                                                                               : "away";
+  return std::string(Flag(agent, "connected") ? "connected" : "away") +
+         (Flag(agent, "draining") ? ", draining" : "");
+}
+
+std::string TenantState(const json::object& tenant) {
+  return Flag(tenant, "leaving") ? "leaving" : "active";
 }
 
 // "10 MiB", with what it comes to in whole slabs where that is less.
@@ -119,6 +165,7 @@ std::string RenderShares(const json::array& shares, const char* key, const char*
                {"HELD", Align::kRight},
                {"LEASED", Align::kRight},
                {"ORDERED", Align::kRight},
+               {"OVERAGE", Align::kRight},
                {"WANTED", Align::kRight},
                {"SESSIONS", Align::kRight},
                {"WORKERS", Align::kRight}});
@@ -126,8 +173,8 @@ std::string RenderShares(const json::array& shares, const char* key, const char*
     if (!value.is_object()) continue;
     const json::object& share = value.get_object();
     table.Add({Text(share, key), Size(share, "used"), Size(share, "charged"), Size(share, "held"),
-               Size(share, "leased"), Size(share, "ordered"), Size(share, "wanted"),
-               Count(share, "sessions"), Count(share, "workers")});
+               Size(share, "leased"), Size(share, "ordered"), Size(share, "overage"),
+               Size(share, "wanted"), Count(share, "sessions"), Count(share, "workers")});
   }
   return table.ToText(2);
 }
@@ -170,6 +217,7 @@ json::array ListOf(const json::object& object, const std::string& key) {
 
 std::string RenderTenants(const json::array& tenants) {
   Table table({{"NAME"},
+               {"STATE"},
                {"GUARANTEED", Align::kRight},
                {"LIMIT", Align::kRight},
                {"LEASED", Align::kRight},
@@ -185,10 +233,10 @@ std::string RenderTenants(const json::array& tenants) {
   for (const json::value& value : tenants) {
     if (!value.is_object()) continue;
     const json::object& tenant = value.get_object();
-    table.Add({Text(tenant, "name"), Size(tenant, "guaranteed"), Size(tenant, "limit"),
-               Size(tenant, "leased"), Size(tenant, "held"), Size(tenant, "charged"),
-               Size(tenant, "used"), Size(tenant, "wanted"), Count(tenant, "sessions"),
-               Count(tenant, "refusals"), Count(tenant, "compactions"),
+    table.Add({Text(tenant, "name"), TenantState(tenant), Size(tenant, "guaranteed"),
+               Size(tenant, "limit"), Size(tenant, "leased"), Size(tenant, "held"),
+               Size(tenant, "charged"), Size(tenant, "used"), Size(tenant, "wanted"),
+               Count(tenant, "sessions"), Count(tenant, "refusals"), Count(tenant, "compactions"),
                Share(ObjectOf(tenant, "recovery"), "mean"), Policy(tenant)});
   }
   return table.ToText();
@@ -224,7 +272,8 @@ std::string RenderTenant(const json::object& tenant, const json::object& reclaim
   }
   const int64_t overage = Number(tenant, "overage");
   return absl::StrCat(
-      "Name:         ", Text(tenant, "name"), "\nRevision:     ", Count(tenant, "revision"),
+      "Name:         ", Text(tenant, "name"), "\nState:        ", TenantState(tenant),
+      "\nRevision:     ", Count(tenant, "revision"),
       "\nGuaranteed:   ", Budget(tenant, "guaranteed"), "\nLimit:        ", Budget(tenant, "limit"),
       "\nFloors:       ", Floors(tenant), "\nWeight:       ", Count(tenant, "weight"),
       "\nPriority:     ", Count(tenant, "priority"), "\nBorrowing:    ", Text(tenant, "borrowing"),
@@ -246,11 +295,13 @@ std::string RenderTenant(const json::object& tenant, const json::object& reclaim
 std::string RenderAgent(const json::object& agent) {
   return absl::StrCat(
       "Name:         ", Text(agent, "name"), "\nState:        ", State(agent),
-      "\nDevice:       ", Text(agent, "device"), "\nPool:         ", Size(agent, "pool"),
-      "\nSlab:         ", Size(agent, "slab"), "\nLeased:       ", Size(agent, "leased"),
-      "\nCharged:      ", Size(agent, "charged"), "\nFree:         ", Size(agent, "free"),
-      "\nStuck:        ", Size(agent, "stuck"), "\nLast report:  ", ReportAge(agent),
-      "\nTenants:\n", RenderShares(ListOf(agent, "tenants"), "tenant", "TENANT"));
+      "\nRevision:     ", Count(agent, "revision"), "\nDevice:       ", Text(agent, "device"),
+      "\nPool:         ", Size(agent, "pool"), "\nEffective:    ", Size(agent, "effective"),
+      "\nOverage:      ", Size(agent, "overage"), "\nSlab:         ", Size(agent, "slab"),
+      "\nLeased:       ", Size(agent, "leased"), "\nCharged:      ", Size(agent, "charged"),
+      "\nFree:         ", Size(agent, "free"), "\nStuck:        ", Size(agent, "stuck"),
+      "\nLast report:  ", ReportAge(agent), "\nTenants:\n",
+      RenderShares(ListOf(agent, "tenants"), "tenant", "TENANT"));
 }
 
 std::string RenderTop(const json::object& tenants, const json::object& agents) {
@@ -280,6 +331,42 @@ std::string RenderTop(const json::object& tenants, const json::object& agents) {
                       "\n\n", table.ToText(), "\n", RenderAgents(ListOf(agents, "agents")));
 }
 
+std::string RenderOperators(const json::array& operators) {
+  Table table({{"NAME"}, {"SCOPE"}, {"TOKEN"}});
+  for (const json::value& value : operators) {
+    if (!value.is_object()) continue;
+    const json::object& each = value.get_object();
+    table.Add({Text(each, "name"), Text(each, "scope"), Text(each, "id")});
+  }
+  return table.ToText();
+}
+
+std::string RenderAudit(const json::array& entries) {
+  Table table({{"SEQ", Align::kRight},
+               {"TIME"},
+               {"ACTOR"},
+               {"ACTION"},
+               {"NAME"},
+               {"REVISION", Align::kRight},
+               {"CHANGE"}});
+  for (const json::value& value : entries) {
+    if (!value.is_object()) continue;
+    const json::object& entry = value.get_object();
+    const int64_t revision = Number(entry, "revision");
+    std::string changes;
+    for (const FieldChange& change :
+         Differences(ObjectOf(entry, "before"), ObjectOf(entry, "after"))) {
+      absl::StrAppend(&changes, changes.empty() ? "" : ", ", ChangeText(change));
+    }
+    table.Add({Count(entry, "seq"), Text(entry, "time"), Text(entry, "actor"),
+               Text(entry, "action"), Text(entry, "name"),
+               revision > 0 ? std::to_string(revision) : "-", changes});
+  }
+  return table.ToText();
+}
+
+std::string RenderToken(const json::object& answer) { return Text(answer, "token") + "\n"; }
+
 std::string RenderChanges(const json::object& answer) {
   std::string text;
   for (const json::value& value : ListOf(answer, "tenants")) {
@@ -292,6 +379,72 @@ std::string RenderChanges(const json::object& answer) {
     }
   }
   return text;
+}
+
+std::string RenderRehearsal(const json::object& answer) {
+  std::string text;
+  for (const json::value& value : ListOf(answer, "changes")) {
+    if (!value.is_object()) continue;
+    const json::object& change = value.get_object();
+    const int64_t revision = Number(change, "revision");
+    absl::StrAppend(&text, Text(change, "action"), " ", Text(change, "name"),
+                    revision > 0 ? absl::StrCat(" (revision ", revision, ")") : "", "\n",
+                    Fields(ListOf(change, "fields")));
+  }
+  if (text.empty()) text = "nothing would change\n";
+  Table table({{"TENANT"},
+               {"LEASED", Align::kRight},
+               {"AFTER", Align::kRight},
+               {"DIFFERENCE", Align::kRight}});
+  for (const json::value& value : ListOf(answer, "leases")) {
+    if (!value.is_object()) continue;
+    const json::object& lease = value.get_object();
+    table.Add({Text(lease, "tenant"), Size(lease, "leased"), Size(lease, "after"),
+               SignedSize(Number(lease, "after") - Number(lease, "leased"))});
+  }
+  const std::string leases =
+      table.empty() ? "No lease would change.\n" : "Leases, at today's demand:\n" + table.ToText(2);
+  return text + leases + "Nothing was changed: this was a dry run.\n";
+}
+
+std::string RenderDiff(const json::object& document) {
+  std::string text;
+  for (const json::value& value : ListOf(document, "tenants")) {
+    if (!value.is_object()) continue;
+    const json::object& tenant = value.get_object();
+    absl::StrAppend(&text, Text(tenant, "change"), " tenant ", Text(tenant, "name"), "\n",
+                    Fields(ListOf(tenant, "fields")));
+  }
+  return text;
+}
+
+std::string RenderLeaving(const json::object& tenant) {
+  return absl::StrCat("tenant ", Text(tenant, "name"), " is leaving: ", Size(tenant, "leased"),
+                      " are still leased to it, and it goes once they are back\n",
+                      RenderShares(ListOf(tenant, "agents"), "agent", "AGENT"));
+}
+
+std::string RenderExplanation(const json::object& answer) {
+  std::string text = absl::StrCat("Tenant ", Text(answer, "tenant"), " (revision ",
+                                  Count(answer, "revision"), ")\n");
+  for (const json::value& line : ListOf(answer, "why")) {
+    if (line.is_string()) absl::StrAppend(&text, "  ", line.get_string().c_str(), "\n");
+  }
+  Table table({{"REQUESTED", Align::kRight},
+               {"EFFECTIVE", Align::kRight},
+               {"WANTED", Align::kRight},
+               {"ORDERED", Align::kRight},
+               {"LEASED", Align::kRight},
+               {"HELD", Align::kRight},
+               {"CHARGED", Align::kRight},
+               {"USED", Align::kRight},
+               {"OVERAGE", Align::kRight}});
+  table.Add({Size(ObjectOf(answer, "requested"), "limit"),
+             Size(ObjectOf(answer, "effective"), "limit"), Size(answer, "wanted"),
+             Size(answer, "ordered"), Size(answer, "leased"), Size(answer, "held"),
+             Size(answer, "charged"), Size(answer, "used"), Size(answer, "overage")});
+  return absl::StrCat(text, table.ToText(2), "Last reclaims:\n",
+                      RenderReclaims(ListOf(answer, "reclaims")));
 }
 
 }  // namespace kvpool

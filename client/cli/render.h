@@ -17,8 +17,23 @@ std::string RenderTenant(const boost::json::object& tenant, const boost::json::o
 std::string RenderAgent(const boost::json::object& agent);
 // One screen of `top`.
 std::string RenderTop(const boost::json::object& tenants, const boost::json::object& agents);
+// The list of GET /v1/operators.
+std::string RenderOperators(const boost::json::array& operators);
+// The token in the answer that made it, and nothing else.
+std::string RenderToken(const boost::json::object& answer);
+// The list of GET /v1/audit.
+std::string RenderAudit(const boost::json::array& entries);
 // What a change did: one line for each tenant.
 std::string RenderChanges(const boost::json::object& answer);
+
+// What a change would do: its fields, and whose leases would differ.
+std::string RenderRehearsal(const boost::json::object& answer);
+// The tenant that a DELETE has answered with because it still has leases.
+std::string RenderLeaving(const boost::json::object& tenant);
+// The answer of GET /v1/tenants/NAME/explain.
+std::string RenderExplanation(const boost::json::object& answer);
+// {"tenants": [{"name", "change", "fields"}]}, what a file and the cluster differ in.
+std::string RenderDiff(const boost::json::object& document);
 
 // The list under `key`, empty when there is none.
 boost::json::array ListOf(const boost::json::object& object, const std::string& key);

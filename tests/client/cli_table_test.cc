@@ -113,21 +113,22 @@ TEST(CliPolicyTest, TheTableNamesWhatEveryPolicyHasOnce) {
 }
 
 TEST(CliPolicyTest, ParametersChangeAloneOrWithThePolicy) {
-  const PolicySpec now = *MakePolicySpec("streaming", {{"recent", 60}});
-  EXPECT_EQ(ChangedPolicy(now, {})->Integer("recent"), 60);
-  EXPECT_EQ(ToString(*ChangedPolicy(now, {.parameters = {"sinks=2"}})),
+  const TenantSpec now{
+      .name = "chat", .limit = 1_MiB, .policy = *MakePolicySpec("streaming", {{"recent", 60}})};
+  const auto changed = [&](const TenantChange& change) { return Changed(now, change); };
+  EXPECT_EQ(*changed({}), now);
+  EXPECT_EQ(ToString(changed({.parameters = {"sinks=2"}})->policy),
             "streaming(format=native,open=128,recent=60,sinks=2,slack=64)");
+  EXPECT_EQ(changed({.policy = "streaming", .parameters = {"sinks=2"}})->policy.Integer("recent"),
+            60);
   EXPECT_EQ(
-      ChangedPolicy(now, {.policy = "streaming", .parameters = {"sinks=2"}})->Integer("recent"),
-      60);
-  EXPECT_EQ(ChangedPolicy(now, {.policy = "scissorhands", .parameters = {"budget=512"}})
-                ->Integer("budget"),
-            512);
+      changed({.policy = "scissorhands", .parameters = {"budget=512"}})->policy.Integer("budget"),
+      512);
   for (const char* bad : {"recent", "recent=", "recent=many", "=1", "x=1", "", "recent=0"}) {
-    EXPECT_FALSE(ChangedPolicy(now, {.parameters = {bad}}).ok()) << bad;
+    EXPECT_FALSE(changed({.parameters = {bad}}).ok()) << bad;
   }
-  EXPECT_FALSE(ChangedPolicy(now, {.policy = "best"}).ok());
-  EXPECT_FALSE(ChangedPolicy(now, {.parameters = {"sinks=2", "sinks=2"}}).ok()) << "twice";
+  EXPECT_FALSE(changed({.policy = "best"}).ok());
+  EXPECT_FALSE(changed({.parameters = {"sinks=2", "sinks=2"}}).ok()) << "twice";
 }
 
 TEST(CliTableTest, APolicyIsShownWithAllItsParametersAndWhetherItIsApproximate) {

@@ -196,6 +196,8 @@ TEST_F(CliTest, ExitCodes) {
            {"set", "tenant", "chat", "--policy", "corm", "--param", "threshold=often"},
            {"apply"},
            {"token"},
+           {"drain", "tenant", "chat"},
+           {"get", "tenants", "--watch", "--interval", "1 us"},
            {"--server", "nowhere", "get", "tenants"},
            {"top", "--interval", "2"}}) {
     const Outcome outcome = Ctl(args);
@@ -216,8 +218,7 @@ TEST_F(CliTest, ExitCodes) {
   FakeAgent agent(Agent("gpu-0"));
   ASSERT_EQ(agent.Connect(), "ok");
   ASSERT_TRUE(agent.Exchange().ok());
-  EXPECT_EQ(Ctl({"delete", "tenant", "chat"}).code, 4);
-  EXPECT_EQ(Ctl({"delete", "agent", "gpu-0"}).code, 4);
+  EXPECT_EQ(Ctl({"forget-agent", "gpu-0"}).code, 4);
   // 5: unreachable.
   manager_ = Process();
   const Outcome outcome = Ctl({"get", "tenants"});
@@ -291,7 +292,7 @@ TEST_F(CliTest, ALeaseAndItsRevocation) {
   EXPECT_THAT(Ctl({"get", "agents"}).output, HasSubstr("gpu-0"));
 
   agent.Disconnect();
-  EXPECT_TRUE(Eventually([&] { return Ctl({"delete", "agent", "gpu-0"}).code == 0; }));
+  EXPECT_TRUE(Eventually([&] { return Ctl({"forget-agent", "gpu-0"}).code == 0; }));
 }
 
 TEST_F(CliTest, BudgetsThatAreNotWholeSlabsAreSaid) {
@@ -330,6 +331,193 @@ TEST_F(CliTest, TokensAndTop) {
   EXPECT_THAT(top.output,
               AllOf(HasSubstr("USED OF LIMIT"), HasSubstr("chat"), Not(HasSubstr("\x1b"))));
   EXPECT_EQ(CtlJson({"top", "--once"}).at("tenants").as_array().size(), 1u);
+}
+
+TEST_F(CliTest, OperatorsHaveScopes) {
+  Apply("- {name: chat, guaranteed: 0, limit: 40 MiB}\n");
+  const Outcome token = Ctl({"operator", "create", "ci", "--scope", "read"});
+  EXPECT_THAT(token.output, StartsWith("kvp_"));
+  WriteFile("ci.token", token.output);
+  const auto as_ci = [&](std::vector<std::string> args) {
+    args.insert(args.begin(), {"--server", http_, "--token-file", folder_ / "ci.token"});
+    return Bare(args);
+  };
+  EXPECT_EQ(as_ci({"get", "tenants"}).code, 0);
+  const Outcome refused = as_ci({"set", "tenant", "chat", "--limit", "1 MiB"});
+  EXPECT_EQ(refused.code, 1);
+  EXPECT_THAT(refused.output,
+              AllOf(HasSubstr("takes the scope operate"), HasSubstr("\"ci\" has read")));
+  EXPECT_THAT(Ctl({"operator", "list"}).output, AllOf(StartsWith("NAME"), HasSubstr("ci    read")));
+  EXPECT_EQ(CtlJson({"operator", "list"}).at("operators").at(0).at("scope"), "read");
+  EXPECT_EQ(Ctl({"operator", "revoke", "ci"}).output, "operator ci revoked\n");
+  EXPECT_EQ(as_ci({"get", "tenants"}).code, 1);
+  EXPECT_EQ(Ctl({"operator", "revoke", "ci"}).code, 3);
+  EXPECT_EQ(Ctl({"operator", "create", "ci"}).code, 2) << "no scope";
+  EXPECT_EQ(Ctl({"operator", "create", "ci", "--scope", "root"}).code, 2);
+}
+
+TEST_F(CliTest, TheAuditLogSaysWhoChangedWhat) {
+  Apply("- {name: chat, guaranteed: 0, limit: 10 MiB}\n- {name: other, guaranteed: 0, limit: 0}\n");
+  Ctl({"set", "tenant", "chat", "--limit", "12 MiB", "--policy", "streaming"});
+  const std::string text = Ctl({"audit", "--tenant", "chat"}).output;
+  EXPECT_THAT(text,
+              AllOf(HasSubstr("config  tenant.create  chat"), Not(HasSubstr("other")),
+                    HasSubstr("limit 10 MiB -> 12 MiB"), HasSubstr("policy.name full -> streaming"),
+                    HasSubstr("policy.recent - -> 252")));
+  EXPECT_EQ(CtlJson({"audit", "--limit", "1"}).at("entries").at(0).at("action"), "tenant.update");
+  EXPECT_EQ(CtlJson({"audit"}).at("entries").as_array().size(), 3u);
+  EXPECT_EQ(Ctl({"audit", "--limit", "0"}).code, 2);
+  EXPECT_EQ(Ctl({"audit", "--tenant", "a b"}).code, 3);
+}
+
+TEST_F(CliTest, ADryRunChangesNothingAndSaysWhoWouldLose) {
+  Apply("- {name: chat, guaranteed: 0, limit: 40 MiB}\n");
+  FakeAgent agent(Agent("gpu-0"));  // 20 slabs of 2 MiB
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("chat").wanted = agent.tenant("chat").held = 20;
+  ASSERT_TRUE(agent.Exchange().ok());
+  const std::string set =
+      Ctl({"set", "tenant", "chat", "--limit", "10 MiB", "--weight", "2", "--dry-run"}).output;
+  EXPECT_EQ(set,
+            "tenant.update chat (revision 2)\n"
+            "  limit 40 MiB -> 10 MiB\n"
+            "  weight 1 -> 2\n"
+            "Leases, at today's demand:\n"
+            "  TENANT  LEASED   AFTER  DIFFERENCE\n"
+            "  chat    40 MiB  10 MiB    - 30 MiB\n"
+            "Nothing was changed: this was a dry run.\n");
+  WriteFile("new.yaml",
+            "version: 1\ntenants:\n"
+            "- {name: chat, guaranteed: 0, limit: 40 MiB}\n"
+            "- {name: urgent, guaranteed: 10 MiB, limit: 20 MiB}\n");
+  const std::vector<std::string> apply = {"apply", "-f", folder_ / "new.yaml", "--dry-run"};
+  EXPECT_THAT(Ctl(apply).output, HasSubstr("tenant.create urgent (revision 1)\n"));
+  const json::value rehearsal = CtlJson(apply);
+  EXPECT_TRUE(rehearsal.at("dry_run").as_bool());
+  EXPECT_EQ(rehearsal.at("changes").as_array().size(), 1u);
+  EXPECT_EQ(Ctl({"delete", "tenant", "none", "--dry-run"}).code, 3);
+  EXPECT_EQ(Ctl({"forget-agent", "gpu-0", "--dry-run"}).code, 4);
+  EXPECT_EQ(Ctl({"set", "tenant", "chat", "--guaranteed", "50 MiB", "--dry-run"}).code, 1)
+      << "the same checks";
+
+  const json::value tenants = CtlJson({"get", "tenants"}).at("tenants");
+  ASSERT_EQ(tenants.as_array().size(), 1u);
+  EXPECT_EQ(tenants.at(0).at("revision"), 1);
+  EXPECT_EQ(CtlJson({"audit"}).at("entries").as_array().size(), 1u);
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(agent.tenant("chat").lease, 20u);
+
+  agent.Disconnect();
+  EXPECT_TRUE(Eventually([&] { return Ctl({"forget-agent", "gpu-0", "--dry-run"}).code == 0; }));
+  EXPECT_THAT(Ctl({"forget-agent", "gpu-0", "--dry-run"}).output,
+              AllOf(HasSubstr("agent.forget gpu-0\n"), HasSubstr("pool 40 MiB -> -\n"),
+                    HasSubstr("- 40 MiB\n")));
+  EXPECT_EQ(Ctl({"get", "agent", "gpu-0"}).code, 0) << "still known";
+  EXPECT_THAT(Ctl({"set", "tenant", "chat", "--limit", "40 MiB", "--dry-run"}).output,
+              StartsWith("nothing would change\nNo lease would change.\n"));
+}
+
+TEST_F(CliTest, DiffComparesAFileWithTheCluster) {
+  Apply(
+      "- {name: chat, guaranteed: 0, limit: 10 MiB, floors: {}}\n"
+      "- {name: other, guaranteed: 0, limit: 1 MiB}\n");
+  const auto diff = [&](const std::string& tenants, std::vector<std::string> args = {}) {
+    WriteFile("diff.yaml", "version: 1\ntenants:\n" + tenants);
+    args.insert(args.begin(), {"diff", "-f", folder_ / "diff.yaml"});
+    return Ctl(args);
+  };
+  Outcome same = diff("- {name: chat, guaranteed: 0, limit: 10 MiB, weight: 1}\n");
+  EXPECT_EQ(same.code, 0);
+  EXPECT_EQ(same.output, "") << "what the file does not name is left alone";
+  const std::string changed =
+      "- {name: chat, guaranteed: 1 MiB, limit: 10 MiB, floors: {gpu-0: 1 MiB}}\n"
+      "- {name: new, guaranteed: 0, limit: 2 MiB}\n";
+  const Outcome differs = diff(changed);
+  EXPECT_EQ(differs.code, 1);
+  EXPECT_THAT(differs.output, StartsWith("update tenant chat\n"
+                                         "  floors.gpu-0 - -> 1 MiB\n"
+                                         "  guaranteed 0 B -> 1 MiB\n"
+                                         "create tenant new\n"));
+  EXPECT_THAT(differs.output, HasSubstr("  limit - -> 2 MiB\n"));
+  const Outcome document = diff(changed, {"-o", "json"});
+  EXPECT_EQ(document.code, 1);
+  EXPECT_EQ(json::parse(document.output).at("tenants").at(0).at("fields").as_array().size(), 2u);
+  EXPECT_EQ(diff("- {name: chat}\n").code, 2);
+  EXPECT_EQ(Ctl({"diff", "-f", folder_ / "none.yaml"}).code, 2);
+  EXPECT_EQ(Bare({"--server", http_, "--token", "wrong", "diff", "-f", folder_ / "diff.yaml"}).code,
+            2);
+}
+
+TEST_F(CliTest, DrainExplainAndDeleteWhatIsInUse) {
+  Apply(
+      "- {name: chat, guaranteed: 0, limit: 40 MiB}\n"
+      "- {name: other, guaranteed: 0, limit: 40 MiB}\n");
+  FakeAgent agent(Agent("gpu-0"));  // 20 slabs of 2 MiB
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  for (const char* name : {"chat", "other"}) agent.tenant(name).wanted = 20;
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("chat").held = agent.tenant("chat").lease;
+  EXPECT_THAT(Ctl({"explain", "tenant", "chat"}).output,
+              AllOf(HasSubstr("may hold 40 MiB; it wants 40 MiB and has leases of 20 MiB."),
+                    HasSubstr("of the pool of 40 MiB others have: other 20 MiB.")));
+  EXPECT_EQ(
+      CtlJson({"explain", "tenant", "chat"}).at("short").at(0).at("others").at(0).at("tenant"),
+      "other");
+  EXPECT_EQ(Ctl({"explain", "tenant", "none"}).code, 3);
+
+  EXPECT_THAT(Ctl({"drain", "agent", "gpu-0", "--dry-run"}).output,
+              AllOf(HasSubstr("draining false -> true"), HasSubstr("- 20 MiB")));
+  EXPECT_EQ(Ctl({"drain", "agent", "gpu-0"}).output, "agent gpu-0 drains\n");
+  EXPECT_THAT(Ctl({"get", "agents"}).output, HasSubstr("connected, draining"));
+  EXPECT_EQ(Ctl({"undrain", "agent", "gpu-0"}).output, "agent gpu-0 is in use again\n");
+  EXPECT_EQ(Ctl({"drain", "agent", "none"}).code, 3);
+
+  const Outcome leaving = Ctl({"delete", "tenant", "chat"});
+  EXPECT_EQ(leaving.code, 0);
+  EXPECT_THAT(leaving.output, StartsWith("tenant chat is leaving: 20 MiB are still leased"));
+  EXPECT_THAT(Ctl({"get", "tenants"}).output, HasSubstr("leaving"));
+  agent.tenant("chat").held = agent.tenant("chat").wanted = 0;
+  EXPECT_TRUE(Eventually([&] {
+    return agent.Exchange().ok() && Ctl({"get", "tenant", "chat"}).code == 3;
+  }));
+}
+
+TEST_F(CliTest, CheckAsksNobody) {
+  WriteFile("good.yaml",
+            "version: 1\ntenants:\n- {name: a, guaranteed: 1 MiB, limit: 2 MiB}\n"
+            "- {name: b, guaranteed: 0, limit: 1 MiB}\n");
+  const Outcome good = Bare({"check", "-f", folder_ / "good.yaml"});
+  EXPECT_EQ(good.code, 0);
+  EXPECT_THAT(good.output, HasSubstr("2 tenants, guaranteed 1 MiB and limits 3 MiB in all"));
+  WriteFile("bad.yaml", "version: 1\ntenants:\n- {name: a, guaranteed: 3 MiB, limit: 2 MiB}\n");
+  const Outcome bad = Bare({"check", "-f", folder_ / "bad.yaml"});
+  EXPECT_EQ(bad.code, 2);
+  EXPECT_THAT(bad.output, HasSubstr("bad.yaml:3"));
+}
+
+TEST_F(CliTest, WatchPrintsWhatChanges) {
+  Apply("- {name: chat, guaranteed: 0, limit: 10 MiB}\n");
+  const std::string out = folder_ / "watch";
+  Process watch("kvpoolctl",
+                {"--server", http_, "--token-file", folder_ / "operator.token", "get", "tenants",
+                 "--watch", "--interval", "100 ms"},
+                out);
+  const auto headers = [&] {
+    const std::string text = ReadAll(out);
+    size_t count = 0;
+    for (size_t at = text.find("NAME"); at != std::string::npos; at = text.find("NAME", at + 1)) {
+      ++count;
+    }
+    return count;
+  };
+  EXPECT_TRUE(Eventually([&] { return headers() == 1; })) << ReadAll(out);
+  Ctl({"set", "tenant", "chat", "--limit", "11 MiB"});
+  EXPECT_TRUE(Eventually([&] { return ReadAll(out).find("11 MiB") != std::string::npos; }));
+  EXPECT_EQ(headers(), 2u) << "nothing is printed twice: " << ReadAll(out);
+  manager_ = Process();
+  EXPECT_EQ(watch.Wait(), 5) << "it ends when the manager does";
 }
 
 TEST_F(CliTest, TheEnvironmentIsOverriddenByFlags) {

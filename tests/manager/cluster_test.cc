@@ -15,7 +15,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
@@ -303,23 +302,48 @@ TEST_F(ClusterTest, KnownAgentsAreCapacityWhileTheyAreAway) {
   EXPECT_EQ(cluster_->Capacity(), kSlab * 40);
 }
 
-TEST_F(ClusterTest, ATenantIsRemovedOnlyWithoutLeases) {
+TEST_F(ClusterTest, ATenantThatLeavesGivesAllBackAndIsNoMore) {
   const TenantId tenant = Set("t", 0_B, 20_MiB);
   ModelAgent a = Connect(Agent("a", 20));
   Exchange(a);
-  const absl::Status refused = cluster_->CheckRemove("t");
-  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(refused.message()), HasSubstr("still has leases of 4 MiB"));
-  Set("t", 0_B, 0_B);
+  EXPECT_EQ(cluster_->ledger().Committed(tenant), 2);
+  cluster_->CommitTenants({*cluster_->tenants().PlanLeave("t")});
   Exchange(a);
   Exchange(a);
-  EXPECT_TRUE(cluster_->CheckRemove("t").ok());
+  EXPECT_EQ(cluster_->ledger().Committed(tenant), 0);
   cluster_->RemoveTenant("t");
-  EXPECT_EQ(cluster_->CheckRemove("t").code(), absl::StatusCode::kNotFound);
   const AgentOrders orders = Exchange(a);
   EXPECT_TRUE(orders.complete);
   EXPECT_THAT(orders.tenants, IsEmpty());
   EXPECT_EQ(cluster_->ledger().Committed(tenant), 0);
+}
+
+TEST_F(ClusterTest, ADrainedAgentGivesAllBackAndGetsNothing) {
+  const TenantId t = Set("t", kSlab * 4, kSlab * 100);
+  ModelAgent a = Connect(Agent("a", 10)), b = Connect(Agent("b", 10));
+  const auto exchange = [&] {
+    for (ModelAgent* agent : {&a, &b, &a, &b}) {
+      agent->use[t].lease.tenant = t;
+      agent->use[t].wanted_slabs = 6;
+      Exchange(*agent);
+    }
+  };
+  exchange();
+  EXPECT_GE(cluster_->ledger().Committed(t, "a"), 6);
+  cluster_->CommitSettings("a", {.draining = true, .revision = 1});
+  exchange();
+  EXPECT_EQ(cluster_->ledger().Committed(t, "a"), 0);
+  EXPECT_GE(cluster_->ledger().Committed(t, "b"), 6);
+
+  cluster_->Disconnect("a", a.link);
+  a.link = cluster_->Connect(a.info);
+  a.seq = 0;
+  exchange();
+  EXPECT_TRUE(cluster_->agents().at("a").settings.draining) << "after it has come back";
+  EXPECT_EQ(cluster_->ledger().Committed(t, "a"), 0);
+  cluster_->CommitSettings("a", {.draining = false, .revision = 2});
+  exchange();
+  EXPECT_GE(cluster_->ledger().Committed(t, "a"), 6);
 }
 
 TEST_F(ClusterTest, WhatAnUnknownTenantHoldsIsNotGivenAway) {
@@ -346,6 +370,36 @@ TEST_F(ClusterTest, TheLastReclaimsOfATenantAreKept) {
   EXPECT_EQ(cluster_->ReclaimsOf(tenant).front().sessions, limits::kReclaimsKept + 2);
   EXPECT_EQ(cluster_->ReclaimsOf(tenant).front().count, 1u) << "the doubled report is ignored";
   EXPECT_THAT(cluster_->ReclaimsOf(TenantId(55)), IsEmpty());
+}
+
+TEST_F(ClusterTest, AnOutlookIsWhatLeasesComeTo) {
+  const TenantId a = Set("a", 0_B, kSlab * 100), b = Set("b", kSlab * 4, kSlab * 100);
+  ModelAgent here = Connect(Agent("here", 10)), away = Connect(Agent("away", 10));
+  for (ModelAgent* agent : {&here, &away}) {
+    agent->use[a].lease.tenant = a;
+    agent->use[a].wanted_slabs = 10;
+  }
+  for (int i = 0; i < 3; ++i) {
+    Exchange(here);
+    Exchange(away);
+  }
+  ASSERT_EQ(cluster_->ledger().Committed(a), 20);
+  EXPECT_EQ(cluster_->Outlook().at(a), 20) << "all is as it should be";
+  cluster_->Disconnect("away", away.link);
+
+  Cluster copy = *cluster_;
+  here.use[b].lease.tenant = b;
+  here.use[b].wanted_slabs = 4;
+  AgentReport report = here.Report();
+  copy.Exchange("here", report, now_ + seconds(1));
+  EXPECT_EQ(copy.Outlook().at(a), 16) << "6 here, and 10 at an agent that is away";
+  EXPECT_EQ(copy.Outlook().at(b), 4);
+  copy.Forget("away");
+  EXPECT_EQ(copy.Outlook().at(a), 6);
+  copy.Disconnect("here", here.link);
+  copy.Forget("here");
+  EXPECT_THAT(copy.Outlook(), IsEmpty());
+  EXPECT_EQ(cluster_->ledger().Committed(a), 20) << "a copy is a copy";
 }
 
 }  // namespace

@@ -12,13 +12,10 @@
 
 #include <boost/json.hpp>
 
-#include "common/http_client.h"
-#include "common/rpc_thread.h"
 #include "manager/records.h"
 #include "manager/sqlite_store.h"
 #include "tests/common/policy_values.h"
-#include "tests/integration/process.h"
-#include "tests/manager/fake_agent.h"
+#include "tests/manager/manager_fixture.h"
 
 namespace kvpool {
 namespace {
@@ -26,70 +23,8 @@ namespace {
 namespace json = boost::json;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::MatchesRegex;
 using ::testing::Not;
-
-constexpr int64_t kMiB = 1 << 20;
-
-class ManagerTest : public ::testing::Test {
- protected:
-  ManagerTest() {
-    config_.agents = config_.http = "127.0.0.1:0";
-    config_.database = folder_ / "manager.db";
-    StartManager();
-  }
-  ~ManagerTest() override { StopManager(); }
-
-  void StartManager() {
-    const absl::Status status = thread_.Call([this](kj::AsyncIoContext& io) -> kj::Promise<void> {
-      auto manager = Manager::Start(io, config_, secrets_);
-      EXPECT_TRUE(manager.ok()) << manager.status();
-      manager_ = *std::move(manager);
-      return kj::READY_NOW;
-    });
-    ASSERT_TRUE(status.ok()) << status;
-  }
-  void StopManager() {
-    (void)thread_.Call([this](kj::AsyncIoContext&) -> kj::Promise<void> {
-      manager_ = nullptr;
-      return kj::READY_NOW;
-    });
-  }
-
-  HttpResponse Call(const std::string& method, const std::string& path,
-                    const std::string& body = "", const std::string& token = "operator-token") {
-    HttpRequest request{.method = method, .path = path, .body = body};
-    if (!token.empty()) request.headers["authorization"] = "Bearer " + token;
-    const auto response = HttpCall(manager_->http_address(), request, std::chrono::seconds(5));
-    EXPECT_TRUE(response.ok()) << response.status();
-    return response.ok() ? *response : HttpResponse{.status = 0};
-  }
-  json::value Get(const std::string& path) {
-    const HttpResponse response = Call("GET", path);
-    EXPECT_EQ(response.status, 200) << response.body;
-    return json::parse(response.body);
-  }
-  // The error's code and message.
-  std::string Error(const HttpResponse& response, int status) {
-    EXPECT_EQ(response.status, status) << response.body;
-    const json::value body = json::parse(response.body);
-    return std::string(body.at("error").at("code").as_string()) + ": " +
-           std::string(body.at("error").at("message").as_string());
-  }
-  void Put(const std::string& name, int64_t guaranteed_mib, int64_t limit_mib) {
-    const json::object body{{"guaranteed", guaranteed_mib * kMiB}, {"limit", limit_mib * kMiB}};
-    const HttpResponse response = Call("PUT", "/v1/tenants/" + name, json::serialize(body));
-    EXPECT_EQ(response.status, 200) << response.body;
-  }
-  FakeAgentOptions AgentOptions(const std::string& name) {
-    return {.manager = manager_->agents_address(), .name = name};
-  }
-
-  TempDir folder_;
-  ManagerConfig config_;
-  ManagerSecrets secrets_{.agent_token = "agent-token", .operator_token = "operator-token"};
-  RpcThread thread_;
-  std::unique_ptr<Manager> manager_;
-};
 
 TEST_F(ManagerTest, OnlyOperatorsMayAsk) {
   for (const char* token : {"", "wrong", "agent-token", "operator-token2"}) {
@@ -101,6 +36,82 @@ TEST_F(ManagerTest, OnlyOperatorsMayAsk) {
   EXPECT_EQ(Call("GET", "/healthz", "", "").status, 200);
   EXPECT_EQ(Call("GET", "/readyz", "", "").status, 200);
   EXPECT_EQ(Call("GET", "/metrics", "", "").status, 200);
+}
+
+TEST_F(ManagerTest, AScopeIsAsFarAsAnOperatorGets) {
+  Put("a", 0, 10);
+  std::map<std::string, std::string> tokens;
+  for (const std::string scope : {"read", "operate", "admin"}) {
+    const HttpResponse created =
+        Call("POST", "/v1/operators",
+             json::serialize(json::object{{"name", scope + "-x"}, {"scope", scope}}));
+    ASSERT_EQ(created.status, 201) << created.body;
+    tokens[scope] = std::string(json::parse(created.body).at("token").as_string());
+  }
+  struct Case {
+    std::string method, path, body, scope;  // the least that it takes
+  };
+  const std::string budget = R"({"guaranteed": 0, "limit": 1})";
+  for (const Case& each : std::vector<Case>{
+           {"GET", "/v1/tenants", "", "read"},
+           {"GET", "/v1/tenants/a", "", "read"},
+           {"GET", "/v1/tenants/a/reclaims", "", "read"},
+           {"GET", "/v1/agents", "", "read"},
+           {"GET", "/v1/agents/none", "", "read"},
+           {"PUT", "/v1/tenants/a", budget, "operate"},
+           {"DELETE", "/v1/tenants/none", "", "operate"},
+           {"POST", "/v1/apply", "{}", "operate"},
+           {"GET", "/v1/tenants/a/explain", "", "read"},
+           {"POST", "/v1/agents/none/drain", "", "operate"},
+           {"POST", "/v1/agents/none/undrain", "", "operate"},
+           {"DELETE", "/v1/agents/none", "", "operate"},
+           {"POST", "/v1/tenants/a/tokens", "", "admin"},
+           {"DELETE", "/v1/tenants/a/tokens/none", "", "admin"},
+           {"GET", "/v1/audit", "", "admin"},
+           {"GET", "/v1/operators", "", "admin"},
+           {"POST", "/v1/operators", "{}", "admin"},
+           {"DELETE", "/v1/operators/none", "", "admin"},
+       }) {
+    bool allowed = false;
+    for (const std::string scope : {"read", "operate", "admin"}) {
+      allowed |= scope == each.scope;
+      const HttpResponse response = Call(each.method, each.path, each.body, tokens[scope]);
+      if (allowed) {
+        EXPECT_NE(response.status, 403) << each.method << each.path << " " << response.body;
+      } else {
+        EXPECT_THAT(Error(response, 403),
+                    AllOf(HasSubstr("forbidden: "), HasSubstr("takes the scope " + each.scope),
+                          HasSubstr("\"" + scope + "-x\" has " + scope)));
+      }
+    }
+  }
+  EXPECT_EQ(Get("/v1/tenants/a").at("revision").as_int64(), 2) << "only the two that may";
+}
+
+TEST_F(ManagerTest, OperatorsComeAndGo) {
+  const auto create = [&](const std::string& body) { return Call("POST", "/v1/operators", body); };
+  const HttpResponse created = create(R"({"name": "ci", "scope": "read"})");
+  EXPECT_EQ(created.status, 201);
+  const std::string token(json::parse(created.body).at("token").as_string());
+  EXPECT_THAT(Call("GET", "/v1/operators").body,
+              AllOf(HasSubstr(R"("name":"ci","scope":"read")"), Not(HasSubstr(token)),
+                    Not(HasSubstr("config"))));
+  EXPECT_THAT(Error(create(R"({"name": "ci", "scope": "admin"})"), 409), HasSubstr("exists: "));
+  EXPECT_THAT(Error(create(R"({"name": "c", "scope": "root"})"), 400), HasSubstr("no scope"));
+  EXPECT_THAT(Error(create(R"({"name": "c"})"), 400), HasSubstr("scope"));
+  EXPECT_THAT(Error(create(R"({"name": "c", "scope": "read", "x": 1})"), 400), HasSubstr("x"));
+
+  StopManager();
+  StartManager();
+  EXPECT_EQ(Call("GET", "/v1/tenants", "", token).status, 200) << "after a restart";
+  EXPECT_EQ(Call("DELETE", "/v1/operators/ci").status, 200);
+  EXPECT_EQ(Call("GET", "/v1/tenants", "", token).status, 401) << "at once";
+  EXPECT_EQ(Call("DELETE", "/v1/operators/ci").status, 404);
+  EXPECT_THAT(Error(Call("DELETE", "/v1/operators/config"), 409), HasSubstr("operator_token_file"));
+  for (uint32_t i = 0; i < limits::kOperators; ++i) {
+    EXPECT_EQ(create(R"({"scope": "read", "name": "n)" + std::to_string(i) + "\"}").status, 201);
+  }
+  EXPECT_THAT(Error(create(R"({"name": "more", "scope": "read"})"), 422), HasSubstr("too_many"));
 }
 
 TEST_F(ManagerTest, PathsAndMethods) {
@@ -115,6 +126,7 @@ TEST_F(ManagerTest, PathsAndMethods) {
   EXPECT_EQ(Call("POST", "/v1/tenants/a/reclaims").status, 405);
   EXPECT_EQ(Call("POST", "/v1/agents/a").status, 405);
   EXPECT_EQ(Call("POST", "/metrics").status, 405);
+  EXPECT_EQ(Call("PUT", "/v1/operators").status, 405);
 }
 
 TEST_F(ManagerTest, ATenantsLife) {
@@ -143,6 +155,92 @@ TEST_F(ManagerTest, ATenantsLife) {
   EXPECT_EQ(Call("DELETE", "/v1/tenants/chat").status, 200);
   EXPECT_THAT(Error(Call("GET", "/v1/tenants/chat"), 404), HasSubstr("not_found"));
   EXPECT_EQ(Call("DELETE", "/v1/tenants/chat").status, 404);
+}
+
+TEST_F(ManagerTest, EveryChangeIsOnRecord) {
+  const auto entries = [&](const std::string& query = "") {
+    return Get("/v1/audit" + query).at("entries").as_array();
+  };
+  EXPECT_EQ(entries().size(), 0u);
+  Put("a", 0, 10);
+  Put("a", 0, 10);  // changes nothing
+  Put("a", 2, 12);
+  const std::string made =
+      Call("POST", "/v1/operators", R"({"name": "ci", "scope": "operate"})").body;
+  const std::string token(json::parse(made).at("token").as_string());
+  EXPECT_EQ(Call("PUT", "/v1/tenants/b", R"({"guaranteed": 0, "limit": 1})", token).status, 200);
+  EXPECT_EQ(Call("PUT", "/v1/tenants/c", R"({"guaranteed": 2, "limit": 1})", token).status, 400);
+  const std::string worker(
+      json::parse(Call("POST", "/v1/tenants/a/tokens").body).at("id").as_string());
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/a/tokens/" + worker).status, 200);
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/b", "", token).status, 200);
+  EXPECT_EQ(Call("DELETE", "/v1/operators/ci").status, 200);
+  auto agent = std::make_unique<FakeAgent>(AgentOptions("gpu-0"));
+  ASSERT_EQ(agent->Connect(), "ok");
+  agent.reset();
+  EXPECT_TRUE(Eventually([&] { return Call("DELETE", "/v1/agents/gpu-0").status == 200; }));
+  StopManager();
+  StartManager();
+
+  std::string seen;
+  for (const json::value& entry : entries()) {
+    seen += std::string(entry.at("actor").as_string()) + " " +
+            std::string(entry.at("action").as_string()) + " " +
+            std::string(entry.at("name").as_string()) + " " +
+            std::to_string(entry.at("revision").as_int64()) + "\n";
+  }
+  EXPECT_EQ(seen,
+            "config tenant.create a 1\nconfig tenant.update a 2\nconfig operator.create ci 0\n"
+            "ci tenant.create b 1\nconfig token.create a 2\nconfig token.revoke a 2\n"
+            "ci tenant.delete b 0\nconfig operator.revoke ci 0\nconfig agent.forget gpu-0 0\n");
+  const json::value update = entries().at(1);
+  EXPECT_EQ(update.at("before").at("limit"), 10 * kMiB);
+  EXPECT_EQ(update.at("after").at("limit"), 12 * kMiB);
+  EXPECT_THAT(std::string(update.at("time").as_string()),
+              MatchesRegex("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"));
+  EXPECT_TRUE(entries().at(0).at("before").is_null());
+  EXPECT_TRUE(entries().at(6).at("after").is_null());
+  EXPECT_EQ(entries().at(4).at("after").at("token").as_string(), worker);
+  EXPECT_EQ(entries().at(8).at("before").at("pool"), 40 * kMiB);
+  EXPECT_THAT(json::serialize(entries()), Not(HasSubstr(token)));
+
+  EXPECT_EQ(entries("?limit=2").at(0).at("seq"), 8) << "the newest";
+  EXPECT_EQ(entries("?limit=2&after=3").at(0).at("seq"), 4) << "the next";
+  EXPECT_EQ(entries("?after=9").size(), 0u);
+  EXPECT_EQ(entries("?tenant=b").size(), 2u);
+  Put("a", 0, 1);
+  EXPECT_EQ(entries("?limit=1").at(0).at("seq"), 10) << "no number twice, restart or not";
+  const auto error = [&](const std::string& query) {
+    return Error(Call("GET", "/v1/audit?" + query), 400);
+  };
+  EXPECT_THAT(error("limit=" + std::to_string(limits::kAuditReply + 1)), HasSubstr("at most 256"));
+  EXPECT_THAT(error("after=-1"), HasSubstr("\"after\" must be a whole number"));
+  EXPECT_THAT(error("limit"), HasSubstr("once, with a value"));
+  EXPECT_THAT(error("limit=1&limit=1"), HasSubstr("once, with a value"));
+  EXPECT_THAT(error("since=1"), HasSubstr("there are: after, limit, tenant"));
+  EXPECT_THAT(Error(Call("GET", "/v1/tenants?x=1"), 400), HasSubstr("there is none"));
+}
+
+TEST_F(ManagerTest, ADryRunIsCheckedAndWritesNothing) {
+  const std::string body = R"({"guaranteed": 0, "limit": 1048576})";
+  const json::value rehearsal = json::parse(Call("PUT", "/v1/tenants/a?dry_run=true", body).body);
+  EXPECT_EQ(rehearsal.at("changes").at(0).at("action"), "tenant.create");
+  EXPECT_EQ(rehearsal.at("changes").at(0).at("revision"), 1);
+  EXPECT_EQ(json::serialize(rehearsal.at("leases")), "[]") << "nobody has anything to lose";
+  EXPECT_EQ(json::serialize(Get("/v1/tenants").at("tenants")), "[]");
+  EXPECT_EQ(Call("PUT", "/v1/tenants/a?dry_run=false", body).status, 200);
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/a?dry_run=true").status, 200);
+  EXPECT_EQ(Get("/v1/tenants/a").at("revision"), 1);
+  EXPECT_EQ(Get("/v1/audit").at("entries").as_array().size(), 1u);
+  StopManager();
+  StartManager();
+  EXPECT_EQ(Get("/v1/tenants").at("tenants").as_array().size(), 1u);
+  const std::string stale = R"({"guaranteed": 0, "limit": 1, "revision": 7})";
+  EXPECT_EQ(Call("PUT", "/v1/tenants/a?dry_run=true", stale).status, 409);
+  EXPECT_THAT(Error(Call("PUT", "/v1/tenants/a?dry_run=yes", body), 400),
+              HasSubstr("true or false"));
+  EXPECT_THAT(Error(Call("POST", "/v1/tenants/a/tokens?dry_run=true"), 400),
+              HasSubstr("not known here"));
 }
 
 TEST_F(ManagerTest, WrongBodiesAreExplained) {
@@ -308,7 +406,6 @@ TEST_F(ManagerTest, ALimitBelowUseIsShownUntilItIsReached) {
   EXPECT_EQ(agent.tenant("a").lease, 5u);
   EXPECT_EQ(Get("/v1/tenants/a").at("overage").as_int64(), 30 * kMiB);
   EXPECT_EQ(Get("/v1/tenants/a").at("ordered").as_int64(), 10 * kMiB);
-  EXPECT_THAT(Error(Call("DELETE", "/v1/tenants/a"), 409), HasSubstr("in_use"));
 
   agent.tenant("a").held = 5;
   ASSERT_TRUE(agent.Exchange().ok());
@@ -321,6 +418,106 @@ TEST_F(ManagerTest, ALimitBelowUseIsShownUntilItIsReached) {
   ASSERT_TRUE(agent.Exchange().ok());
   EXPECT_TRUE(agent.complete());
   EXPECT_FALSE(agent.Knows("a"));
+}
+
+TEST_F(ManagerTest, ATenantInUseLeavesFirstAcrossARestart) {
+  Put("a", 10, 40);
+  FakeAgent agent(AgentOptions("gpu-0"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("a").wanted = agent.tenant("a").held = 20;
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_THAT(Call("DELETE", "/v1/tenants/a?dry_run=true").body,
+              HasSubstr(R"("leases":[{"tenant":"a","leased":41943040,"after":0}])"));
+  EXPECT_FALSE(Get("/v1/tenants/a").at("leaving").as_bool());
+
+  HttpResponse response = Call("DELETE", "/v1/tenants/a");
+  EXPECT_EQ(response.status, 202);
+  const json::value left = json::parse(response.body);
+  EXPECT_TRUE(left.at("leaving").as_bool());
+  EXPECT_EQ(left.at("leased"), 40 * kMiB);
+  EXPECT_EQ(left.at("requested").at("limit"), 0);
+  EXPECT_EQ(left.at("revision"), 2);
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/a").status, 202) << "again";
+  EXPECT_EQ(Get("/v1/tenants/a").at("revision"), 2);
+  EXPECT_THAT(Error(Call("POST", "/v1/tenants/a/tokens"), 409), HasSubstr("being deleted"));
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(agent.tenant("a").lease, 0u);
+
+  StopManager();
+  StartManager();
+  agent.options().manager = manager_->agents_address();
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_TRUE(Get("/v1/tenants/a").at("leaving").as_bool());
+  agent.tenant("a").held = agent.tenant("a").wanted = 0;
+  EXPECT_TRUE(Eventually(
+      [&] { return agent.Exchange().ok() && Call("GET", "/v1/tenants/a").status == 404; }));
+  const json::array entries = Get("/v1/audit").at("entries").as_array();
+  ASSERT_EQ(entries.size(), 3u);
+  EXPECT_EQ(entries[1].at("action"), "tenant.delete");
+  EXPECT_EQ(entries[2].at("action"), "tenant.gone");
+  EXPECT_EQ(entries[2].at("actor"), "manager");
+  StopManager();
+  StartManager();
+  EXPECT_EQ(Call("GET", "/v1/tenants/a").status, 404);
+}
+
+TEST_F(ManagerTest, ATenantThatLeavesCanBeKept) {
+  Put("a", 0, 40);
+  auto agent = std::make_unique<FakeAgent>(AgentOptions("gpu-0"));
+  ASSERT_EQ(agent->Connect(), "ok");
+  ASSERT_TRUE(agent->Exchange().ok());
+  agent->tenant("a").held = 2;
+  ASSERT_TRUE(agent->Exchange().ok());
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/a").status, 202);
+  Put("a", 0, 40);
+  ASSERT_TRUE(agent->Exchange().ok());
+  EXPECT_FALSE(Get("/v1/tenants/a").at("leaving").as_bool());
+  EXPECT_EQ(Call("DELETE", "/v1/tenants/a").status, 202);
+  agent.reset();
+  EXPECT_TRUE(Eventually([&] { return Call("DELETE", "/v1/agents/gpu-0").status == 200; }));
+  EXPECT_TRUE(Eventually([&] { return Call("GET", "/v1/tenants/a").status == 404; }))
+      << "its last lease was forgotten";
+}
+
+TEST_F(ManagerTest, AnAgentDrains) {
+  Put("a", 0, 40);
+  FakeAgent agent(AgentOptions("gpu-0"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("a").wanted = agent.tenant("a").held = 10;
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(Call("POST", "/v1/agents/none/drain").status, 404);
+  EXPECT_THAT(Call("POST", "/v1/agents/gpu-0/drain?dry_run=true").body,
+              HasSubstr(R"("field":"draining","before":false,"after":true)"));
+  EXPECT_FALSE(Get("/v1/agents/gpu-0").at("draining").as_bool());
+
+  EXPECT_EQ(Call("POST", "/v1/agents/gpu-0/drain").status, 200);
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(agent.tenant("a").lease, 0u);
+  ASSERT_TRUE(agent.Exchange().ok());  // it tells that it has followed
+  const json::value draining = Get("/v1/agents/gpu-0");
+  EXPECT_TRUE(draining.at("draining").as_bool());
+  EXPECT_EQ(draining.at("requested"), 40 * kMiB);
+  EXPECT_EQ(draining.at("effective"), 0);
+  EXPECT_EQ(draining.at("overage"), 20 * kMiB) << "what is still held";
+  EXPECT_EQ(draining.at("tenants").at(0).at("overage"), 20 * kMiB);
+  EXPECT_EQ(draining.at("revision"), 1);
+  EXPECT_EQ(Call("POST", "/v1/agents/gpu-0/drain").status, 200);
+  EXPECT_EQ(Get("/v1/agents/gpu-0").at("revision"), 1) << "nothing changed";
+  const json::value why = Get("/v1/tenants/a/explain");
+  EXPECT_THAT(json::serialize(why.at("why")), HasSubstr("the agent is draining"));
+  EXPECT_EQ(why.at("short").at(0).at("agent"), "gpu-0");
+
+  StopManager();
+  StartManager();
+  EXPECT_TRUE(Get("/v1/agents/gpu-0").at("draining").as_bool());
+  EXPECT_EQ(Call("POST", "/v1/agents/gpu-0/undrain").status, 200);
+  agent.options().manager = manager_->agents_address();
+  ASSERT_EQ(agent.Connect(), "ok");
+  EXPECT_TRUE(Eventually([&] { return agent.Exchange().ok() && agent.tenant("a").lease >= 10; }));
+  EXPECT_EQ(Get("/v1/audit?limit=1").at("entries").at(0).at("action"), "agent.undrain");
 }
 
 TEST_F(ManagerTest, ReclaimsCanBeAskedFor) {
@@ -600,6 +797,11 @@ TEST_F(ManagerTest, AFirstOperatorTokenIsMadeOnce) {
   StartManager();
   EXPECT_FALSE(manager_->new_operator_token().has_value());
   EXPECT_EQ(Call("GET", "/v1/tenants", "", token).status, 200);
+  const HttpResponse operators = Call("GET", "/v1/operators", "", token);
+  const std::string name(json::parse(operators.body).at("operators").at(0).at("name").as_string());
+  EXPECT_EQ(name, "admin-" + TokenId(Sha256(token)));
+  EXPECT_THAT(Error(Call("DELETE", "/v1/operators/" + name, "", token), 409),
+              HasSubstr("last admin"));
 }
 
 }  // namespace

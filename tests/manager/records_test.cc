@@ -68,8 +68,25 @@ TEST_F(RecordsTest, EverythingComesBack) {
   Write(SaveTenants({a, b}, TenantId(2)));
   Write(SaveAgent(agent));
   Write(SaveBounds("gpu-0", {{TenantId(12), 64}, {TenantId(11), 8}}));  // 11 is gone
-  Write(AddOperatorToken(Sha256("admin")));
+  Write(SaveSettings("gpu-0", {.draining = true, .revision = 3}));
+  const Operator reader{.name = "ci", .scope = Scope::kRead, .token = Sha256("reader")};
+  Write(SaveOperator(reader));
+  const AuditEntry entry{.seq = 12,
+                         .time = "2026-11-21T20:58:07Z",
+                         .actor = "ci",
+                         .action = "tenant.create",
+                         .kind = "tenant",
+                         .name = "a",
+                         .before = nullptr,
+                         .after = boost::json::object{{"limit", 3}},
+                         .revision = 1};
+  AuditEntry older = entry;
+  older.seq = 9;
+  Write(SaveAudit({older, entry}, {}));
   const Records records = Read();
+  EXPECT_THAT(records.audit, ElementsAre(older, entry)) << "sorted by number, not as text";
+  Write(SaveAudit({}, {9}));
+  EXPECT_THAT(Read().audit, ElementsAre(entry));
   ASSERT_THAT(records.tenants, SizeIs(2));
   EXPECT_EQ(records.tenants[0].id, a.id);
   EXPECT_EQ(records.tenants[0].spec, a.spec);
@@ -78,8 +95,20 @@ TEST_F(RecordsTest, EverythingComesBack) {
   EXPECT_EQ(records.tenants[1].spec, b.spec);
   EXPECT_EQ(records.next_tenant_id, TenantId(13));
   EXPECT_THAT(records.agents,
-              ElementsAre(KnownAgent{.info = agent, .bounds = {{TenantId(12), 64}}}));
-  EXPECT_THAT(records.operator_tokens, ElementsAre(Sha256("admin")));
+              ElementsAre(KnownAgent{.info = agent,
+                                     .bounds = {{TenantId(12), 64}},
+                                     .settings = {.draining = true, .revision = 3}}));
+  EXPECT_FALSE(records.tenants[0].leaving);
+  EXPECT_THAT(records.operators, ElementsAre(reader));
+  Write(RemoveOperator(reader.token));
+  EXPECT_THAT(Read().operators, SizeIs(0));
+}
+
+TEST_F(RecordsTest, ATenantThatLeavesGoesOnLeaving) {
+  Tenant tenant = MakeTenant(1, "a");
+  tenant.leaving = true;
+  Write(SaveTenants({tenant}, TenantId(2)));
+  EXPECT_TRUE(Read().tenants.at(0).leaving);
 }
 
 TEST_F(RecordsTest, ARemovedTenantsIdStaysUsed) {
@@ -92,6 +121,9 @@ TEST_F(RecordsTest, ARemovedTenantsIdStaysUsed) {
   Write(RemoveAgent("a"));
   EXPECT_THAT(Read().agents, SizeIs(0));
   EXPECT_FALSE(contents_.records.contains("bounds/a"));
+  Write(SaveSettings("b", {.draining = true, .revision = 1}));
+  Write(RemoveAgent("b"));
+  EXPECT_FALSE(contents_.records.contains("drain/b"));
 }
 
 TEST_F(RecordsTest, WhatCannotBeReadIsNamed) {
@@ -113,7 +145,19 @@ TEST_F(RecordsTest, WhatCannotBeReadIsNamed) {
   EXPECT_THAT(Error("agent/gpu-0", "{}"), HasSubstr("incarnation"));
   EXPECT_THAT(Error("bounds/gpu-0", R"({"x": 1})"), HasSubstr("a tenant is its id"));
   EXPECT_THAT(Error("bounds/gpu-0", R"({"1": -1})"), HasSubstr("whole number"));
+  EXPECT_THAT(Error("drain/gpu-0", R"({"draining": 1, "revision": 1})"),
+              HasSubstr("true or false"));
+  EXPECT_THAT(Error("drain/gpu-0", R"({"draining": true})"), HasSubstr("revision"));
   EXPECT_THAT(Error("operator/12", "{}"), HasSubstr("64 digits"));
+  const std::string key = "operator/" + ToHex(Sha256("a"));
+  EXPECT_THAT(Error(key, R"({"name": "a", "scope": "root"})"), HasSubstr("\"root\" is no scope"));
+  EXPECT_THAT(Error(key, R"({"name": "A", "scope": "read"})"), HasSubstr("not allowed"));
+  EXPECT_THAT(Error(key, R"({"name": "a", "scope": "read", "x": 1})"), HasSubstr("\"x\""));
+  const std::string audit = R"({"seq": 1, "time": "", "actor": "", "action": "", "kind": "",)"
+                            R"( "name": "", "before": null, "after": null, "revision": 0})";
+  EXPECT_TRUE(ReadRecords({.records = {{"audit/00000000000000000001", audit}}}).ok());
+  EXPECT_THAT(Error("audit/00000000000000000002", audit), HasSubstr("another number"));
+  EXPECT_THAT(Error("audit/00000000000000000001", "{}"), HasSubstr("seq"));
   EXPECT_THAT(Error("next-tenant", "-1"), HasSubstr("above 0"));
   EXPECT_THAT(Error("budget/1", "{}"), HasSubstr("knows no such record"));
 }

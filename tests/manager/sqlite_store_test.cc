@@ -172,8 +172,10 @@ PRAGMA application_id = 1802924141;
   ASSERT_THAT(chat.tokens, SizeIs(1));
   EXPECT_EQ(TokenId(chat.tokens[0]), "001122334455");
   EXPECT_EQ(records->next_tenant_id, TenantId(5));
-  ASSERT_THAT(records->operator_tokens, SizeIs(1));
-  EXPECT_EQ(TokenId(records->operator_tokens[0]), "ff1122334455");
+  ASSERT_THAT(records->operators, SizeIs(1));
+  EXPECT_EQ(TokenId(records->operators[0].token), "ff1122334455");
+  EXPECT_EQ(records->operators[0].name, "admin-ff1122334455");
+  EXPECT_EQ(records->operators[0].scope, Scope::kAdmin);
   EXPECT_THAT(records->agents, ElementsAre(KnownAgent{.info = {.name = "gpu-0",
                                                                .incarnation = ~uint64_t{0},
                                                                .pool_bytes = 64_MiB,

@@ -131,6 +131,25 @@ TEST_F(TenantTableTest, Revisions) {
   EXPECT_THAT(Message(stale), HasSubstr("is at revision 1, the change was made for revision 2"));
 }
 
+TEST_F(TenantTableTest, LeavingTakesTheBudgetAndCanBeTakenBack) {
+  TenantSpec spec = Spec("a", 1_MiB, 2_MiB);
+  spec.floors = {{"gpu-0", 1_MiB}};
+  Apply({spec});
+  const Tenant leaving = *table_.PlanLeave("a");
+  EXPECT_TRUE(leaving.leaving);
+  EXPECT_EQ(leaving.spec, Spec("a", 0_B, 0_B));
+  EXPECT_EQ(leaving.revision, 2u);
+  table_.Commit({leaving});
+  EXPECT_EQ(table_.PlanLeave("a")->revision, 2u) << "once is enough";
+  const absl::Status refused = table_.PlanAddToken("a", Sha256("t")).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(refused), HasSubstr("being deleted"));
+  Apply({Spec("a", 0_B, 0_B)});
+  EXPECT_FALSE(table_.Find("a")->leaving) << "even where nothing else differs";
+  EXPECT_EQ(table_.Find("a")->revision, 3u);
+  EXPECT_EQ(table_.PlanLeave("none").status().code(), absl::StatusCode::kNotFound);
+}
+
 TEST_F(TenantTableTest, Tokens) {
   Apply({Spec("a", 0_B, 1_MiB)});
   EXPECT_EQ(table_.PlanAddToken("b", {}).status().code(), absl::StatusCode::kNotFound);
