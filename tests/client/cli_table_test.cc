@@ -8,6 +8,7 @@
 #include "client/cli/policy_table.h"
 #include "client/cli/render.h"
 #include "client/cli/table.h"
+#include "client/cli/tenant_change.h"
 #include "common/tenant_json.h"
 
 namespace kvpool {
@@ -114,20 +115,25 @@ TEST(CliPolicyTest, TheTableNamesWhatEveryPolicyHasOnce) {
 
 TEST(CliPolicyTest, ParametersChangeAloneOrWithThePolicy) {
   const PolicySpec now = *MakePolicySpec("streaming", {{"recent", 60}});
-  EXPECT_EQ(ChangedPolicy(now, {})->Integer("recent"), 60);
-  EXPECT_EQ(ToString(*ChangedPolicy(now, {.parameters = {"sinks=2"}})),
+  const auto changed_policy = [](const PolicySpec& policy,
+                                 const TenantChange& change) -> absl::StatusOr<PolicySpec> {
+    const absl::StatusOr<TenantSpec> changed = Changed({.policy = policy}, change);
+    return changed.ok() ? absl::StatusOr<PolicySpec>(changed->policy) : changed.status();
+  };
+  EXPECT_EQ(changed_policy(now, {})->Integer("recent"), 60);
+  EXPECT_EQ(ToString(*changed_policy(now, {.parameters = {"sinks=2"}})),
             "streaming(format=native,open=128,recent=60,sinks=2,slack=64)");
   EXPECT_EQ(
-      ChangedPolicy(now, {.policy = "streaming", .parameters = {"sinks=2"}})->Integer("recent"),
+      changed_policy(now, {.policy = "streaming", .parameters = {"sinks=2"}})->Integer("recent"),
       60);
-  EXPECT_EQ(ChangedPolicy(now, {.policy = "scissorhands", .parameters = {"budget=512"}})
+  EXPECT_EQ(changed_policy(now, {.policy = "scissorhands", .parameters = {"budget=512"}})
                 ->Integer("budget"),
             512);
   for (const char* bad : {"recent", "recent=", "recent=many", "=1", "x=1", "", "recent=0"}) {
-    EXPECT_FALSE(ChangedPolicy(now, {.parameters = {bad}}).ok()) << bad;
+    EXPECT_FALSE(changed_policy(now, {.parameters = {bad}}).ok()) << bad;
   }
-  EXPECT_FALSE(ChangedPolicy(now, {.policy = "best"}).ok());
-  EXPECT_FALSE(ChangedPolicy(now, {.parameters = {"sinks=2", "sinks=2"}}).ok()) << "twice";
+  EXPECT_FALSE(changed_policy(now, {.policy = "best"}).ok());
+  EXPECT_FALSE(changed_policy(now, {.parameters = {"sinks=2", "sinks=2"}}).ok()) << "twice";
 }
 
 TEST(CliTableTest, APolicyIsShownWithAllItsParametersAndWhetherItIsApproximate) {
