@@ -323,6 +323,55 @@ TEST_F(ManagerTest, ALimitBelowUseIsShownUntilItIsReached) {
   EXPECT_FALSE(agent.Knows("a"));
 }
 
+TEST_F(ManagerTest, AnAgentIsToldTheGraceAndATenantsOverageIsShown) {
+  Put("a", 0, 40);
+  Put("b", 0, 40);
+  ASSERT_EQ(Call("PUT", "/v1/tenants/b",
+                 R"({"guaranteed":0,"limit":"40 MiB","grace":{"cold":"250 ms","running":"3 s"},)"
+                 R"("over_deadline":"preempt"})")
+                .status,
+            200);
+  FakeAgent agent(AgentOptions("gpu-0")), other(AgentOptions("gpu-1"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_EQ(other.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  ASSERT_TRUE(other.Exchange().ok());
+  EXPECT_EQ(agent.tenant("a").grace_cold_millis, 2000u);
+  EXPECT_EQ(agent.tenant("a").grace_running_millis, 15'000u);
+  EXPECT_EQ(agent.tenant("a").over_deadline, rpc::OverDeadline::HOLD);
+  EXPECT_EQ(agent.tenant("b").grace_cold_millis, 250u);
+  EXPECT_EQ(agent.tenant("b").grace_running_millis, 3000u);
+  EXPECT_EQ(agent.tenant("b").over_deadline, rpc::OverDeadline::PREEMPT);
+
+  agent.tenant("a").held = other.tenant("a").held = 2;
+  const auto report = [](FakeAgent& from, uint64_t over_millis, bool past_deadline) {
+    return from.Exchange([=](rpc::Report::Builder report) {
+      report.getTenants()[0].setOverMillis(over_millis);
+      report.getTenants()[0].setPastDeadline(past_deadline);
+    });
+  };
+  ASSERT_TRUE(report(agent, 700, false).ok());
+  ASSERT_TRUE(report(other, 16'000, true).ok());
+  json::value tenant = Get("/v1/tenants/a");
+  EXPECT_EQ(tenant.at("over_ms").as_int64(), 16'000) << "the longest of all agents";
+  EXPECT_TRUE(tenant.at("past_deadline").as_bool());
+  EXPECT_EQ(tenant.at("over_deadline").as_string(), "hold");
+  EXPECT_EQ(tenant.at("agents").at(0).at("over_ms").as_int64(), 700);
+  EXPECT_FALSE(tenant.at("agents").at(0).at("past_deadline").as_bool());
+  EXPECT_TRUE(tenant.at("agents").at(1).at("past_deadline").as_bool());
+  EXPECT_FALSE(Get("/v1/tenants/b").at("past_deadline").as_bool());
+  const std::string metrics = Call("GET", "/metrics").body;
+  EXPECT_THAT(metrics, HasSubstr("kvpool_tenant_over_deadline{tenant=\"a\"} 1\n"));
+  EXPECT_THAT(metrics, HasSubstr("kvpool_tenant_over_deadline{tenant=\"b\"} 0\n"));
+  ASSERT_TRUE(report(other, ~uint64_t{0}, true).ok());
+  EXPECT_EQ(Get("/v1/tenants/a").at("over_ms").as_int64(), int64_t{365} * 24 * 3600 * 1000);
+  ASSERT_TRUE(report(agent, 0, false).ok());
+  ASSERT_TRUE(report(other, 0, false).ok());
+  tenant = Get("/v1/tenants/a");
+  EXPECT_EQ(tenant.at("over_ms").as_int64(), 0);
+  EXPECT_FALSE(tenant.at("past_deadline").as_bool());
+}
+
 TEST_F(ManagerTest, ReclaimsCanBeAskedFor) {
   Put("a", 0, 40);
   FakeAgent agent(AgentOptions("gpu-0"));
@@ -401,6 +450,8 @@ TEST_F(ManagerTest, AnImpossibleReportCutsItsAgentOff) {
       [](rpc::Report::Builder report) { report.getTenants()[0].setUsedBytes(~uint64_t{0}); },
       [](rpc::Report::Builder report) { report.getTenants()[0].setRecoverySum(0.0 / 0.0); },
       [](rpc::Report::Builder report) { report.getTenants()[0].setRecoveryMin(-1); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setOverMillis(1); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setPastDeadline(true); },
       [](rpc::Report::Builder report) { report.initTenants(limits::kTenants + 1); },
       [](rpc::Report::Builder report) { report.initReclaims(limits::kReclaimsPerReport + 1); },
       [](rpc::Report::Builder report) { report.initReclaims(1)[0].setBytes(~uint64_t{0}); },
