@@ -22,6 +22,10 @@ Counter Single(Metrics& metrics, const std::string& name, const std::string& hel
   return metrics.CounterFamily(name, help).With();
 }
 
+Gauge SingleGauge(Metrics& metrics, const std::string& name, const std::string& help) {
+  return metrics.GaugeFamily(name, help).With();
+}
+
 double ToDouble(Bytes bytes) { return static_cast<double>(bytes.value()); }
 
 }  // namespace
@@ -42,6 +46,10 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                                           "Bytes that admission counts against a tenant's lease.")),
       magazine_bytes_(metrics_.GaugeFamily("kvpool_agent_tenant_magazine_bytes",
                                            "Bytes of a tenant's pages in magazines.")),
+      over_lease_(metrics_.GaugeFamily("kvpool_agent_tenant_over_lease_seconds",
+                                       "For how long it has held more than its lease.")),
+      over_deadline_(metrics_.GaugeFamily("kvpool_agent_tenant_over_deadline",
+                                          "1 while that is longer than its grace, else 0.")),
       sessions_(metrics_.GaugeFamily("kvpool_agent_sessions", "Open sessions of a tenant.")),
       workers_(metrics_.GaugeFamily("kvpool_agent_workers", "Attached workers of a tenant.")),
       compactions_(metrics_.CounterFamily("kvpool_agent_compactions_total",
@@ -69,10 +77,8 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
           "kvpool_agent_cumulative_recovery_ratio",
           "Mean over heads of a session's recovery since it was opened, at each compaction.",
           kCumulativeBuckets)),
-      epoch_(metrics_
-                 .GaugeFamily("kvpool_agent_manager_epoch_info",
-                              "Highest manager epoch this agent has accepted.")
-                 .With()),
+      epoch_(SingleGauge(metrics_, "kvpool_agent_manager_epoch_info",
+                         "Highest manager epoch this agent has accepted.")),
       reserve_waits_(Single(metrics_, "kvpool_agent_reserve_waits_total",
                             "Hand-overs that waited until the reserve was free.")),
       bad_page_lists_(Single(metrics_, "kvpool_agent_bad_page_lists_total",
@@ -133,6 +139,9 @@ void AgentMetrics::UpdateTenant(const Sources& sources, const TenantState& tenan
   used_bytes_.With(labels).Set(ToDouble(used));
   charged_bytes_.With(labels).Set(ToDouble(slab * sources.workers->ChargedSlabs(tenant.id)));
   magazine_bytes_.With(labels).Set(ToDouble(usage.owned_bytes + usage.granted_bytes - used));
+  const TimePoint now = BootClock::now();
+  over_lease_.With(labels).Set(std::chrono::duration<double>(tenant.overage.Lasted(now)).count());
+  over_deadline_.With(labels).Set(tenant.PastDeadline(now) ? 1 : 0);
   const WorkerCounts counts = sources.workers->Count(tenant.id);
   sessions_.With(labels).Set(counts.sessions);
   workers_.With(labels).Set(counts.workers);

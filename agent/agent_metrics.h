@@ -60,6 +60,8 @@ class AgentMetrics {
   MetricFamily<Gauge> used_bytes_;
   MetricFamily<Gauge> charged_bytes_;
   MetricFamily<Gauge> magazine_bytes_;
+  MetricFamily<Gauge> over_lease_;
+  MetricFamily<Gauge> over_deadline_;
   MetricFamily<Gauge> sessions_;
   MetricFamily<Gauge> workers_;
   MetricFamily<Counter> compactions_;

@@ -136,25 +136,34 @@ void Attachment::Close(uint32_t slot) {
   if (session->job == AgentSession::Job::kNone) Free(session);
 }
 
-void Attachment::Free(AgentSession* session) {
+void Attachment::GiveBack(AgentSession* session) {
   if (session->needs.profile.has_value()) regions_->DropProfile(session->slot);
+  (void)ledger_->CloseSession(session->id);  // the ledger has every session that has not ended
+  charge_ -= session->charge;
+  session->charge = {};
+}
+
+void Attachment::Free(AgentSession* session) {
   // Pages the worker took for it since the last snapshot become the session's, then free with it.
   // When the list does not check out they stay granted to the worker until it detaches.
   if (!session->failed) (void)Snapshot(session);
-  (void)ledger_->CloseSession(session->id);  // the ledger has every session that we have
-  charge_ -= session->charge;
+  if (!session->ended) GiveBack(session);
   const uint32_t slot = session->slot;
   regions_->SetState(slot, shm::State::kFree);
   free_slots_.push_back(slot);
   sessions_.erase(slot);
 }
 
-absl::Status Attachment::Fail(AgentSession* session, const std::string& why) {
+void Attachment::Fail(AgentSession* session, shm::Failure why) {
   session->failed = true;
-  ++bad_page_lists_;
-  constexpr uint32_t kBadPageList = 9;  // rpc RefusalReason::badPageList
-  regions_->table(session->slot).failed.store(kBadPageList, std::memory_order_release);
+  regions_->table(session->slot)
+      .failed.store(static_cast<uint32_t>(why), std::memory_order_release);
   regions_->SetState(session->slot, shm::State::kFailed);
+}
+
+absl::Status Attachment::FailForPageList(AgentSession* session, const std::string& why) {
+  ++bad_page_lists_;
+  Fail(session, shm::Failure::kBadPageList);
   return absl::DataLossError(why);
 }
 
@@ -163,17 +172,19 @@ absl::Status Attachment::Snapshot(AgentSession* session) {
   const uint64_t room = session->fresh_start + uint64_t{kPageTokens} * words.fresh_pages.size();
   if (words.committed < session->committed || words.committed > room ||
       words.committed > session->plan.max_tokens) {
-    return Fail(session, absl::StrCat("committed went from ", session->committed, " to ",
-                                      words.committed, " with room for ", room, " of at most ",
-                                      session->plan.max_tokens, " tokens"));
+    return FailForPageList(
+        session,
+        absl::StrCat("committed went from ", session->committed, " to ", words.committed,
+                     " with room for ", room, " of at most ", session->plan.max_tokens, " tokens"));
   }
   if (absl::Status adopted = ledger_->Adopt(session->id, words.fresh_pages); !adopted.ok()) {
-    return Fail(session, std::string(adopted.message()));
+    return FailForPageList(session, std::string(adopted.message()));
   }
   for (PageId page : words.fresh_pages) {
     if (std::binary_search(session->compacted_pages.begin(), session->compacted_pages.end(),
                            page)) {
-      return Fail(session, "the page list names a page of the session's compacted segment");
+      return FailForPageList(session,
+                             "the page list names a page of the session's compacted segment");
     }
   }
   const auto committed = static_cast<uint32_t>(words.committed);
@@ -338,6 +349,32 @@ void Attachment::AskHandOver(uint32_t slot) {
   regions_->table(slot).hand_over.store(1, std::memory_order_release);
 }
 
+void Attachment::SetFate(uint32_t slot, Fate fate) {
+  AgentSession* const session = Find(slot);
+  if (session == nullptr || session->failed) return;
+  session->ending = fate == Fate::kEnds;
+  if (session->ending) AskHandOver(slot);
+}
+
+CompactionOutcome Attachment::End(uint32_t slot) {
+  const absl::StatusOr<AgentSession*> busy = FindBusy(slot);
+  if (!busy.ok()) return {.status = busy.status()};
+  AgentSession* const session = *busy;
+  if (absl::Status status = Snapshot(session); !status.ok()) return {.status = status};
+  const size_t pages = ledger_->PagesOf(session->id).value_or(std::span<const PageId>()).size();
+  GiveBack(session);
+  session->ended = true;
+  session->planes = {};
+  Fail(session, shm::Failure::kPreempted);
+  return {.status = absl::CancelledError(
+              "the session was ended: its tenant held more than its lease for longer than its "
+              "grace allows. Open another when there is room, and feed it again"),
+          .policy = session->policy_text,
+          .pages_before = static_cast<uint32_t>(pages),
+          .freed_pages = static_cast<uint32_t>(pages),
+          .effect = CompactionOutcome::Effect::kEnded};
+}
+
 std::vector<PageId> Attachment::GrantReplacements(AgentSession* session, size_t count) {
   std::vector<PageId> pages(count);
   pages.resize(ledger_->Grant(setup_.id, pages).value_or(0));
@@ -361,8 +398,7 @@ uint32_t Attachment::ReservePages(uint32_t slot) const {
   return kvpool::ReservePages(setup_.layout, found->second.seal.format);
 }
 
-absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
-    uint32_t slot, shm::State resting, std::vector<PageId> reserve) {
+absl::StatusOr<AgentSession*> Attachment::FindBusy(uint32_t slot) {
   AgentSession* session = Find(slot);
   if (session == nullptr || session->failed || session->closed ||
       session->job != AgentSession::Job::kNone) {
@@ -373,6 +409,14 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
       static_cast<uint32_t>(shm::State::kBusy)) {
     return absl::FailedPreconditionError(absl::StrCat("session slot ", slot, " is not BUSY"));
   }
+  return session;
+}
+
+absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
+    uint32_t slot, shm::State resting, std::vector<PageId> reserve) {
+  const absl::StatusOr<AgentSession*> busy = FindBusy(slot);
+  if (!busy.ok()) return busy.status();
+  AgentSession* const session = *busy;
   const bool asked = regions_->table(slot).hand_over.exchange(0, std::memory_order_relaxed) != 0;
   if (absl::Status status = Snapshot(session); !status.ok()) return status;
 

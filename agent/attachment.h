@@ -4,7 +4,8 @@
 //
 // A session's life here: Open (admitted, slot, RUNNING) -> any number of BeginDrain / EndDrain and
 // BeginCompaction / EndCompaction, one job at a time -> Close (pages freed, at once or when its job
-// ends). A session whose page list does not check out fails: state FAILED, no job ever again.
+// ends). A session whose page list does not check out fails: state FAILED, no job ever again. One
+// that is ended for its tenant's lease fails likewise, but its pages and its charge go at once.
 //
 // Knows no RPC and no threads: lives on the RPC thread; jobs run where the caller runs them.
 //
@@ -40,7 +41,7 @@ struct AttachmentSetup {
   std::byte* base = nullptr;  // the device's range, for host kernels
 };
 
-// What a compaction did, for records and replies.
+// What a compaction did, or the end of a session, for records and replies.
 struct CompactionOutcome {
   absl::Status status;
   absl::Status sealed;         // not ok: why not all was sealed that could be; the session is whole
@@ -50,7 +51,8 @@ struct CompactionOutcome {
   uint32_t sealing_freed = 0;  // pages freed by sealing after it
   RecoveryStats recovery;      // over heads
   RecoveryStats cumulative;    // the same of the running product over the session's compactions
-  enum class Effect : uint8_t { kNothing, kMoved, kCompacted } effect = Effect::kNothing;
+  // kEnded: `freed_pages` is all it had, and `status` what its worker is told (Cancelled).
+  enum class Effect : uint8_t { kNothing, kMoved, kCompacted, kEnded } effect = Effect::kNothing;
   enum class Sealing : uint8_t { kNone, kSealed } sealing = Sealing::kNone;
 };
 
@@ -113,6 +115,13 @@ class Attachment {
   // 0 for a slot whose session has no format, or that has no session.
   uint32_t ReservePages(uint32_t slot) const;
 
+  // Whether the session is to be ended at its next hand-over. Asks for that.
+  enum class Fate : uint8_t { kGoesOn, kEnds };
+  void SetFate(uint32_t slot, Fate fate);
+  // Ends a BUSY session: FAILED, and what it holds is free now. Its slot is until it is closed.
+  // Errors, in the outcome, as BeginCompaction.
+  CompactionOutcome End(uint32_t slot);
+
   bool IsIdle(uint32_t slot) const;
   // Pages that a compaction would free now, by what was last checked; 0 when its policy has nothing
   // to drop.
@@ -127,7 +136,10 @@ class Attachment {
 
   // Reads the slot's words and checks them: adopts its pages and extends the planes to `committed`.
   absl::Status Snapshot(AgentSession* session);
-  absl::Status Fail(AgentSession* session, const std::string& why);
+  absl::Status FailForPageList(AgentSession* session, const std::string& why);
+  void Fail(AgentSession* session, shm::Failure why);
+  // The session in a slot that is BUSY without a job, for a hand-over. Errors as BeginCompaction.
+  absl::StatusOr<AgentSession*> FindBusy(uint32_t slot);
   // Takes up the classes of a profile that the worker has published since the last hand-over.
   bool TakeProfile(AgentSession* session);
   SessionRows Rows(const AgentSession& session);
@@ -145,6 +157,8 @@ class Attachment {
   static void TakeResult(AgentSession* session, const CompactionJob& job,
                          CompactionOutcome* outcome);
   void Free(AgentSession* session);
+  // Its pages, its charge and its profile go.
+  void GiveBack(AgentSession* session);
   bool InEvacuatedSlab(PageId page) const;
   std::vector<PageId> GrantReplacements(AgentSession* session, size_t count);
 

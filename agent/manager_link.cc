@@ -8,7 +8,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "agent/overage.h"
 #include "common/convert.h"
+#include "common/tenants_file.h"
 #include "proto/limits.h"
 
 namespace kvpool {
@@ -28,6 +30,8 @@ rpc::ReclaimStep ToCapnp(ReclaimStep step) {
       return rpc::ReclaimStep::COMPACTION;
     case ReclaimStep::kRequantisation:
       return rpc::ReclaimStep::REQUANTISATION;
+    case ReclaimStep::kPreemption:
+      return rpc::ReclaimStep::PREEMPTION;
     case ReclaimStep::kRefusal:
       break;
   }
@@ -73,6 +77,20 @@ const char* ToString(rpc::RegisterRefusal refusal) {
   return "it did not say why";
 }
 
+// InvalidArgument: longer than any grace can be.
+absl::Status ReadGrace(rpc::TenantOrder::Reader reader, TenantOrder* order) {
+  order->over_deadline = reader.getOverDeadline() == rpc::OverDeadline::PREEMPT
+                             ? OverDeadline::kPreempt
+                             : OverDeadline::kHold;
+  order->grace = {.cold = std::chrono::milliseconds(reader.getGraceColdMillis()),
+                  .running = std::chrono::milliseconds(reader.getGraceRunningMillis())};
+  if (order->grace.cold > kMaxGrace || order->grace.running > kMaxGrace) {
+    return absl::InvalidArgumentError("a grace of more than an hour");
+  }
+  if (reader.getOverDeadline() == rpc::OverDeadline::UNKNOWN) order->grace = kEndlessGrace;
+  return absl::OkStatus();
+}
+
 absl::StatusOr<TenantOrder> FromCapnp(rpc::TenantOrder::Reader reader) {
   absl::StatusOr<PolicySpec> policy = FromProto(reader.getPolicy());
   if (!policy.ok()) return policy.status();
@@ -82,6 +100,7 @@ absl::StatusOr<TenantOrder> FromCapnp(rpc::TenantOrder::Reader reader) {
                     .lease_slabs = reader.getLeaseSlabs(),
                     .limit_slabs = reader.getLimitSlabs(),
                     .policy = *std::move(policy)};
+  if (absl::Status grace = ReadGrace(reader, &order); !grace.ok()) return grace;
   if (order.tenant.value() == 0 || reader.getTokenHashes().size() > limits::kTokensPerTenant) {
     return absl::InvalidArgumentError("a tenant without an id, or with too many tokens");
   }
@@ -265,6 +284,9 @@ void ManagerLink::FillReport(rpc::Report::Builder report) {
     use.setRecoverySum(tenant.counters.recovery_sum);
     use.setRecoveryCount(tenant.counters.recovery_count);
     use.setRecoveryMin(tenant.counters.recovery_min);
+    use.setOverMillis(static_cast<uint64_t>(
+        std::chrono::ceil<std::chrono::milliseconds>(tenant.overage.Lasted(now)).count()));
+    use.setPastDeadline(tenant.PastDeadline(now));
   }
   const std::vector<ReclaimRecord> records = deps_.book->TakeRecords();
   auto reclaims = report.initReclaims(records.size());

@@ -1,4 +1,4 @@
-// Victims, then room for them. See reclaim_planner.h.
+// Who must end, if anybody; victims; then room for them. See reclaim_planner.h.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/reclaim_planner.h"
@@ -9,6 +9,74 @@
 
 namespace kvpool {
 namespace {
+
+// Whole slabs that pages take, group by group.
+class Needs {
+ public:
+  explicit Needs(const ReclaimInput& input) {
+    for (const SlabUsage& slab : input.slabs) {
+      Group& group = groups_[slab.group];
+      group.pages += slab.owned_pages;
+      group.pages_per_slab = slab.owned_pages + slab.granted_pages + slab.free_pages;
+    }
+  }
+
+  void Leave(const ReclaimSession& session) {
+    groups_[session.group].pages -= static_cast<int64_t>(session.pages);
+  }
+  void Stay(const ReclaimSession& session) {
+    groups_[session.group].pages += static_cast<int64_t>(session.pages);
+  }
+  int64_t slabs() const {
+    int64_t slabs = 0;
+    for (const auto& [index, group] : groups_) {
+      if (group.pages > 0) slabs += CeilDiv(group.pages, group.pages_per_slab);
+    }
+    return slabs;
+  }
+
+ private:
+  struct Group {
+    int64_t pages = 0;
+    int64_t pages_per_slab = 0;  // the same for all slabs of a group
+  };
+  std::map<uint32_t, Group> groups_;
+};
+
+bool EndsSooner(const ReclaimSession* a, const ReclaimSession* b) {
+  if (a->ending != b->ending) return a->ending;
+  const bool a_idle = a->where == ReclaimSession::Where::kIdle;
+  const bool b_idle = b->where == ReclaimSession::Where::kIdle;
+  return a_idle != b_idle ? a_idle : a->id > b->id;
+}
+
+std::vector<const ReclaimSession*> ChoosePreempted(const ReclaimInput& input) {
+  std::vector<const ReclaimSession*> candidates, chosen;
+  if (input.preemption == Preemption::kNone) return chosen;
+  for (const ReclaimSession& session : input.sessions) {
+    const bool idle = session.where == ReclaimSession::Where::kIdle;
+    if (idle || input.preemption == Preemption::kAll) candidates.push_back(&session);
+  }
+  std::sort(candidates.begin(), candidates.end(), EndsSooner);
+  Needs needs(input), least(input);
+  for (const ReclaimSession* session : candidates) least.Leave(*session);
+  const int64_t target = std::max<int64_t>(input.lease_slabs, least.slabs());
+  for (const ReclaimSession* session : candidates) {
+    if (needs.slabs() <= target) break;
+    needs.Leave(*session);
+    chosen.push_back(session);
+  }
+  // The last one may have made earlier ones unnecessary.
+  for (size_t i = chosen.size(); i-- > 0;) {
+    needs.Stay(*chosen[i]);
+    if (needs.slabs() <= target) {
+      chosen.erase(chosen.begin() + static_cast<std::ptrdiff_t>(i));
+    } else {
+      needs.Leave(*chosen[i]);
+    }
+  }
+  return chosen;
+}
 
 // Slabs of one group: pages move only inside.
 struct GroupRoom {
@@ -64,13 +132,18 @@ int64_t Frees(const ReclaimSession& session) {
   return static_cast<int64_t>(session.frees_pages + session.seals_pages);
 }
 
-// Counts what is missing for the others, where compaction and sealing can free that much.
-void CountMissing(const ReclaimInput& input, Victims* victims) {
+// Counts what is missing for the others besides the pages of sessions that end, where compaction
+// and sealing can free that much.
+void CountMissing(const ReclaimInput& input, const std::set<SessionId>& ending, Victims* victims) {
   std::map<uint32_t, int64_t> freeable;
-  for (const ReclaimSession& session : input.sessions) {
-    freeable[session.group] += Frees(session);
-  }
   std::map<uint32_t, GroupRoom> rooms = victims->rooms;
+  for (const ReclaimSession& session : input.sessions) {
+    if (ending.contains(session.id)) {
+      rooms[session.group].free += static_cast<int64_t>(session.pages);
+    } else if (session.where != ReclaimSession::Where::kBusy) {
+      freeable[session.group] += Frees(session);
+    }
+  }
   int64_t more = victims->wanted - static_cast<int64_t>(victims->going.size());
   for (const SlabUsage& slab : input.slabs) {
     if (more <= 0) return;
@@ -126,15 +199,18 @@ std::vector<const ReclaimSession*> Enough(const std::vector<const ReclaimSession
 
 ReclaimPlan PlanReclaim(const ReclaimInput& input) {
   ReclaimPlan plan;
+  for (const ReclaimSession* session : ChoosePreempted(input)) plan.preempt.push_back(session->id);
+  const std::set<SessionId> ending(plan.preempt.begin(), plan.preempt.end());
   Victims victims = KeepEvacuating(input, &plan);
   ChooseVictims(input, &victims, &plan);
-  CountMissing(input, &victims);
+  CountMissing(input, ending, &victims);
   if (NeedsMagazines(input, victims)) plan.magazines = ReclaimPlan::Magazines::kReturn;
 
   // By group: what compaction shrinks, and what only sealing does.
   std::map<uint32_t, std::vector<const ReclaimSession*>> candidates, sealable;
   std::vector<const ReclaimSession*> chosen;
   for (const ReclaimSession& session : input.sessions) {
+    if (session.where == ReclaimSession::Where::kBusy || ending.contains(session.id)) continue;
     const bool moves = std::any_of(session.slabs.begin(), session.slabs.end(),
                                    [&](SlabIndex slab) { return victims.going.contains(slab); });
     if (moves) {

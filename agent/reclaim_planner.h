@@ -1,11 +1,12 @@
 // Decides what to do for a tenant that holds more slabs than its lease: pure, no ledger, no clock.
 //
-// Of the reclaim order the steps that exist are 2 (compaction), 3 (requantisation) and 5 (refusal,
-// which needs no plan: no page is granted above the lease). Before both come the ways that cost
-// nobody anything: unused pages in magazines go back, and the emptiest slabs move into free places
-// of the others. Sessions are compacted only as far as room is missing for that, and those that
-// compaction cannot shrink are sealed only as far as room is missing after it. A plan holds only
-// what is worth doing now; it is made anew whenever something has changed.
+// Of the reclaim order the steps that exist are 2 (compaction), 3 (requantisation), 5 (refusal,
+// which needs no plan: no page is granted above the lease) and 6 (preemption, where and when it is
+// allowed: see overage.h). Before all come the ways that cost nobody anything: unused pages in
+// magazines go back, and the emptiest slabs move into free places of the others. Sessions are
+// compacted only as far as room is missing for that, and those that compaction cannot shrink are
+// sealed only as far as room is missing after it. A plan holds only what is worth doing now; it is
+// made anew whenever something has changed.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -13,16 +14,19 @@
 #include <cstdint>
 #include <vector>
 
+#include "agent/overage.h"
 #include "agent/pool.h"
 #include "common/ids.h"
 
 namespace kvpool {
 
-// A session that could be moved or compacted now.
+// A session that could be moved, compacted or ended.
 struct ReclaimSession {
-  SessionId id;
+  SessionId id;        // a higher one is younger
   uint32_t group = 0;  // as SlabUsage::group
-  enum class Where : uint8_t { kIdle, kRunning } where = Where::kIdle;
+  // kBusy: the agent has a job on it, and can only mark it to be ended after that.
+  enum class Where : uint8_t { kIdle, kRunning, kBusy } where = Where::kIdle;
+  bool ending = false;           // marked by an earlier plan to be ended when it is handed over
   uint64_t pages = 0;            // that it owns
   uint64_t frees_pages = 0;      // that compaction by its policy would free now; 0: it cannot
   uint64_t seals_pages = 0;      // that sealing would free besides; 0: it cannot
@@ -35,6 +39,7 @@ struct ReclaimInput {
   uint32_t draining_slabs = 0;   // of those, on their way out
   std::vector<SlabUsage> slabs;  // the LEASED and EVACUATING ones, fewest pages in use first
   std::vector<ReclaimSession> sessions;
+  Preemption preemption = Preemption::kNone;  // what is allowed by now
 };
 
 struct ReclaimPlan {
@@ -43,10 +48,11 @@ struct ReclaimPlan {
   std::vector<SlabIndex> evacuate;  // LEASED slabs that shall go, emptiest first
   std::vector<SessionId> take;      // IDLE sessions to compact, seal or move now
   std::vector<SessionId> ask;       // RUNNING sessions to be handed over
+  std::vector<SessionId> preempt;   // all to be ended: now if IDLE, else when handed over
 
   bool empty() const {
     return magazines == Magazines::kKeep && cancel.empty() && evacuate.empty() && take.empty() &&
-           ask.empty();
+           ask.empty() && preempt.empty();
   }
   bool operator==(const ReclaimPlan&) const = default;
 };
@@ -55,6 +61,11 @@ struct ReclaimPlan {
 // sessions for which there is no room in the LEASED slabs of its group that stay. Compacts IDLE
 // sessions before RUNNING ones, those that lose the smallest share first, and none without need;
 // seals others only when that is not enough, those that gain the most first.
+//
+// Ends no more sessions than needed for the pages of those that stay to fit the lease in whole
+// slabs of their groups, or, where that cannot be reached, as few slabs as can: first those that
+// are marked already, then IDLE ones, then the others, the youngest first of each. None of them is
+// in `take` or `ask`, and nobody is compacted for room that they will leave.
 ReclaimPlan PlanReclaim(const ReclaimInput& input);
 
 }  // namespace kvpool

@@ -41,6 +41,16 @@ ReclaimRecord Sealed(ReclaimRecord record, Bytes page, const Outcomes& outcomes)
   return record;
 }
 
+ReclaimRecord Ended(ReclaimRecord record, Bytes page, const Outcomes& outcomes) {
+  record.step = ReclaimStep::kPreemption;
+  for (const CompactionOutcome* outcome : outcomes) {
+    if (outcome->effect == CompactionOutcome::Effect::kEnded) {
+      Add(outcome->pages_before, outcome->freed_pages, page, &record);
+    }
+  }
+  return record;
+}
+
 }  // namespace
 
 std::vector<ReclaimRecord> RecordsOf(const ReclaimRecord& common, Bytes page,
@@ -51,7 +61,8 @@ std::vector<ReclaimRecord> RecordsOf(const ReclaimRecord& common, Bytes page,
   for (const auto& [policy, same] : by_policy) {
     ReclaimRecord record = common;
     record.policy = policy;
-    for (const ReclaimRecord& made : {Compacted(record, page, same), Sealed(record, page, same)}) {
+    for (const ReclaimRecord& made :
+         {Compacted(record, page, same), Sealed(record, page, same), Ended(record, page, same)}) {
       if (made.sessions > 0) records.push_back(made);
     }
   }

@@ -25,9 +25,10 @@ void Reclaimer::taskFailed(kj::Exception&& error) {
 }
 
 void Reclaimer::Look(TenantId tenant) {
+  const TenantUsage usage = deps_.ledger->Usage(tenant);
+  deps_.book->SeeHeld(tenant, usage.held_slabs - usage.stuck_slabs, BootClock::now());
   Pending& pending = pending_[tenant];
   if (pending != Pending::kNone) return;  // looks again when it is done
-  const TenantUsage usage = deps_.ledger->Usage(tenant);
   if (usage.held_slabs <= usage.lease_slabs && usage.evacuating_slabs == 0 &&
       usage.draining_slabs == 0 && !Abandoned(tenant)) {
     return;
@@ -46,6 +47,7 @@ kj::Promise<void> Reclaimer::Pass(TenantId tenant) {
   const ReclaimPlan plan = PlanReclaim(Input(tenant));
   for (SlabIndex slab : plan.cancel) (void)deps_.ledger->CancelEvacuate(slab);
   for (SlabIndex slab : plan.evacuate) (void)deps_.ledger->BeginEvacuate(slab);
+  deps_.workers->Preempt(tenant, plan.preempt);
   deps_.workers->AskHandOver(tenant, plan.ask);
   kj::Promise<void> magazines = plan.magazines == ReclaimPlan::Magazines::kReturn
                                     ? deps_.workers->ReturnMagazines(tenant)
@@ -69,18 +71,28 @@ ReclaimInput Reclaimer::Input(TenantId tenant) const {
                      .held_slabs = usage.held_slabs - usage.stuck_slabs,
                      .draining_slabs = usage.draining_slabs,
                      .slabs = deps_.ledger->EmptiestSlabs(tenant, usage.held_slabs)};
+  if (const TenantState* state = deps_.book->Find(tenant)) {
+    input.preemption = state->MayPreempt(BootClock::now());
+  }
   std::map<SlabIndex, uint32_t> groups;
   for (const SlabUsage& slab : input.slabs) groups[slab.slab] = slab.group;
   for (const auto& [id, worker] : deps_.workers->all()) {
     const Attachment& attachment = *worker.attachment;
-    if (attachment.setup().tenant != tenant || worker.detached) continue;
+    if (attachment.setup().tenant != tenant) continue;
     for (const auto& [slot, session] : attachment.sessions()) {
-      if (session.job != AgentSession::Job::kNone || session.failed) continue;
+      if (session.failed) continue;
+      // One whose capability is gone goes as soon as its job is done.
+      const bool leaving = session.closed || worker.detached;
       ReclaimSession known{.id = session.id,
                            .where = attachment.IsIdle(slot) ? ReclaimSession::Where::kIdle
                                                             : ReclaimSession::Where::kRunning,
-                           .frees_pages = attachment.PagesFreedByCompaction(session),
-                           .seals_pages = attachment.PagesFreedBySealing(session)};
+                           .ending = leaving || session.ending};
+      if (leaving || session.job != AgentSession::Job::kNone) {
+        known.where = ReclaimSession::Where::kBusy;
+      } else {
+        known.frees_pages = attachment.PagesFreedByCompaction(session);
+        known.seals_pages = attachment.PagesFreedBySealing(session);
+      }
       std::set<SlabIndex> slabs;
       for (PageId page : deps_.ledger->PagesOf(session.id).value_or(std::span<const PageId>())) {
         ++known.pages;
@@ -123,14 +135,17 @@ kj::Promise<void> Reclaimer::Destroy(SlabIndex slab) {
 }
 
 kj::Promise<void> Reclaimer::Settle(SlabIndex slab, ReturnProof emptied) {
+  const TenantId tenant = deps_.ledger->Slab(slab)->tenant;
   if (emptied == ReturnProof::kReturned &&
       deps_.device->DestroySlab(slab) == ReturnProof::kReturned) {
     (void)deps_.ledger->FreeSlab(slab);
+    Look(tenant);
     if (on_progress_) on_progress_();
     return kj::READY_NOW;
   }
   // The first time only: a slab that is STUCK already is not marked again.
   if (deps_.ledger->MarkStuck(slab).ok()) {
+    Look(tenant);
     log_.Error("a slab's memory did not come back; it stays charged to its tenant",
                {{"slab", slab.value()}});
   }

@@ -1,5 +1,6 @@
 // Brings tenants back to their leases: looks at one when something changed, asks the planner what
-// to do next, and does it: magazines, evacuation, compaction, revocation of slabs. What a plan
+// to do next, and does it: magazines, evacuation, compaction, revocation of slabs, the end of
+// sessions where the operator allows it. Tells the tenant book what it holds. What a plan
 // cannot do now (a session still runs, a worker has not answered) is looked at again at the next
 // change and, while a tenant is over its lease, at a steady beat.
 //

@@ -13,9 +13,15 @@
 #include "common/secret.h"
 #include "proto/agent.capnp.h"
 #include "proto/limits.h"
+#include "proto/shared_memory.h"
 
 namespace kvpool {
 namespace {
+
+static_assert(static_cast<uint32_t>(shm::Failure::kBadPageList) ==
+              static_cast<uint32_t>(rpc::RefusalReason::BAD_PAGE_LIST));
+static_assert(static_cast<uint32_t>(shm::Failure::kPreempted) ==
+              static_cast<uint32_t>(rpc::RefusalReason::PREEMPTED));
 
 rpc::RefusalReason ReasonOf(const absl::Status& status) {
   switch (status.code()) {
@@ -32,6 +38,8 @@ rpc::RefusalReason ReasonOf(const absl::Status& status) {
       return rpc::RefusalReason::BAD_PAGE_LIST;
     case absl::StatusCode::kUnauthenticated:
       return rpc::RefusalReason::BAD_TOKEN;
+    case absl::StatusCode::kCancelled:
+      return rpc::RefusalReason::PREEMPTED;
     default:
       return rpc::RefusalReason::UNKNOWN;
   }
@@ -204,17 +212,18 @@ class AttachmentServer final : public rpc::Attachment::Server {
     for (uint32_t slot : list) slots.push_back(slot);
     return workers()
         .HandOver(worker_, std::move(slots))
-        .then(
-            [peer = kj::addRef(*peer_), context](std::vector<CompactionOutcome> outcomes) mutable {
-              auto results = context.getResults().initResults(outcomes.size());
-              for (size_t i = 0; i < outcomes.size(); ++i) {
-                const CompactionOutcome& outcome = outcomes[i];
-                peer->SetOutcome(results[i].initOutcome(), outcome.status);
-                results[i].setCompacted(outcome.effect == CompactionOutcome::Effect::kCompacted);
-                results[i].setMoved(outcome.effect != CompactionOutcome::Effect::kNothing);
-                results[i].setRecovery(outcome.recovery.mean);
-              }
-            });
+        .then([peer = kj::addRef(*peer_),
+               context](std::vector<CompactionOutcome> outcomes) mutable {
+          auto results = context.getResults().initResults(outcomes.size());
+          for (size_t i = 0; i < outcomes.size(); ++i) {
+            const CompactionOutcome& outcome = outcomes[i];
+            peer->SetOutcome(results[i].initOutcome(), outcome.status);
+            const bool compacted = outcome.effect == CompactionOutcome::Effect::kCompacted;
+            results[i].setCompacted(compacted);
+            results[i].setMoved(compacted || outcome.effect == CompactionOutcome::Effect::kMoved);
+            results[i].setRecovery(outcome.recovery.mean);
+          }
+        });
   }
 
   kj::Promise<void> detach(DetachContext) override {

@@ -52,6 +52,8 @@ struct AgentSession {
   enum class Job : uint8_t { kNone, kDrain, kCompaction } job = Job::kNone;
   bool closed = false;  // its capability is gone; freed when the job ends
   bool failed = false;
+  bool ending = false;  // to be ended when it is handed over
+  bool ended = false;   // has failed that way: its pages and its charge are gone
 
   // Most rows of a head that are not sealed, by what was last checked.
   uint32_t open_now() const { return open_tokens + committed - fresh_start; }

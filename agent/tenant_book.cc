@@ -24,6 +24,8 @@ void ApplyOrder(uint64_t epoch, const TenantOrder& order, TenantState* state) {
   state->name = order.name;
   state->limit_slabs = order.limit_slabs;
   state->token_hashes = order.token_hashes;
+  state->grace = order.grace;
+  state->over_deadline = order.over_deadline;
   if (state->policy == nullptr || !(state->spec == order.policy)) {
     state->spec = order.policy;
     state->policy = MakePolicy(order.policy);
@@ -44,6 +46,8 @@ std::string ToString(ReclaimStep step) {
       return "compaction";
     case ReclaimStep::kRequantisation:
       return "requantisation";
+    case ReclaimStep::kPreemption:
+      return "preemption";
     case ReclaimStep::kRefusal:
       break;
   }
@@ -64,6 +68,13 @@ std::string ToString(ReclaimReason reason) {
       return "lease_growing";
   }
   return "unknown";
+}
+
+std::string PastDeadlineText(const TenantState& tenant, TimePoint now, const std::string& what) {
+  const auto lasted = std::chrono::ceil<std::chrono::seconds>(tenant.overage.Lasted(now));
+  return absl::StrCat("tenant ", tenant.name, " has held more than its lease of ",
+                      tenant.lease_slabs, " slabs at this agent for ", lasted.count(),
+                      " s, longer than its grace: no new ", what, " until it fits");
 }
 
 absl::Status TenantBook::Apply(uint64_t epoch, Coverage coverage,
@@ -103,6 +114,11 @@ const TenantState* TenantBook::FindByToken(const TokenHash& hash) const {
     }
   }
   return match;
+}
+
+void TenantBook::SeeHeld(TenantId tenant, uint32_t slabs, TimePoint now) {
+  const auto found = tenants_.find(tenant);
+  if (found != tenants_.end()) found->second.overage.See(slabs, found->second.lease_slabs, now);
 }
 
 void TenantBook::DemandHeard(TenantId tenant, uint32_t slabs, TimePoint now) {

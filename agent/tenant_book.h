@@ -19,11 +19,13 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "agent/overage.h"
 #include "agent/recovery.h"
 #include "common/clock.h"
 #include "common/ids.h"
 #include "common/policy_spec.h"
 #include "common/secret.h"
+#include "common/tenants_file.h"
 #include "kernels/policy/policy.h"
 #include "kernels/sealing.h"
 
@@ -32,7 +34,12 @@ namespace kvpool {
 using TokenHash = Sha256Hash;  // of a worker token
 
 // Steps of the reclaim order that exist so far, by their numbers in it.
-enum class ReclaimStep : uint8_t { kCompaction = 2, kRequantisation = 3, kRefusal = 5 };
+enum class ReclaimStep : uint8_t {
+  kCompaction = 2,
+  kRequantisation = 3,
+  kRefusal = 5,
+  kPreemption = 6
+};
 enum class ReclaimReason : uint8_t {
   kScheduled,
   kLeaseShrink,
@@ -68,6 +75,8 @@ struct TenantOrder {
   uint32_t limit_slabs = 0;
   PolicySpec policy = DefaultPolicySpec();
   std::vector<TokenHash> token_hashes;
+  Grace grace;
+  OverDeadline over_deadline = OverDeadline::kHold;
 };
 
 struct TenantCounters {
@@ -99,7 +108,21 @@ struct TenantState {
   std::vector<TokenHash> token_hashes;
   TenantCounters counters;
   KnownDemand known_demand;
+  Grace grace;
+  OverDeadline over_deadline = OverDeadline::kHold;
+  Overage overage;
+
+  // Whether it gets nothing new until it holds no more than its lease.
+  bool PastDeadline(TimePoint now) const {
+    return overage.Phase(grace, now) == OveragePhase::kPastDeadline;
+  }
+  Preemption MayPreempt(TimePoint now) const {
+    return AllowedPreemption(overage.Phase(grace, now), over_deadline);
+  }
 };
+
+// Why a tenant that is past its deadline gets no `what` ("page"), for people.
+std::string PastDeadlineText(const TenantState& tenant, TimePoint now, const std::string& what);
 
 class TenantBook {
  public:
@@ -120,6 +143,9 @@ class TenantBook {
   static uint32_t Promise(const TenantState& tenant, uint32_t held_slabs) {
     return std::max(tenant.lease_slabs, held_slabs);
   }
+
+  // What the tenant holds now, without STUCK slabs. To be told when that or its lease has changed.
+  void SeeHeld(TenantId tenant, uint32_t slabs, TimePoint now);
 
   // The manager has answered a report.
   void ManagerHeard(TimePoint now) { manager_heard_ = now; }

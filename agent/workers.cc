@@ -251,26 +251,38 @@ absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
     if (*group.layout == setup.layout) group.charge += charge;
     needed += SlabsFor(*group.layout, group.charge);
   }
-  if (needed > tenant->lease_slabs) {
-    worker->waiting = charge;
-    worker->waiting_since = BootClock::now();
-    const ReclaimReason reason =
-        deps_.book->WhyRefused(*tenant, needed, most, worker->waiting_since);
-    deps_.book->Record({.tenant = tenant->id,
-                        .time = worker->waiting_since,
-                        .step = ReclaimStep::kRefusal,
-                        .reason = reason,
-                        .policy = ToString(tenant->spec),
-                        .sessions = 1,
-                        .bytes = charge.pages * setup.layout.page_bytes().value()});
-    Changed(setup.tenant);
-    return absl::ResourceExhaustedError(
-        absl::StrCat("tenant ", tenant->name, " would need ", needed, " slabs with this session, ",
-                     tenant->lease_slabs, " are leased to it here",
-                     reason == ReclaimReason::kLeaseGrowing ? " so far: ask again" : ""));
+  if (needed > tenant->lease_slabs || tenant->PastDeadline(BootClock::now())) {
+    return RefuseSession(worker, charge, needed, most);
   }
   worker->waiting = {};
   return attachment.Open(*tenant, plan, charge);
+}
+
+absl::Status Workers::RefuseSession(Worker* worker, const Charge& charge, uint32_t needed,
+                                    uint32_t most) {
+  const AttachmentSetup& setup = worker->attachment->setup();
+  const TenantState& tenant = *deps_.book->Find(setup.tenant);
+  const TimePoint now = BootClock::now();
+  const bool past_deadline = tenant.PastDeadline(now);
+  worker->waiting = charge;
+  worker->waiting_since = now;
+  const ReclaimReason reason = past_deadline ? ReclaimReason::kLeaseShrink
+                                             : deps_.book->WhyRefused(tenant, needed, most, now);
+  deps_.book->Record({.tenant = tenant.id,
+                      .time = now,
+                      .step = ReclaimStep::kRefusal,
+                      .reason = reason,
+                      .policy = ToString(tenant.spec),
+                      .sessions = 1,
+                      .bytes = charge.pages * setup.layout.page_bytes().value()});
+  Changed(setup.tenant);
+  if (past_deadline) {
+    return absl::ResourceExhaustedError(PastDeadlineText(tenant, now, "session"));
+  }
+  return absl::ResourceExhaustedError(
+      absl::StrCat("tenant ", tenant.name, " would need ", needed, " slabs with this session, ",
+                   tenant.lease_slabs, " are leased to it here",
+                   reason == ReclaimReason::kLeaseGrowing ? " so far: ask again" : ""));
 }
 
 void Workers::Close(WorkerId id, uint32_t slot, SessionId session) {

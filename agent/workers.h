@@ -118,13 +118,16 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   void Close(WorkerId worker, uint32_t slot, SessionId session);
 
   kj::Promise<absl::Status> Drain(WorkerId worker, DrainArgs args);
-  // Compacts and moves sessions that their worker handed over; one outcome per slot.
+  // Compacts and moves sessions that their worker handed over, or ends them; one outcome per slot.
   kj::Promise<std::vector<CompactionOutcome>> HandOver(WorkerId worker,
                                                        std::vector<uint32_t> slots);
   // The same for IDLE sessions of a tenant, by the agent itself. Resolves to how many were taken.
   kj::Promise<uint32_t> CompactIdle(TenantId tenant, const std::vector<SessionId>& sessions);
   // Marks RUNNING sessions for hand-over.
   void AskHandOver(TenantId tenant, const std::vector<SessionId>& sessions);
+  // Ends these sessions: IDLE ones now, others when they are handed over, if preemption is still
+  // allowed then. All others of the tenant go on, also those that were to be ended before.
+  void Preempt(TenantId tenant, const std::vector<SessionId>& sessions);
 
   // Has every worker of the tenant return the pages that no session uses.
   kj::Promise<void> ReturnMagazines(TenantId tenant);
@@ -157,6 +160,13 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   kj::Promise<bool> Grow(WorkerId worker, uint32_t pages);
   kj::Promise<bool> Offer(WorkerId worker, std::vector<SlabIndex> slabs);
   kj::Promise<absl::Status> Refuse(WorkerId worker, uint32_t pages);
+  // A session for which the tenant would need `needed` slabs of at most `most`.
+  absl::Status RefuseSession(Worker* worker, const Charge& charge, uint32_t needed, uint32_t most);
+  bool PastDeadline(TenantId tenant) const;
+  // As Attachment::Fill, but grants nothing to a tenant that is past its deadline.
+  uint32_t Fill(Worker& worker, uint32_t pages);
+  // Whether a session that is handed over ends there.
+  bool ShallEnd(const Attachment& attachment, uint32_t slot) const;
   // First waits for room in the reserve, if the session has a format.
   kj::Promise<CompactionOutcome> RunCompaction(WorkerId worker, uint32_t slot, shm::State resting);
   kj::Promise<CompactionOutcome> CompactThrough(WorkerId worker, uint32_t slot, shm::State resting,

@@ -1,6 +1,8 @@
-// Drains and compactions: begun here, run on the kernel pool, ended here. See workers.h.
+// Drains and compactions: begun here, run on the kernel pool, ended here; and the end of sessions.
+// See workers.h.
 //
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -119,6 +121,8 @@ kj::Promise<std::vector<CompactionOutcome>> Workers::HandOver(WorkerId id,
     Worker* worker = Find(id);
     if (worker == nullptr) {
       running.add(CompactionOutcome{.status = absl::FailedPreconditionError("detached")});
+    } else if (ShallEnd(*worker->attachment, slot)) {
+      running.add(worker->attachment->End(slot));
     } else {
       running.add(RunCompaction(id, slot, shm::State::kRunning));
     }
@@ -157,6 +161,31 @@ kj::Promise<uint32_t> Workers::CompactIdle(TenantId tenant,
     }
   }
   return kj::joinPromises(running.releaseAsArray()).then([taken] { return *taken; });
+}
+
+bool Workers::ShallEnd(const Attachment& attachment, uint32_t slot) const {
+  const auto found = attachment.sessions().find(slot);
+  const TenantState* tenant = deps_.book->Find(attachment.setup().tenant);
+  return found != attachment.sessions().end() && found->second.ending && tenant != nullptr &&
+         tenant->MayPreempt(BootClock::now()) == Preemption::kAll;
+}
+
+void Workers::Preempt(TenantId tenant, const std::vector<SessionId>& sessions) {
+  const Turn turn(deps_.metrics);
+  for (auto& [id, worker] : workers_) {
+    Attachment& attachment = *worker.attachment;
+    if (attachment.setup().tenant != tenant || worker.detached) continue;
+    std::vector<CompactionOutcome> ended;
+    for (const auto& [slot, session] : attachment.sessions()) {
+      const bool ends = std::find(sessions.begin(), sessions.end(), session.id) != sessions.end();
+      attachment.SetFate(slot, ends ? Attachment::Fate::kEnds : Attachment::Fate::kGoesOn);
+      if (!ends || session.failed || session.job != AgentSession::Job::kNone) continue;
+      if (attachment.regions().TakeIdle(slot)) ended.push_back(attachment.End(slot));
+    }
+    if (ended.empty()) continue;
+    RecordCompactions(tenant, attachment.layout(), ended);
+    Changed(tenant);
+  }
 }
 
 void Workers::AskHandOver(TenantId tenant, const std::vector<SessionId>& sessions) {

@@ -80,6 +80,16 @@ void Workers::TopUp(WorkerId id) {
   if (usage.held_slabs <= usage.lease_slabs) attachment.Fill(attachment.target());
 }
 
+bool Workers::PastDeadline(TenantId tenant) const {
+  const TenantState* state = deps_.book->Find(tenant);
+  return state != nullptr && state->PastDeadline(BootClock::now());
+}
+
+uint32_t Workers::Fill(Worker& worker, uint32_t pages) {
+  Attachment& attachment = *worker.attachment;
+  return PastDeadline(attachment.setup().tenant) ? attachment.waiting() : attachment.Fill(pages);
+}
+
 kj::Promise<absl::Status> Workers::Reserve(WorkerId id, uint32_t pages) {
   Worker* worker = Find(id);
   if (worker == nullptr) return absl::Status(absl::FailedPreconditionError("detached"));
@@ -89,13 +99,13 @@ kj::Promise<absl::Status> Workers::Reserve(WorkerId id, uint32_t pages) {
         absl::StrCat("reserve of ", pages, " pages, a magazine holds at most ", shm::kRingSlots)));
   }
   worker->attachment->Collect();
-  if (worker->attachment->Fill(std::max(pages, worker->attachment->target())) >= pages) {
+  if (Fill(*worker, std::max(pages, worker->attachment->target())) >= pages) {
     return absl::Status();
   }
   return Grow(id, pages).then([this, id, pages](bool grown) -> kj::Promise<absl::Status> {
     Worker* worker = Find(id);
     if (worker == nullptr) return absl::Status(absl::FailedPreconditionError("detached"));
-    if (worker->attachment->Fill(pages) >= pages) return absl::Status();
+    if (Fill(*worker, pages) >= pages) return absl::Status();
     if (grown) return Reserve(id, pages);
     return Refuse(id, pages);
   });
@@ -107,19 +117,25 @@ kj::Promise<absl::Status> Workers::Refuse(WorkerId id, uint32_t pages) {
   return ReturnMagazines(tenant).then([this, id, pages]() -> absl::Status {
     Worker* worker = Find(id);
     if (worker == nullptr) return absl::FailedPreconditionError("detached");
-    const uint32_t got = worker->attachment->Fill(pages);
+    const uint32_t got = Fill(*worker, pages);
     if (got >= pages) return absl::OkStatus();
     const AttachmentSetup& setup = worker->attachment->setup();
     const TenantState* tenant = deps_.book->Find(setup.tenant);
+    const TimePoint now = BootClock::now();
+    const bool past_deadline = tenant->PastDeadline(now);
     const uint64_t bytes = (pages - got) * setup.layout.page_bytes().value();
-    deps_.book->Record({.tenant = setup.tenant,
-                        .time = BootClock::now(),
-                        .step = ReclaimStep::kRefusal,
-                        .reason = ReclaimReason::kNoPages,
-                        .policy = ToString(tenant->spec),
-                        .sessions = 0,
-                        .bytes = bytes});
+    deps_.book->Record(
+        {.tenant = setup.tenant,
+         .time = now,
+         .step = ReclaimStep::kRefusal,
+         .reason = past_deadline ? ReclaimReason::kLeaseShrink : ReclaimReason::kNoPages,
+         .policy = ToString(tenant->spec),
+         .sessions = 0,
+         .bytes = bytes});
     Changed(setup.tenant);
+    if (past_deadline) {
+      return absl::ResourceExhaustedError(PastDeadlineText(*tenant, now, "page"));
+    }
     return absl::ResourceExhaustedError(absl::StrCat("tenant ", tenant->name, " has no ", pages,
                                                      " pages left within its lease of ",
                                                      tenant->lease_slabs, " slabs at this agent"));
@@ -147,7 +163,7 @@ kj::Promise<bool> Workers::Grow(WorkerId id, uint32_t pages) {
   Worker* worker = Find(id);
   const AttachmentSetup& setup = worker->attachment->setup();
   const TenantState* tenant = deps_.book->Find(setup.tenant);
-  if (worker->growing || tenant == nullptr) return false;
+  if (worker->growing || tenant == nullptr || PastDeadline(tenant->id)) return false;
   std::vector<SlabIndex> slabs = deps_.ledger->SlabsToOffer(id, limits::kSlabsPerCall);
   const size_t wanted =
       std::min<size_t>(CeilDiv(pages, setup.layout.pages_per_slab()), limits::kSlabsPerCall);

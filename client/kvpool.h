@@ -21,6 +21,9 @@
 //   Unauthenticated     no tenant has this token
 //   FailedPrecondition  wrong state or version, or a policy's format that cannot be had here
 //   Aborted             the agent has the session: ask again at the next safe point
+//   Cancelled           the agent has ended the session, because its tenant held more than its
+//   lease
+//                       for longer than its grace: drop it, open another, feed it again
 //   DataLoss            the session's page list was damaged; the session is lost
 //   Unavailable         the agent is gone or shutting down
 //
@@ -116,7 +119,8 @@ class Tenant {
   // (outcome Aborted until the agent gives them back, while the others step; when none can, it
   // waits for the first), starts drains of windows that fill up, and takes every page that each
   // step needs, in the order given: a step gets all its pages or none (outcome ResourceExhausted)
-  // and later ones still try. Of more sessions than max_running whose queries are wanted the last
+  // and later ones still try. A session that the agent has ended never steps again (outcome
+  // Cancelled). Of more sessions than max_running whose queries are wanted the last
   // ones do not step (outcome FailedPrecondition). The returned status is about the connection.
   // Sessions of the tenant that are not named must not be in the middle of a step.
   virtual absl::Status SafePoint(std::span<Step> steps) = 0;

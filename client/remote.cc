@@ -43,6 +43,8 @@ absl::Status FromRefusal(rpc::Refusal::Reader refusal) {
       return absl::FailedPreconditionError(text);
     case rpc::RefusalReason::BAD_PAGE_LIST:
       return absl::DataLossError(text);
+    case rpc::RefusalReason::PREEMPTED:
+      return absl::CancelledError(text);
     case rpc::RefusalReason::SHUTTING_DOWN:
       return absl::UnavailableError(text);
     case rpc::RefusalReason::UNKNOWN:

@@ -81,9 +81,14 @@ bool SessionImpl::Due(uint32_t tokens) const {
 }
 
 absl::Status SessionImpl::Failure() const {
+  const uint32_t why = table_->failed.load(std::memory_order_acquire);
+  if (why == static_cast<uint32_t>(shm::Failure::kPreempted)) {
+    return absl::CancelledError(
+        "the agent ended this session: its tenant held more than its lease for longer than its "
+        "grace allows. Open another when there is room, and feed it again");
+  }
   return absl::DataLossError(absl::StrCat("the agent refused this session's page list (reason ",
-                                          table_->failed.load(std::memory_order_acquire),
-                                          "); the session is lost"));
+                                          why, "); the session is lost"));
 }
 
 absl::Status SessionImpl::TakeBack() {
@@ -245,7 +250,10 @@ void SessionImpl::Park() {
   if (away_) return;  // it rests with the agent; the next safe point that names it takes it back
   // An exact policy's agent must not compact a session with unscored queries: drain them first.
   tenant_.StartDrains({this});
-  words_->state.store(static_cast<uint32_t>(shm::State::kIdle), std::memory_order_release);
+  // One that the agent has failed stays so: its pages are not its own any more.
+  auto running = static_cast<uint32_t>(shm::State::kRunning);
+  words_->state.compare_exchange_strong(running, static_cast<uint32_t>(shm::State::kIdle),
+                                        std::memory_order_acq_rel);
 }
 
 }  // namespace kvpool

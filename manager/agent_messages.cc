@@ -65,6 +65,18 @@ std::string ReasonName(rpc::ReclaimReason reason) {
   }
 }
 
+// Longer than anything runs; what is above it is shown as it.
+constexpr Duration kLongestOver = std::chrono::hours(24 * 365);
+
+rpc::OverDeadline ToCapnp(OverDeadline action) {
+  return action == OverDeadline::kPreempt ? rpc::OverDeadline::PREEMPT : rpc::OverDeadline::HOLD;
+}
+
+uint32_t Millis(Duration grace) {
+  return static_cast<uint32_t>(
+      std::chrono::duration_cast<std::chrono::milliseconds>(grace).count());
+}
+
 bool IsRecovery(double value) { return value >= 0 && value <= 1; }  // false for NaN
 
 // Of an agent that sends no minimum the mean is all there is.
@@ -79,6 +91,12 @@ absl::StatusOr<TenantUse> CheckedUse(rpc::TenantUse::Reader from, int64_t slabs,
   if (from.getLeaseSlabs() > slabs) return Impossible("leaseSlabs");
   if (from.getHeldSlabs() > slabs) return Impossible("heldSlabs");
   if (from.getChargedSlabs() > slabs) return Impossible("chargedSlabs");
+  // Nobody holds too much who holds nothing.
+  const bool holds = from.getHeldSlabs() > 0;
+  if (!holds && from.getOverMillis() > 0) return Impossible("overMillis");
+  if (!holds && from.getPastDeadline()) return Impossible("pastDeadline");
+  const auto over = std::chrono::milliseconds(std::min<uint64_t>(
+      from.getOverMillis(), static_cast<uint64_t>(kLongestOver / std::chrono::milliseconds(1))));
   if (from.getUsedBytes() > static_cast<uint64_t>(pool.value())) return Impossible("usedBytes");
   const double sum = from.getRecoverySum(), count = static_cast<double>(from.getRecoveryCount());
   if (!(sum >= 0 && sum <= count * (1 + 1e-6) + 1e-6)) return Impossible("recoverySum");
@@ -98,7 +116,9 @@ absl::StatusOr<TenantUse> CheckedUse(rpc::TenantUse::Reader from, int64_t slabs,
                    .compactions = from.getCompactions(),
                    .recovery_sum = sum,
                    .recovery_count = from.getRecoveryCount(),
-                   .recovery_min = from.getRecoveryMin()};
+                   .recovery_min = from.getRecoveryMin(),
+                   .over = over,
+                   .past_deadline = from.getPastDeadline()};
 }
 
 absl::StatusOr<ReclaimEntry> CheckedReclaim(rpc::Reclaim::Reader from, const AgentInfo& agent,
@@ -185,6 +205,9 @@ void ToProto(const AgentOrders& orders, rpc::Orders::Builder to) {
     line.setLimitSlabs(static_cast<uint32_t>(
         std::min<int64_t>(order.limit_slabs, std::numeric_limits<uint32_t>::max())));
     ToProto(order.tenant->spec.policy, line.initPolicy());
+    line.setGraceColdMillis(Millis(order.tenant->spec.grace.cold));
+    line.setGraceRunningMillis(Millis(order.tenant->spec.grace.running));
+    line.setOverDeadline(ToCapnp(order.tenant->spec.over_deadline));
     auto hashes = line.initTokenHashes(static_cast<unsigned>(order.tenant->tokens.size()));
     for (unsigned h = 0; h < hashes.size(); ++h) {
       const Sha256Hash& hash = order.tenant->tokens[h];

@@ -244,8 +244,9 @@ void Cluster::Plan() {
 }
 
 std::map<TenantId, int64_t> Cluster::Outlook() const {
-  const PacingInput plan = Allocation();
   std::map<TenantId, int64_t> outlook;
+  if (agents_.empty()) return outlook;
+  const PacingInput plan = Allocation();
   size_t t = 0;
   for (const auto& [name, tenant] : tenants_.by_name()) {
     const PacingInput::Tenant& now = plan.tenants[t++];

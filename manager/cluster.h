@@ -58,6 +58,8 @@ struct TenantUse {
   double recovery_sum = 0;
   uint64_t recovery_count = 0;
   double recovery_min = 1;
+  Duration over{};             // for how long it has held more than its lease
+  bool past_deadline = false;  // that is longer than its grace
 };
 
 struct AgentReport {

@@ -57,7 +57,11 @@ ManagerMetrics::ManagerMetrics()
       tenant_charged_(metrics_.GaugeFamily("kvpool_tenant_charged_bytes",
                                            "What admission counts against the lease.")),
       tenant_wanted_(
-          metrics_.GaugeFamily("kvpool_tenant_wanted_bytes", "What the tenant could use now.")) {}
+          metrics_.GaugeFamily("kvpool_tenant_wanted_bytes", "What the tenant could use now.")),
+      tenant_over_deadline_(metrics_.GaugeFamily(
+          "kvpool_tenant_over_deadline",
+          "1 while the tenant has held more than its lease at an agent for longer than its "
+          "grace, else 0.")) {}
 
 void ManagerMetrics::Update(const Cluster& cluster, const Leadership& leadership,
                             const AgentService::Counters& agents, const RpcListener::Counters& rpc,
@@ -105,6 +109,7 @@ void ManagerMetrics::UpdateTenants(const Cluster& cluster) {
     tenant_used_.With(labels).Set(Number(totals.used));
     tenant_charged_.With(labels).Set(Number(totals.charged));
     tenant_wanted_.With(labels).Set(Number(totals.wanted));
+    tenant_over_deadline_.With(labels).Set(totals.past_deadline ? 1 : 0);
     guaranteed += tenant.spec.guaranteed;
     shown_tenants_.insert(name);
     gone.erase(name);
@@ -114,7 +119,7 @@ void ManagerMetrics::UpdateTenants(const Cluster& cluster) {
   for (const std::string& name : gone) {
     for (MetricFamily<Gauge>* family :
          {&tenant_guaranteed_, &tenant_limit_, &tenant_leased_, &tenant_held_, &tenant_used_,
-          &tenant_charged_, &tenant_wanted_}) {
+          &tenant_charged_, &tenant_wanted_, &tenant_over_deadline_}) {
       family->Remove({{"tenant", name}});
     }
   }

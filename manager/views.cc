@@ -14,9 +14,11 @@
 namespace kvpool {
 namespace {
 
-int64_t MillisSince(TimePoint then, TimePoint now) {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(now - then).count();
+int64_t Millis(Duration duration) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(duration).count();
 }
+
+int64_t MillisSince(TimePoint then, TimePoint now) { return Millis(now - then); }
 
 // One tenant at one agent.
 boost::json::object ShareView(const Cluster& cluster, const Cluster::Agent& agent,
@@ -34,7 +36,9 @@ boost::json::object ShareView(const Cluster& cluster, const Cluster::Agent& agen
           {"charged", (slab * use.charged_slabs).value()},
           {"wanted", (slab * use.wanted_slabs).value()},
           {"sessions", use.sessions},
-          {"workers", use.workers}};
+          {"workers", use.workers},
+          {"over_ms", Millis(use.over)},
+          {"past_deadline", use.past_deadline}};
 }
 
 boost::json::value OrNull(double recovery) {
@@ -69,6 +73,8 @@ TenantTotals TotalsOf(const Cluster& cluster, const Tenant& tenant) {
     totals.recovery_sum += use.recovery_sum;
     totals.recovery_count += use.recovery_count;
     totals.recovery_min = std::min(totals.recovery_min, use.recovery_min);
+    totals.over = std::max(totals.over, use.over);
+    totals.past_deadline |= use.past_deadline;
   }
   return totals;
 }
@@ -110,6 +116,8 @@ boost::json::object TenantView(const Cluster& cluster, const Tenant& tenant) {
   json["charged"] = totals.charged.value();
   json["wanted"] = totals.wanted.value();
   json["overage"] = std::max<int64_t>((totals.leased - tenant.spec.limit).value(), 0);
+  json["over_ms"] = Millis(totals.over);
+  json["past_deadline"] = totals.past_deadline;
   json["sessions"] = totals.sessions;
   json["workers"] = totals.workers;
   json["refusals"] = totals.refusals;

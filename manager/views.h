@@ -30,6 +30,8 @@ struct TenantTotals {
   double recovery_sum = 0;
   uint64_t recovery_count = 0;
   double recovery_min = 1;
+  Duration over{};             // the longest that an agent has waited for it to fit its lease there
+  bool past_deadline = false;  // at an agent, that is longer than its grace
 };
 
 TenantTotals TotalsOf(const Cluster& cluster, const Tenant& tenant);

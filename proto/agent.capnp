@@ -49,6 +49,7 @@ enum RefusalReason @0xe60b4d7f21c8a395 {
   badState @8;                  # the session is not in the state that the call needs
   badPageList @9;               # the page list in shared memory is not this worker's: session failed
   shuttingDown @10;             # the agent is going away
+  preempted @11;                # the agent ended the session: its tenant was past its grace
 }
 
 interface Tenant @0x8f72d6a5be1c0439 {
@@ -158,7 +159,8 @@ interface Attachment @0xe8b3f16704a29dc5 {
 
   handOver @3 (slots :List(UInt32)) -> (results :List(HandOverResult));
   # The worker is at a safe point of these RUNNING sessions, has no drain of them under way and has
-  # stored BUSY in their state words. On return each is RUNNING again, or FAILED.
+  # stored BUSY in their state words. On return each is RUNNING again, or FAILED: `badPageList`, or
+  # `preempted`, when it was to be ended.
   # At most kBatchItems.
 
   ping @4 () -> ();

@@ -83,6 +83,9 @@ struct TenantUse @0xf58b27e0c914d63a {
   recoveryMin @13 :Float64;     # least recovery of a head seen, 1 when none
   chargedSlabs @14 :UInt32;     # slabs that admission counts against the lease: peaks and overhead
                                 # of the open sessions; at most the slabs of the agent
+  overMillis @15 :UInt64;       # for how long, without a break, it has held more than its lease;
+                                # 0: it does not
+  pastDeadline @16 :Bool;       # that is longer than its grace for running bytes: it gets nothing
 }
 
 struct Reclaim @0x97e2c8b0456f1da3 {
@@ -113,7 +116,7 @@ enum ReclaimStep @0xde40b71f28a5936c {
   requantisation @3;            # 3: rewritten in a smaller format
   spill @4;                     # 4: moved to host memory or disk
   refusal @5;                   # 5: new pages or a new session refused
-  preemption @6;                # 6: a running session ended
+  preemption @6;                # 6: sessions ended, idle or running
 }
 
 enum ReclaimReason @0xb02f6c95d8e1437a {
@@ -142,6 +145,18 @@ struct TenantOrder @0xea63058d4fb7c219 {
   policy @4 :PolicySpec;        # what to do to its sessions
   tokenHashes @5 :List(Data);   # SHA-256 of each worker token, 32 bytes each
   limitSlabs @6 :UInt32;        # the tenant's limit in whole slabs: what can never fit is told so
+  graceColdMillis @7 :UInt32;   # how long what idle sessions hold may stay above a lowered lease;
+                                # at most an hour, and never longer than the next
+  graceRunningMillis @8 :UInt32;# how long what running sessions hold may; then it is past its grace
+                                # and gets nothing new; at most an hour
+  overDeadline @9 :OverDeadline;# what else becomes of it then
+}
+
+enum OverDeadline @0xa4492697965b8e05 {
+  # What an agent does not know it takes for `hold`.
+  unknown @0;                   # an older manager's: there is no grace that could pass
+  hold @1;                      # it keeps what its running sessions hold until they end
+  preempt @2;                   # sessions are ended, idle and young ones first, until it fits
 }
 
 struct PolicySpec @0xcb5f90e3617a2d48 {

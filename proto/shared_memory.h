@@ -25,6 +25,9 @@ inline constexpr uint32_t kVersion = 2;
 // RUNNING -> BUSY by the worker just before handOver; BUSY -> RUNNING or IDLE by the agent alone.
 enum class State : uint32_t { kFree = 0, kIdle = 1, kRunning = 2, kBusy = 3, kFailed = 4 };
 
+// Why a session is FAILED, in TableHeader::failed: a RefusalReason of agent.capnp.
+enum class Failure : uint32_t { kNone = 0, kBadPageList = 9, kPreempted = 11 };
+
 // The six numbers that fix every offset.
 struct ShmSizes {
   uint32_t sessions = 0;        // session slots
@@ -82,7 +85,7 @@ struct alignas(64) TableHeader {
   std::atomic<uint32_t> compact_at;    // cache tokens at which to hand over; 0: never
   std::atomic<uint32_t> hand_over;     // non-zero: hand over at the next safe point
   std::atomic<uint32_t> cache_tokens;  // longest head's compacted rows in this epoch
-  std::atomic<uint32_t> failed;        // RefusalReason when the session failed, else 0
+  std::atomic<uint32_t> failed;        // Failure
 };
 
 constexpr uint64_t AlignUp(uint64_t n) { return (n + 63) & ~uint64_t{63}; }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -63,6 +64,7 @@ struct Engine::Sequence {
   double log_probability = 0;
   std::optional<FinishReason> finished;
   std::string text;
+  bool preempted = false;  // its session was ended by the owner of the memory
 };
 
 Engine::Engine(Llama* model, std::vector<KvCache*> caches, Waiter* waiter,
@@ -97,6 +99,7 @@ bool Engine::Step() {
                                    [](const Tenant& t) { return !t.queue.empty(); });
   if (running_.empty() && !waiting) return false;
   PrepareBatch();
+  RequeuePreempted();
   if (feeds_.empty()) {
     ReapFinished();
     RelieveBlocked();
@@ -190,6 +193,7 @@ void Engine::TakeReady(Tenant& tenant) {
     KvStep& step = tenant.steps[i];
     Sequence* const sequence = tenant.stepping[i];
     if (step.readiness == Readiness::kNoSpace) ++tenant.stats.paused_steps;
+    if (step.readiness == Readiness::kPreempted) sequence->preempted = true;
     if (step.readiness == Readiness::kFailed) {
       sequence->finished = FinishReason::kFailed;
       sequence->text = std::move(step.text);
@@ -292,11 +296,29 @@ void Engine::PreemptYoungest(Tenant& tenant) {
   });
   std::unique_ptr<Sequence> sequence = std::move(*youngest);
   running_.erase(std::next(youngest).base());
+  tenant.hold = true;
+  Requeue(std::move(sequence));
+}
+
+void Engine::RequeuePreempted() {
+  const auto gone = std::stable_partition(running_.begin(), running_.end(),
+                                          [](const auto& s) { return !s->preempted; });
+  std::vector<std::unique_ptr<Sequence>> preempted(std::make_move_iterator(gone),
+                                                   std::make_move_iterator(running_.end()));
+  running_.erase(gone, running_.end());
+  while (!preempted.empty()) {  // the youngest first, so that the oldest comes to the front
+    Requeue(std::move(preempted.back()));
+    preempted.pop_back();
+  }
+}
+
+void Engine::Requeue(std::unique_ptr<Sequence> sequence) {
+  Tenant& tenant = tenants_[sequence->request.tenant];
   sequence->session.reset();
   sequence->fed = 0;
   sequence->log_probability = 0;
-  --tenant.running;
-  tenant.hold = true;
+  sequence->preempted = false;
+  if (--tenant.running == 0) tenant.hold = false;  // there is nobody left to wait for
   ++tenant.stats.preemptions;
   tenant.queue.push_front(std::move(sequence));
 }

@@ -12,6 +12,7 @@
 // - refused before a step: the session pauses for the step; the oldest is always asked first;
 // - the tenant's oldest refused for `preempt_after`: its youngest is dropped and queued again (its
 //   tokens are kept and fed anew), and nobody is admitted until one of its sessions has finished;
+// - a session ended by the owner of the memory: it is queued again likewise, and asks as any other;
 // - its only session refused for `give_up_after`: that request fails with kNoSpace.
 //
 // One thread, which calls Step in a loop. Time comes from the Waiter; when nothing can go on, Step
@@ -79,7 +80,7 @@ struct TenantStats {
   uint64_t generated_tokens = 0;  // by all requests
   uint64_t refused_opens = 0;     // times a session was refused for lack of space
   uint64_t paused_steps = 0;      // times a session was refused its next pages
-  uint64_t preemptions = 0;
+  uint64_t preemptions = 0;       // sessions dropped and queued again, by us or by the agent
   uint64_t full_cache_bytes = 0;  // pages that finished requests take in a cache never compacted
 };
 
@@ -130,6 +131,10 @@ class Engine {
   void OpenFirst(Tenant& tenant);
   void PrepareBatch();
   void TakeReady(Tenant& tenant);
+  void RequeuePreempted();
+  // Drops its session and queues it again, before younger ones. It must not be in running_ any
+  // more.
+  void Requeue(std::unique_ptr<Sequence> sequence);
   void Forward();
   void Accept(Sequence& sequence, std::span<const float> logits);
   void ReapFinished();

@@ -25,10 +25,11 @@ namespace kvpool {
 
 // Whether a session can advance in this step.
 enum class Readiness : uint8_t {
-  kReady,    // all pages of the step are taken
-  kNoSpace,  // none is taken: no room within the tenant's lease, now
-  kBusy,     // being compacted or waiting for a drain: ask again at the next step
-  kFailed,   // lost for good, see KvSession::error()
+  kReady,      // all pages of the step are taken
+  kNoSpace,    // none is taken: no room within the tenant's lease, now
+  kBusy,       // being compacted or waiting for a drain: ask again at the next step
+  kPreempted,  // ended by whoever owns the memory: drop it, open another, feed it again
+  kFailed,     // lost for good: see KvStep::text
 };
 
 // Both are nullptr when queries are not wanted.
@@ -70,7 +71,7 @@ struct KvStep {
   uint32_t tokens = 1;                        // that it appends, at least 1
   std::span<const int32_t> ids;               // [tokens] which tokens they are
   Readiness readiness = Readiness::kNoSpace;  // the answer
-  std::string text;                           // with kFailed: why, for people
+  std::string text;                           // with kPreempted and kFailed: why, for people
 };
 
 struct OpenRequest {

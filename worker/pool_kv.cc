@@ -70,7 +70,8 @@ void PoolKv::Prepare(std::span<KvStep> steps) {
     } else if (failed.code() == absl::StatusCode::kAborted) {
       steps[i].readiness = Readiness::kBusy;
     } else {
-      steps[i].readiness = Readiness::kFailed;
+      steps[i].readiness = failed.code() == absl::StatusCode::kCancelled ? Readiness::kPreempted
+                                                                         : Readiness::kFailed;
       steps[i].text = std::string(failed.message());
     }
   }

@@ -107,6 +107,8 @@ class Forcing {
       cache_.Prepare(steps);
       for (const KvStep& step : steps) {
         if (step.readiness == Readiness::kFailed) return absl::InternalError(step.text);
+        // What was measured so far belongs to a cache that is gone.
+        if (step.readiness == Readiness::kPreempted) return absl::UnavailableError(step.text);
       }
       if (std::all_of(steps.begin(), steps.end(),
                       [](const KvStep& step) { return step.readiness == Readiness::kReady; })) {

@@ -152,6 +152,15 @@ std::string GraceText(const json::object& tenant) {
                       Text(tenant, "over_deadline"));
 }
 
+// "no"; "12s"; "12s, past its grace".
+std::string Over(const json::object& object) {
+  const int64_t over = Number(object, "over_ms");
+  const json::value* past = object.if_contains("past_deadline");
+  const bool is_past = past != nullptr && past->is_bool() && past->get_bool();
+  if (over == 0 && !is_past) return "no";
+  return HumanAge(over) + (is_past ? ", past its grace" : "");
+}
+
 std::string ReportAge(const json::object& agent) {
   const json::value* age = agent.if_contains("report_age_ms");
   return age != nullptr && age->is_int64() ? HumanAge(age->get_int64()) : "never";
@@ -168,13 +177,15 @@ std::string RenderShares(const json::array& shares, const char* key, const char*
                {"OVERAGE", Align::kRight},
                {"WANTED", Align::kRight},
                {"SESSIONS", Align::kRight},
-               {"WORKERS", Align::kRight}});
+               {"WORKERS", Align::kRight},
+               {"OVER LEASE"}});
   for (const json::value& value : shares) {
     if (!value.is_object()) continue;
     const json::object& share = value.get_object();
     table.Add({Text(share, key), Size(share, "used"), Size(share, "charged"), Size(share, "held"),
                Size(share, "leased"), Size(share, "ordered"), Size(share, "overage"),
-               Size(share, "wanted"), Count(share, "sessions"), Count(share, "workers")});
+               Size(share, "wanted"), Count(share, "sessions"), Count(share, "workers"),
+               Over(share)});
   }
   return table.ToText(2);
 }
@@ -281,10 +292,10 @@ std::string RenderTenant(const json::object& tenant, const json::object& reclaim
       "\nLeased:       ", Size(tenant, "leased"),
       overage > 0 ? absl::StrCat(" (", HumanBytes(overage), " above the limit, being given back)")
                   : "",
-      "\nHeld:         ", Size(tenant, "held"), "\nCharged:      ", Size(tenant, "charged"),
-      "\nUsed:         ", Size(tenant, "used"), "\nWanted:       ", Size(tenant, "wanted"),
-      "\nSessions:     ", Count(tenant, "sessions"), "\nWorkers:      ", Count(tenant, "workers"),
-      "\nRefusals:     ", Count(tenant, "refusals"),
+      "\nOver lease:   ", Over(tenant), "\nHeld:         ", Size(tenant, "held"),
+      "\nCharged:      ", Size(tenant, "charged"), "\nUsed:         ", Size(tenant, "used"),
+      "\nWanted:       ", Size(tenant, "wanted"), "\nSessions:     ", Count(tenant, "sessions"),
+      "\nWorkers:      ", Count(tenant, "workers"), "\nRefusals:     ", Count(tenant, "refusals"),
       "\nCompactions:  ", Count(tenant, "compactions"), "\nRecovery:     mean ",
       Share(recovery, "mean"), ", min ", Share(recovery, "min"), "\nTokens:       ",
       tokens.empty() ? "none (kvpoolctl token create " + Text(tenant, "name") + ")" : tokens,
@@ -316,7 +327,8 @@ std::string RenderTop(const json::object& tenants, const json::object& agents) {
                {"SESSIONS", Align::kRight},
                {"REFUSALS", Align::kRight},
                {"COMPACTIONS", Align::kRight},
-               {"RECOVERY", Align::kRight}});
+               {"RECOVERY", Align::kRight},
+               {"OVER LEASE"}});
   for (const json::value& value : ListOf(tenants, "tenants")) {
     if (!value.is_object()) continue;
     const json::object& tenant = value.get_object();
@@ -325,7 +337,7 @@ std::string RenderTop(const json::object& tenants, const json::object& agents) {
                Size(tenant, "used"), Size(tenant, "charged"), Size(tenant, "held"),
                Size(tenant, "leased"), Size(tenant, "limit"), Size(tenant, "wanted"),
                Count(tenant, "sessions"), Count(tenant, "refusals"), Count(tenant, "compactions"),
-               Share(ObjectOf(tenant, "recovery"), "mean")});
+               Share(ObjectOf(tenant, "recovery"), "mean"), Over(tenant)});
   }
   return absl::StrCat("capacity ", Size(tenants, "capacity"), ", epoch ", Count(tenants, "epoch"),
                       "\n\n", table.ToText(), "\n", RenderAgents(ListOf(agents, "agents")));

@@ -143,6 +143,7 @@ class Rig {
     EXPECT_GT(moves_, 20u);
     EXPECT_GT(sealings_, 20u);
     EXPECT_GT(slabs_freed_, 20u);
+    EXPECT_GT(ended_, 1000u);
   }
 
  private:
@@ -369,8 +370,10 @@ class Rig {
         if (slot < kSizes.sessions && hostile_->regions().TakeIdle(slot)) Compact(slot);
         return;
       case 11:
-        return Evacuate(SlabIndex(Draw(kSlabs)));
+        return End(slot);
       case 12:
+        return Evacuate(SlabIndex(Draw(kSlabs)));
+      case 13:
         for (const auto& [index, session] : hostile_->sessions()) {
           EXPECT_LE(hostile_->PagesFreedByCompaction(session), kSizes.pages());
           hostile_->AskHandOver(index);
@@ -398,6 +401,22 @@ class Rig {
     if (!job.ok() || !job->has_value()) return;
     (*job)->selection.has_value() ? ++compactions_ : ++moves_;
     ASSERT_TRUE(jobs_.emplace(slot, **std::move(job)).second) << "two jobs for one session";
+  }
+
+  // As for a tenant that is past its deadline.
+  void End(uint32_t slot) {
+    hostile_->SetFate(slot, Draw(2) == 0 ? Attachment::Fate::kEnds : Attachment::Fate::kGoesOn);
+    if (slot < kSizes.sessions && Draw(2) == 0) (void)hostile_->regions().TakeIdle(slot);
+    const uint64_t before = ledger_->Usage(kHostile).owned_pages;
+    const CompactionOutcome outcome = hostile_->End(slot);
+    if (outcome.effect != CompactionOutcome::Effect::kEnded) return;
+    ++ended_;
+    ASSERT_TRUE(absl::IsCancelled(outcome.status)) << outcome.status;
+    // What the worker has listed since the last look may have been more.
+    ASSERT_LE(ledger_->Usage(kHostile).owned_pages, before);
+    ASSERT_FALSE(ledger_->PagesOf(hostile_->Find(slot)->id).ok());
+    ASSERT_EQ(hostile_->Find(slot)->charge, Charge());
+    ASSERT_FALSE(hostile_->BeginCompaction(slot, shm::State::kRunning, {}).ok());
   }
 
   void EndJob(uint32_t slot) {
@@ -461,7 +480,7 @@ class Rig {
   std::vector<PageId> honest_pages_;
   std::map<SlabIndex, std::vector<std::byte>> honest_bytes_;
   uint64_t past_failures_ = 0, past_returns_ = 0;
-  uint64_t drains_ = 0, compactions_ = 0, moves_ = 0, sealings_ = 0, slabs_freed_ = 0;
+  uint64_t drains_ = 0, compactions_ = 0, moves_ = 0, sealings_ = 0, slabs_freed_ = 0, ended_ = 0;
 };
 
 TEST(AttachmentFuzz, AMillionWritesBreakNothing) {

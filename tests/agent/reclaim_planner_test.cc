@@ -10,6 +10,7 @@
 #include <map>
 #include <random>
 #include <set>
+#include <tuple>
 #include <vector>
 
 namespace kvpool {
@@ -128,6 +129,92 @@ TEST(ReclaimPlanner, PagesMoveOnlyInsideTheirGroup) {
   EXPECT_THAT(plan.evacuate, IsEmpty());  // a fuller slab of the other group is no room
 }
 
+// --- Preemption, by example ----------------------------------------------------------------------
+
+// Three slabs of 8 pages in four sessions, the fourth of them IDLE.
+ReclaimInput Crowd(uint32_t lease, Preemption preemption) {
+  ReclaimInput input = Tenant(lease, {Leased(0, 8), Leased(1, 8), Leased(2, 8)},
+                              {Session(1, 6, 0, Where::kRunning), Session(2, 6, 0, Where::kRunning),
+                               Session(3, 6, 0, Where::kRunning), Session(4, 6, 0, Where::kIdle)});
+  input.preemption = preemption;
+  return input;
+}
+
+TEST(ReclaimPlanner, WithoutLeaveNobodyIsEnded) {
+  for (uint32_t lease = 0; lease < 4; ++lease) {
+    EXPECT_THAT(PlanReclaim(Crowd(lease, Preemption::kNone)).preempt, IsEmpty());
+  }
+  EXPECT_THAT(PlanReclaim(Crowd(3, Preemption::kAll)).preempt, IsEmpty()) << "it fits";
+}
+
+TEST(ReclaimPlanner, IdleSessionsEndFirstThenTheYoungestAndNoMoreThanNeeded) {
+  // 24 pages in two slabs: 8 must go. The idle session is not enough, with the youngest it is.
+  EXPECT_THAT(PlanReclaim(Crowd(2, Preemption::kAll)).preempt,
+              ElementsAre(SessionId(4), SessionId(3)));
+  EXPECT_THAT(PlanReclaim(Crowd(1, Preemption::kAll)).preempt,
+              ElementsAre(SessionId(4), SessionId(3), SessionId(2)))
+      << "the oldest fits alone";
+  EXPECT_THAT(PlanReclaim(Crowd(0, Preemption::kAll)).preempt,
+              ElementsAre(SessionId(4), SessionId(3), SessionId(2), SessionId(1)));
+}
+
+TEST(ReclaimPlanner, WhileOnlyColdBytesAreDueRunningSessionsStay) {
+  ReclaimInput input = Crowd(1, Preemption::kIdle);
+  EXPECT_THAT(PlanReclaim(input).preempt, IsEmpty()) << "18 pages take three slabs as 24 do";
+  input.sessions[3].pages = 9;
+  input.sessions[0].pages = 3;
+  EXPECT_THAT(PlanReclaim(input).preempt, ElementsAre(SessionId(4))) << "one slab of two";
+}
+
+TEST(ReclaimPlanner, OneThatIsEndingAlreadyCountsAsGone) {
+  ReclaimInput input = Crowd(2, Preemption::kAll);
+  input.sessions[3].pages = 8;
+  input.sessions[0].pages = 4;
+  input.sessions[1].ending = true;
+  input.sessions[1].pages = 8;
+  input.sessions[2].pages = 4;
+  EXPECT_THAT(PlanReclaim(input).preempt, ElementsAre(SessionId(2)));
+  input.lease_slabs = 3;
+  EXPECT_THAT(PlanReclaim(input).preempt, IsEmpty()) << "and goes on when it need not end";
+}
+
+TEST(ReclaimPlanner, WhoMakesNoSlabFreeIsNotEndedInVain) {
+  // A small young session in another group, whose slab is needed anyway.
+  ReclaimInput input = Tenant(2, {Leased(0, 8, 0, 0), Leased(1, 8, 0, 0), Leased(2, 7, 0, 1)},
+                              {Session(1, 8, 0, Where::kRunning), Session(2, 8, 0, Where::kRunning),
+                               Session(3, 6, 0, Where::kRunning), Session(4, 1, 0, Where::kIdle)});
+  input.sessions[2].group = input.sessions[3].group = 1;
+  input.sessions[2].where = Where::kBusy;
+  input.sessions[2].id = SessionId(0);
+  input.preemption = Preemption::kAll;
+  EXPECT_THAT(PlanReclaim(input).preempt, ElementsAre(SessionId(2)));
+}
+
+TEST(ReclaimPlanner, WhoIsEndedIsNotCompactedNorAnybodyForItsRoom) {
+  // Nine pages too many; compaction of the first could free them.
+  ReclaimInput input = Tenant(1, {Leased(0, 8), Leased(1, 8), Leased(2, 1)},
+                              {Session(1, 8, 8, Where::kIdle), Session(2, 9, 9, Where::kRunning)});
+  input.preemption = Preemption::kAll;
+  input.sessions[0].where = Where::kRunning;
+  const ReclaimPlan plan = PlanReclaim(input);
+  EXPECT_THAT(plan.preempt, ElementsAre(SessionId(2)));
+  EXPECT_THAT(plan.take, IsEmpty());
+  EXPECT_THAT(plan.ask, IsEmpty());
+}
+
+TEST(ReclaimPlanner, ABusySessionIsLeftToItsJob) {
+  ReclaimInput input = Crowd(1, Preemption::kNone);
+  for (ReclaimSession& session : input.sessions) {
+    session.where = Where::kBusy;
+    session.slabs = {SlabIndex(0)};
+  }
+  const ReclaimPlan plan = PlanReclaim(input);
+  EXPECT_THAT(plan.take, IsEmpty());
+  EXPECT_THAT(plan.ask, IsEmpty());
+  input.preemption = Preemption::kAll;
+  EXPECT_THAT(PlanReclaim(input).preempt, ElementsAre(SessionId(4), SessionId(3), SessionId(2)));
+}
+
 // --- Random tenants ------------------------------------------------------------------------------
 
 // A tenant whose plans are carried out as well as its sessions allow.
@@ -161,8 +248,16 @@ class Simulation {
     }
   }
 
+  // From now on; a few RUNNING sessions never reach a safe point.
+  void Allow(Preemption preemption) {
+    preemption_ = preemption;
+    for (auto& [id, session] : sessions_) session.stuck = Draw(8) == 0;
+  }
+
   ReclaimInput Input() const {
-    ReclaimInput input{.lease_slabs = lease_, .held_slabs = static_cast<uint32_t>(slabs_.size())};
+    ReclaimInput input{.lease_slabs = lease_,
+                       .held_slabs = static_cast<uint32_t>(slabs_.size()),
+                       .preemption = preemption_};
     for (const auto& [index, slab] : slabs_) {
       SlabUsage usage = Leased(index.value(), Owned(index), slab.granted, slab.group);
       usage.state = slab.state;
@@ -175,6 +270,7 @@ class Simulation {
       ReclaimSession known = Session(id.value(), session.size(), session.frees(), session.where);
       known.group = session.group;
       known.seals_pages = session.seals();
+      known.ending = session.ending;
       for (const auto& [slab, pages] : session.pages) known.slabs.push_back(slab);
       input.sessions.push_back(known);
     }
@@ -188,7 +284,19 @@ class Simulation {
       for (auto& [index, slab] : slabs_) slab.granted = 0;
     }
     for (const auto& list : {plan.take, plan.ask}) {
-      for (const SessionId id : list) CompactAndMove(&sessions_.at(id));
+      for (const SessionId id : list) {
+        SimulatedSession& session = sessions_.at(id);
+        if (session.steps()) CompactAndMove(&session);
+      }
+    }
+    for (auto& [id, session] : sessions_) session.ending = false;
+    for (const SessionId id : plan.preempt) {
+      SimulatedSession& session = sessions_.at(id);
+      if (session.steps()) {
+        sessions_.erase(id);
+      } else {
+        session.ending = true;
+      }
     }
     std::erase_if(slabs_, [&](const auto& entry) {
       return entry.second.state == SlabState::kEvacuating && entry.second.granted == 0 &&
@@ -198,6 +306,17 @@ class Simulation {
 
   uint32_t held() const { return static_cast<uint32_t>(slabs_.size()); }
   uint32_t lease() const { return lease_; }
+  uint32_t sessions() const { return static_cast<uint32_t>(sessions_.size()); }
+  // Slabs that sessions fill which cannot be ended.
+  uint32_t StuckSlabs() const {
+    std::map<uint32_t, uint64_t> pages;
+    for (const auto& [id, session] : sessions_) {
+      if (!session.steps()) pages[session.group] += session.size();
+    }
+    uint64_t slabs = 0;
+    for (const auto& [group, count] : pages) slabs += CeilDiv<uint64_t>(count, kPagesPerSlab);
+    return static_cast<uint32_t>(slabs);
+  }
   // Slabs that a group's sessions fill when all are compacted and sealed.
   uint32_t LeastSlabs() const {
     std::map<uint32_t, uint64_t> pages;
@@ -220,6 +339,8 @@ class Simulation {
     Where where = Where::kIdle;
     uint64_t keeps = 0;   // pages that its policy needs
     uint64_t sealed = 0;  // pages that those need when they are sealed
+    bool stuck = false;   // never at a safe point
+    bool ending = false;
     std::map<SlabIndex, uint64_t> pages;
 
     uint64_t size() const {
@@ -227,6 +348,7 @@ class Simulation {
       for (const auto& [slab, count] : pages) sum += count;
       return sum;
     }
+    bool steps() const { return where == Where::kIdle || !stuck; }
     uint64_t frees() const { return size() > keeps ? size() - keeps : 0; }
     uint64_t seals() const { return std::min(size(), keeps) - std::min(size(), sealed); }
   };
@@ -262,6 +384,7 @@ class Simulation {
 
   std::mt19937_64 random_;
   uint32_t lease_;
+  Preemption preemption_ = Preemption::kNone;
   std::map<SlabIndex, SimulatedSlab> slabs_;
   std::map<SessionId, SimulatedSession> sessions_;
 };
@@ -298,6 +421,7 @@ void CheckPlan(const ReclaimInput& input, const ReclaimPlan& plan) {
     }
   }
 
+  const std::set<SessionId> ended(plan.preempt.begin(), plan.preempt.end());
   // Without need nobody is compacted: a session moves, or frees what another victim needs.
   const bool enough = static_cast<int64_t>(going.size()) >= wanted;
   for (const ReclaimSession& session : input.sessions) {
@@ -306,6 +430,10 @@ void CheckPlan(const ReclaimInput& input, const ReclaimPlan& plan) {
                         0;
     const bool moves = std::any_of(session.slabs.begin(), session.slabs.end(),
                                    [&](SlabIndex slab) { return going.contains(slab); });
+    if (ended.contains(session.id)) {
+      EXPECT_FALSE(chosen) << "ended and compacted";
+      continue;
+    }
     if (moves) {
       EXPECT_TRUE(chosen);
     }
@@ -313,6 +441,112 @@ void CheckPlan(const ReclaimInput& input, const ReclaimPlan& plan) {
       EXPECT_TRUE(!enough && session.frees_pages + session.seals_pages > 0);
     }
   }
+}
+
+// Whole slabs that the pages in sessions fill when those of `gone` are there no more.
+uint32_t SlabsWithout(const ReclaimInput& input, const std::set<SessionId>& gone) {
+  std::map<uint32_t, uint64_t> pages;
+  for (const SlabUsage& slab : input.slabs) pages[slab.group] += slab.owned_pages;
+  for (const ReclaimSession& session : input.sessions) {
+    if (gone.contains(session.id)) pages[session.group] -= session.pages;
+  }
+  uint64_t slabs = 0;
+  for (const auto& [group, count] : pages) slabs += CeilDiv<uint64_t>(count, kPagesPerSlab);
+  return static_cast<uint32_t>(slabs);
+}
+
+// Idle before the others, young before old; those that are ending already before all.
+std::vector<ReclaimSession> InOrder(const ReclaimInput& input) {
+  std::vector<ReclaimSession> order;
+  for (const ReclaimSession& session : input.sessions) {
+    if (session.where == Where::kIdle || input.preemption == Preemption::kAll) {
+      order.push_back(session);
+    }
+  }
+  std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
+    return std::tuple(!a.ending, a.where != Where::kIdle, b.id) <
+           std::tuple(!b.ending, b.where != Where::kIdle, a.id);
+  });
+  return order;
+}
+
+void CheckPreemption(const ReclaimInput& input, const ReclaimPlan& plan) {
+  const std::set<SessionId> ended(plan.preempt.begin(), plan.preempt.end());
+  EXPECT_EQ(ended.size(), plan.preempt.size()) << "one twice";
+  if (input.preemption == Preemption::kNone) {
+    EXPECT_TRUE(ended.empty());
+    return;
+  }
+  const std::vector<ReclaimSession> order = InOrder(input);
+  std::set<SessionId> all;
+  for (const ReclaimSession& session : order) all.insert(session.id);
+  for (const SessionId id : ended) EXPECT_TRUE(all.contains(id)) << "one that is not allowed";
+  // Enough, as far as it can be.
+  const uint32_t target = std::max(input.lease_slabs, SlabsWithout(input, all));
+  EXPECT_LE(SlabsWithout(input, ended), target);
+  std::set<SessionId> before;
+  for (const ReclaimSession& session : order) {
+    if (ended.contains(session.id)) {
+      // Nobody in vain, and nobody whom those before could have spared.
+      std::set<SessionId> others = ended;
+      others.erase(session.id);
+      EXPECT_GT(SlabsWithout(input, others), target) << "one too many";
+      EXPECT_GT(SlabsWithout(input, before), target) << "out of turn";
+    }
+    before.insert(session.id);
+  }
+  // Who fits alone, and is the last whose turn it would be, survives.
+  if (!order.empty() && input.preemption == Preemption::kAll) {
+    std::set<SessionId> others = all;
+    others.erase(order.back().id);
+    if (SlabsWithout(input, others) <= input.lease_slabs) {
+      EXPECT_FALSE(ended.contains(order.back().id)) << "the oldest";
+    }
+  }
+}
+
+TEST(ReclaimPlanner, EndsNobodyBeforeItsTimeOutOfTurnOrInVain) {
+  int ended = 0, none = 0;
+  for (uint64_t seed = 0; seed < 20'000; ++seed) {
+    Simulation tenant(seed, Simulation::Start::kMidway);
+    for (const Preemption preemption :
+         {Preemption::kNone, Preemption::kIdle, Preemption::kAll, Preemption::kAll}) {
+      tenant.Allow(preemption);
+      const ReclaimInput input = tenant.Input();
+      const ReclaimPlan plan = PlanReclaim(input);
+      CheckPreemption(input, plan);
+      CheckPlan(input, plan);
+      ended += !plan.preempt.empty();
+      none += plan.preempt.empty();
+      tenant.CarryOut(plan);
+    }
+    ASSERT_FALSE(HasFailure()) << "seed " << seed;
+  }
+  EXPECT_GT(ended, 5'000);
+  EXPECT_GT(none, 5'000);
+}
+
+TEST(ReclaimPlanner, WithPreemptionATenantEndsWithinItsLeaseButForTheStuck) {
+  int held_up = 0, some_left = 0;
+  for (uint64_t seed = 0; seed < 5'000; ++seed) {
+    Simulation tenant(seed, Simulation::Start::kFresh);
+    tenant.Allow(Preemption::kAll);
+    for (int round = 0; round < 30; ++round) {
+      const ReclaimInput input = tenant.Input();
+      const ReclaimPlan plan = PlanReclaim(input);
+      CheckPreemption(input, plan);
+      tenant.CarryOut(plan);
+    }
+    const uint32_t stuck = tenant.StuckSlabs();
+    if (stuck == 0) {
+      ASSERT_LE(tenant.held(), tenant.lease()) << "seed " << seed;
+    }
+    held_up += stuck > tenant.lease();
+    some_left += tenant.sessions() > 0;
+    ASSERT_FALSE(HasFailure()) << "seed " << seed;
+  }
+  EXPECT_GT(held_up, 50);
+  EXPECT_GT(some_left, 1'000);
 }
 
 TEST(ReclaimPlanner, KeepsItsPromisesForRandomTenants) {

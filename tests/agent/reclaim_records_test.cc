@@ -1,4 +1,5 @@
-// What is told of compactions and sealings: by policy and step, and every session counts.
+// What is told of compactions, sealings and ended sessions: by policy and step, and every session
+// counts.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/reclaim_records.h"
@@ -67,6 +68,22 @@ TEST(ReclaimRecordsTest, WhatSealingFreedIsARecordOfItsOwn) {
   EXPECT_EQ(records[1].sessions, 1u);
   EXPECT_EQ(records[1].bytes, 5u * 4096);
   EXPECT_EQ(records[1].bytes_before, 8u * 4096) << "what the compaction left";
+  EXPECT_FALSE(records[1].recovery.measured());
+}
+
+TEST(ReclaimRecordsTest, SessionsThatWereEndedAreARecordOfTheirOwn) {
+  const CompactionOutcome ended{.status = absl::CancelledError(""),
+                                .policy = "h2o",
+                                .pages_before = 7,
+                                .freed_pages = 7,
+                                .effect = CompactionOutcome::Effect::kEnded};
+  const auto records = Records({ended, Compacted("h2o", 1, 0.8f), ended});
+  ASSERT_THAT(records, SizeIs(2));
+  EXPECT_EQ(records[0].bytes, 1u * 4096);
+  EXPECT_EQ(records[1].step, ReclaimStep::kPreemption);
+  EXPECT_EQ(records[1].sessions, 2u);
+  EXPECT_EQ(records[1].bytes, 14u * 4096);
+  EXPECT_EQ(records[1].bytes_before, 14u * 4096);
   EXPECT_FALSE(records[1].recovery.measured());
 }
 

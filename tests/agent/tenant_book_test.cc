@@ -158,6 +158,40 @@ TEST_F(TenantBookTest, PromisesWhatIsHeldUntilItHasComeBack) {
   EXPECT_EQ(TenantBook::Promise(*book_.Find(kA), 0), 4u);
 }
 
+TEST_F(TenantBookTest, ATenantAboveItsLeaseIsPastItsDeadlineWhenItsGraceHasPassed) {
+  const TimePoint start{std::chrono::seconds(50)};
+  TenantOrder order = Order(kA, 1, 4);
+  order.grace = {.cold = milliseconds(100), .running = milliseconds(300)};
+  order.over_deadline = OverDeadline::kPreempt;
+  ASSERT_TRUE(Apply(1, {order}).ok());
+  const TenantState& tenant = *book_.Find(kA);
+  book_.SeeHeld(kA, 4, start);
+  book_.SeeHeld(kB, 4, start);  // nobody's
+  EXPECT_FALSE(tenant.PastDeadline(start + milliseconds(1000)));
+  order.seq = 2;
+  order.lease_slabs = 3;
+  ASSERT_TRUE(Apply(1, {order}).ok());
+  book_.SeeHeld(kA, 4, start + milliseconds(1000));
+  EXPECT_EQ(tenant.MayPreempt(start + milliseconds(1099)), Preemption::kNone);
+  EXPECT_EQ(tenant.MayPreempt(start + milliseconds(1100)), Preemption::kIdle);
+  EXPECT_FALSE(tenant.PastDeadline(start + milliseconds(1299)));
+  EXPECT_TRUE(tenant.PastDeadline(start + milliseconds(1300)));
+  EXPECT_EQ(tenant.MayPreempt(start + milliseconds(1300)), Preemption::kAll);
+  EXPECT_THAT(PastDeadlineText(tenant, start + milliseconds(1300), "page"),
+              testing::HasSubstr("tenant t1 has held more than its lease of 3 slabs at this agent "
+                                 "for 1 s, longer than its grace: no new page until it fits"));
+  // What the operator says counts from the next message on.
+  order.over_deadline = OverDeadline::kHold;
+  ASSERT_TRUE(Apply(1, {order}).ok());
+  EXPECT_EQ(tenant.MayPreempt(start + milliseconds(1300)), Preemption::kNone);
+  EXPECT_TRUE(tenant.PastDeadline(start + milliseconds(1300)));
+  order.grace.running = std::chrono::seconds(9);
+  ASSERT_TRUE(Apply(1, {order}).ok());
+  EXPECT_FALSE(tenant.PastDeadline(start + milliseconds(1300)));
+  book_.SeeHeld(kA, 3, start + milliseconds(2000));
+  EXPECT_FALSE(tenant.PastDeadline(start + std::chrono::hours(1)));
+}
+
 // ---- Refusals -----------------------------------------------------------------------------------
 
 class WhyRefusedTest : public TenantBookTest {

@@ -8,6 +8,7 @@
 #include "client/cli/policy_table.h"
 #include "client/cli/render.h"
 #include "client/cli/table.h"
+#include "client/cli/tenant_change.h"
 #include "common/tenant_json.h"
 
 namespace kvpool {
@@ -139,6 +140,23 @@ TEST(CliTableTest, APolicyIsShownWithAllItsParametersAndWhetherItIsApproximate) 
               HasSubstr("fastgen(recovery=0.95,profile=sampled,slack=64)  (approximate"));
   tenant.at("policy").at("profile") = "exact";
   EXPECT_THAT(RenderTenant(tenant, {}), HasSubstr("profile=exact,slack=64)\n"));
+}
+
+TEST(CliTableTest, ATenantAboveItsLeaseIsShownWithHowLongAndWhereAndWhetherItsGraceHasPassed) {
+  boost::json::object tenant = {{"name", "chat"}, {"over_ms", 0}, {"past_deadline", false}};
+  EXPECT_THAT(RenderTenant(tenant, {}), HasSubstr("\nOver lease:   no\n"));
+  tenant["over_ms"] = 12'000;
+  EXPECT_THAT(RenderTenant(tenant, {}), HasSubstr("\nOver lease:   12s\n"));
+  tenant["past_deadline"] = true;
+  const boost::json::object agents[] = {{{"agent", "gpu-0"}, {"over_ms", 0}},
+                                        {{"agent", "gpu-1"}, {"over_ms", 12'000}}};
+  tenant["agents"] = {agents[0], agents[1]};
+  const std::string text = RenderTenant(tenant, {});
+  EXPECT_THAT(text, HasSubstr("\nOver lease:   12s, past its grace\n"));
+  EXPECT_THAT(text, testing::ContainsRegex("gpu-0 .* no\n"));
+  EXPECT_THAT(text, testing::ContainsRegex("gpu-1 .* 12s\n"));
+  const boost::json::object tenants = {{"tenants", {tenant}}};
+  EXPECT_THAT(RenderTop(tenants, {}), HasSubstr("12s, past its grace\n"));
 }
 
 }  // namespace

@@ -202,6 +202,11 @@ class Loopback {
     void HandOverNow(const std::vector<uint32_t>& slots, const Done& done) {
       std::vector<absl::Status> outcomes;
       for (uint32_t slot : slots) {
+        if (const AgentSession* session = loop_.attachment_->Find(slot);
+            session != nullptr && session->ending) {
+          outcomes.push_back(loop_.attachment_->End(slot).status);
+          continue;
+        }
         auto job = loop_.attachment_->BeginCompaction(slot, shm::State::kRunning,
                                                       loop_.ReservePages(slot));
         outcomes.push_back(job.status());

@@ -669,5 +669,62 @@ TEST(TenantTest, SessionsWithAForeignPageFailAndOthersDoNot) {
   driver.Positions(good.get());
 }
 
+// ---- Sessions that the agent ends
+// -----------------------------------------------------------------
+
+TEST(TenantTest, AParkedSessionThatTheAgentEndsSaysSoAndHoldsNothing) {
+  Loopback loop({});
+  Driver driver(&loop);
+  auto ended = *loop.tenant().Open({.prompt_tokens = 40, .max_tokens = 200});
+  auto other = *loop.tenant().Open({.prompt_tokens = 40, .max_tokens = 200});
+  ASSERT_TRUE(driver.Advance(ended.get(), 40).ok());
+  ASSERT_TRUE(driver.Advance(other.get(), 40).ok());
+  ended->Park();
+  const Charge both = loop.attachment().charge();
+  ASSERT_TRUE(loop.attachment().regions().TakeIdle(0));  // the first that was opened
+  const CompactionOutcome outcome = loop.attachment().End(0);
+  EXPECT_TRUE(absl::IsCancelled(outcome.status)) << outcome.status;
+  EXPECT_EQ(outcome.freed_pages, 3u);
+  EXPECT_EQ(outcome.freed_pages, 3u);
+  loop.attachment().SnapshotAll();
+  EXPECT_EQ(loop.used_pages(), 3u) << "the other's";
+  EXPECT_LT(loop.attachment().charge().pages, both.pages);
+  const absl::Status status = driver.Advance(ended.get(), 1);
+  EXPECT_TRUE(absl::IsCancelled(status)) << status;
+  ended->Park();  // wakes nothing
+  EXPECT_TRUE(absl::IsCancelled(driver.Advance(ended.get(), 1)));
+  EXPECT_TRUE(driver.Advance(other.get(), 1).ok());
+  for (const auto& positions : driver.Positions(other.get())) EXPECT_EQ(positions.size(), 41u);
+  ended.reset();
+  other.reset();
+  EXPECT_EQ(loop.used_pages(), 0u);
+  EXPECT_EQ(loop.attachment().charge(), Charge());
+  EXPECT_TRUE(loop.attachment().sessions().empty());
+  EXPECT_TRUE(loop.ledger().CheckInvariants().ok());
+}
+
+TEST(TenantTest, ARunningSessionEndsOnlyWhenItIsHandedOver) {
+  Loopback loop({.policy = Scissorhands(64)});
+  Driver driver(&loop);
+  auto session = *loop.tenant().Open({.prompt_tokens = 30, .max_tokens = 500});
+  auto other = *loop.tenant().Open({.prompt_tokens = 30, .max_tokens = 500});
+  ASSERT_TRUE(driver.Advance(session.get(), 30).ok());
+  ASSERT_TRUE(driver.Advance(other.get(), 30).ok());
+  loop.attachment().SetFate(0, Attachment::Fate::kEnds);
+  EXPECT_TRUE(absl::IsFailedPrecondition(loop.attachment().End(0).status)) << "RUNNING";
+  loop.attachment().SnapshotAll();
+  EXPECT_EQ(loop.used_pages(), 4u);
+  absl::Status status = driver.Advance(session.get(), 1);
+  EXPECT_TRUE(absl::IsCancelled(status)) << status;
+  EXPECT_EQ(loop.used_pages(), 2u);
+  status = driver.Advance(other.get(), 1);
+  EXPECT_TRUE(status.ok()) << status;
+  // One that need not end after all goes on from where it was.
+  loop.attachment().SetFate(1, Attachment::Fate::kEnds);
+  loop.attachment().SetFate(1, Attachment::Fate::kGoesOn);
+  EXPECT_TRUE(driver.Advance(other.get(), 1).ok());
+  EXPECT_TRUE(loop.ledger().CheckInvariants().ok());
+}
+
 }  // namespace
 }  // namespace kvpool

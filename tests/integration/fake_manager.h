@@ -27,6 +27,9 @@ struct FakeTenant {
   uint32_t lease_slabs = 0;
   uint32_t limit_slabs = 1000;
   PolicySpec policy = DefaultPolicySpec();
+  uint32_t grace_cold_millis = 2000;
+  uint32_t grace_running_millis = 15'000;
+  rpc::OverDeadline over_deadline = rpc::OverDeadline::HOLD;
 };
 
 // What an agent reported last for a tenant.
@@ -41,6 +44,8 @@ struct FakeUse {
   uint64_t refusals = 0;
   uint64_t compactions = 0;
   uint64_t recovery_count = 0;
+  uint64_t over_millis = 0;
+  bool past_deadline = false;
 };
 
 class FakeManager {
@@ -123,7 +128,9 @@ class FakeManager {
                                            .workers = use.getWorkers(),
                                            .refusals = use.getRefusals(),
                                            .compactions = use.getCompactions(),
-                                           .recovery_count = use.getRecoveryCount()};
+                                           .recovery_count = use.getRecoveryCount(),
+                                           .over_millis = use.getOverMillis(),
+                                           .past_deadline = use.getPastDeadline()};
       }
       for (auto reclaim : context.getParams().getReport().getReclaims()) {
         manager_.reclaims_[reclaim.getTenant()].push_back(
@@ -144,6 +151,9 @@ class FakeManager {
         list[i].setLeaseSlabs(tenant.lease_slabs);
         list[i].setLimitSlabs(tenant.limit_slabs);
         ToProto(tenant.policy, list[i].initPolicy());
+        list[i].setGraceColdMillis(tenant.grace_cold_millis);
+        list[i].setGraceRunningMillis(tenant.grace_running_millis);
+        list[i].setOverDeadline(tenant.over_deadline);
         const Sha256Hash hash = Sha256(tenant.token);
         list[i].initTokenHashes(1).set(0, kj::arrayPtr(hash.data(), hash.size()));
         ++i;

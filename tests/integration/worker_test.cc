@@ -165,6 +165,37 @@ TEST_F(WorkerTest, ATightBudgetIsKeptWhileEverySessionFinishes) {
   EXPECT_EQ(metric("kvpool_agent_recovery_ratio_count"), metric("kvpool_agent_compactions_total"));
 }
 
+// Its limit comes down while it runs, and its operator lets sessions be ended for that: they are
+// fed again, in the room that is left, and say what they would have said.
+TEST_F(WorkerTest, SequencesWhoseSessionsTheAgentEndsFinishAllTheSame) {
+  cluster_.StartAgent("a", 16);
+  cluster_.PutTenant("library", R"({"guaranteed": 0, "limit": "24 MiB"})");
+  cluster_.MakeToken("library");
+  AwaitLease("library");
+  const std::vector<std::string> args = {"--prompts", kPrompts, "--max-tokens", "80",
+                                         "--batch",   "16",     "-o",           "json"};
+  std::vector<std::string> private_args = {"--kv", "private"}, pool_args = PoolArgs("library");
+  private_args.insert(private_args.end(), args.begin(), args.end());
+  pool_args.insert(pool_args.end(), args.begin(), args.end());
+  pool_args.insert(pool_args.end(), {"--json", cluster_.File("pool.json"), "--model", kModel});
+  Process worker("kvpool-worker", pool_args, cluster_.File("pool.log"));
+  const auto held = [&] { return cluster_.GetTenant("library").at("held").to_number<int64_t>(); };
+  ASSERT_TRUE(Eventually([&] { return held() >= 6 << 20; }, std::chrono::seconds(60)));
+  cluster_.PutTenant("library", R"({"guaranteed": 0, "limit": "4 MiB", "over_deadline": "preempt",
+      "grace": {"cold": "20 ms", "running": "20 ms"}})");
+  EXPECT_TRUE(Eventually([&] { return held() <= 4 << 20; }, std::chrono::seconds(30)));
+  EXPECT_EQ(worker.Wait(), 0) << ReadAll(cluster_.File("pool.log"));
+  ASSERT_EQ(RunWorker(private_args, cluster_.File("private.log")), 0);
+  const auto expected = Generated(cluster_.File("private.log"));
+  EXPECT_EQ(expected.size(), 40u);
+  EXPECT_EQ(Generated(cluster_.File("pool.log")), expected);
+  const auto summary = boost::json::parse(ReadAll(cluster_.File("pool.json")));
+  EXPECT_GT(summary.at("tenants").at(0).at("preemptions").to_number<int64_t>(), 0);
+  EXPECT_EQ(summary.at("tenants").at(0).at("failed").to_number<int64_t>(), 0);
+  const HttpResponse reclaims = cluster_.Call("GET", "/v1/tenants/library/reclaims");
+  EXPECT_NE(reclaims.body.find("preemption"), std::string::npos) << reclaims.body;
+}
+
 // Prompts of a few hundred tokens under FastGen: each is profiled and compacted at its end, and its
 // pages come free. T is a mean over all rows of the prompt, recovery is measured on its last ones
 // and on the queries after it, on keys that are chosen for good: a few percent lower at worst.

@@ -45,6 +45,8 @@ struct FakeTenantState {
   uint32_t lease = 0, limit = 0;
   uint32_t held = 0, charged = 0, wanted = 0;
   uint64_t used = 0;
+  uint32_t grace_cold_millis = 0, grace_running_millis = 0;
+  rpc::OverDeadline over_deadline = rpc::OverDeadline::UNKNOWN;
 };
 
 class FakeAgent {
@@ -160,6 +162,9 @@ class FakeAgent {
       tenant.policy = ToString(*FromProto(order.getPolicy()));
       tenant.tokens = order.getTokenHashes().size();
       tenant.limit = order.getLimitSlabs();
+      tenant.grace_cold_millis = order.getGraceColdMillis();
+      tenant.grace_running_millis = order.getGraceRunningMillis();
+      tenant.over_deadline = order.getOverDeadline();
       if (std::pair(orders.getEpoch(), order.getSeq()) > std::pair(tenant.epoch, tenant.seq)) {
         tenant.epoch = orders.getEpoch();
         tenant.seq = order.getSeq();

@@ -245,6 +245,58 @@ TEST_F(EngineTest, APreemptedSequenceKeepsItsPrompt) {
   EXPECT_EQ(results.at(0).generated, results.at(1).generated);
 }
 
+// The owner of the memory ends two sessions in one step, and refuses new ones for a while.
+TEST_F(EngineTest, SequencesWhoseSessionsWereEndedAreFedAgainAndSayTheSame) {
+  std::vector<Request> requests = RandomRequests(4);
+  for (Request& request : requests) {
+    request.prompt.resize(20 + request.id, 3);
+    request.max_new_tokens = 40;
+  }
+  auto free = Memory(1000), pressed = Memory(1000);
+  const auto expected = RunAll(model_, {free.get()}, requests, {.batch = 4, .chunk = 16});
+  int steps = 0, refusals = 0;
+  pressed->on_prepare = [&](int number, const KvStep&) {
+    steps += number == 0;
+    const bool ended = steps == 4 && (number == 2 || number == 3);
+    return ended ? Readiness::kPreempted : Readiness::kReady;
+  };
+  std::vector<uint32_t> reopened;
+  pressed->on_open = [&](const OpenRequest& request) {
+    if (steps >= 4) {
+      if (++refusals < 4) return OpenOutcome::kNoSpace;
+      reopened.push_back(request.prompt_tokens);
+    }
+    return OpenOutcome::kOpened;
+  };
+  std::vector<TenantStats> stats;
+  const auto results = RunAll(model_, {pressed.get()}, requests, {.batch = 4, .chunk = 16}, &stats);
+  EXPECT_EQ(Generated(results), Generated(expected));
+  EXPECT_EQ(stats[0].preemptions, 2u);
+  EXPECT_EQ(stats[0].failed, 0u);
+  ASSERT_EQ(reopened.size(), 2u);
+  EXPECT_EQ(reopened[0], requests[2].prompt.size()) << "the older one first";
+  EXPECT_EQ(reopened[1], requests[3].prompt.size());
+  EXPECT_EQ(pressed->memory().free_pages(), 1000u);
+}
+
+// Nobody is left whose end a sequence that gave way before could wait for.
+TEST_F(EngineTest, WhenAllSessionsWereEndedTheQueueMovesOn) {
+  auto kv = Memory(100);
+  int oldest_steps = 0;
+  kv->on_prepare = [&](int number, const KvStep&) {
+    if (number > 0) return Readiness::kReady;
+    ++oldest_steps;
+    return oldest_steps < 5 ? Readiness::kNoSpace : Readiness::kPreempted;
+  };
+  std::vector<TenantStats> stats;
+  const auto results = RunAll(model_, {kv.get()},
+                              {{.id = 0, .prompt = {1}, .max_new_tokens = 20},
+                               {.id = 1, .prompt = {1}, .max_new_tokens = 20}},
+                              {.preempt_after = Duration{}}, &stats, 10'000);
+  EXPECT_EQ(results.size(), 2u);
+  EXPECT_EQ(stats[0].preemptions, 2u) << "one by us, one by the agent";
+}
+
 TEST_F(EngineTest, ABusySessionIsSkippedAndTheOthersGoOn) {
   auto kv = Memory(100);
   int busy = 0;

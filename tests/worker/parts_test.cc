@@ -1,5 +1,5 @@
 // The small parts: dense mathematics against double, the thread pool, the sampler, prompts, scoring
-// windows, and private memory.
+// windows, private memory, and what the pool's answers mean to the engine.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include <gmock/gmock.h>
@@ -11,6 +11,7 @@
 
 #include "tests/worker/support.h"
 #include "worker/math.h"
+#include "worker/pool_kv.h"
 #include "worker/prompts.h"
 #include "worker/score.h"
 
@@ -188,6 +189,62 @@ TEST(PrivateKvTest, AllPagesOrNone) {
   EXPECT_EQ(kv->free_pages(), 3u);
   EXPECT_EQ(kv->Open({.prompt_tokens = 49, .max_tokens = 49}).outcome, OpenOutcome::kNoSpace);
   EXPECT_EQ(kv->Open({.prompt_tokens = 1, .max_tokens = 81}).outcome, OpenOutcome::kTooLarge);
+}
+
+// A pool of which every safe point has the same outcome.
+class OneAnswerTenant final : public Tenant {
+ public:
+  explicit OneAnswerTenant(absl::Status answer) : answer_(std::move(answer)) {}
+  const Layout& layout() const override { return layout_; }
+  std::byte* base() const override { return nullptr; }
+  const std::string& policy() const override { return policy_; }
+  absl::StatusOr<std::unique_ptr<kvpool::Session>> Open(const OpenOptions&) override {
+    return std::make_unique<Session>();
+  }
+  absl::Status SafePoint(std::span<kvpool::Step> steps) override {
+    for (kvpool::Step& step : steps) step.outcome = answer_;
+    return absl::OkStatus();
+  }
+  absl::Status Ping() override { return absl::OkStatus(); }
+  absl::StatusOr<TenantStatistics> Statistics() override { return TenantStatistics{}; }
+
+ private:
+  struct Session final : kvpool::Session {
+    uint32_t position() const override { return 0; }
+    SessionView View(uint32_t) const override { return {}; }
+    BlockId WriteBlock(uint32_t, uint32_t, uint32_t) const override { return BlockId(0); }
+    uint32_t WriteRow(uint32_t) const override { return 0; }
+    bool WantsProfile() const override { return false; }
+    void Profile(const AttendedChunk&) override {}
+    absl::Status Commit(uint32_t, const float*, const float*) override { return absl::OkStatus(); }
+    bool WantsQueries(uint32_t) const override { return false; }
+    void Park() override {}
+  };
+
+  const absl::Status answer_;
+  const Layout layout_ = *Layout::Make(TinyConfig().CacheGeometry(Dtype::kF32), 64_KiB);
+  const std::string policy_ = "full";
+};
+
+TEST(PoolKvTest, ASafePointsOutcomesAreWhatTheEngineKnows) {
+  const std::vector<std::pair<absl::Status, Readiness>> answers = {
+      {absl::OkStatus(), Readiness::kReady},
+      {absl::ResourceExhaustedError("full"), Readiness::kNoSpace},
+      {absl::AbortedError("busy"), Readiness::kBusy},
+      {absl::CancelledError("ended"), Readiness::kPreempted},
+      {absl::DataLossError("lost"), Readiness::kFailed}};
+  for (const auto& [answer, readiness] : answers) {
+    PoolKv kv(std::make_unique<OneAnswerTenant>(answer));
+    OpenResult opened = kv.Open({.prompt_tokens = 1, .max_tokens = 2});
+    ASSERT_EQ(opened.outcome, OpenOutcome::kOpened);
+    const int32_t id = 1;
+    KvStep step{.session = opened.session.get(), .tokens = 1, .ids = {&id, 1}};
+    kv.Prepare({&step, 1});
+    EXPECT_EQ(step.readiness, readiness) << answer;
+    if (readiness >= Readiness::kPreempted) {
+      EXPECT_EQ(step.text, answer.message());
+    }
+  }
 }
 
 TEST(PrivateKvTest, RefusesWhatCannotBe) {

@@ -133,6 +133,7 @@ class ScriptedKv final : public KvCache {
       auto* const session = static_cast<Session*>(step.session);
       step.readiness = on_prepare ? on_prepare(session->number, step) : Readiness::kReady;
       if (step.readiness == Readiness::kFailed) step.text = "scripted failure";
+      if (step.readiness == Readiness::kPreempted) step.text = "scripted preemption";
       if (step.readiness != Readiness::kReady) continue;
       KvStep inner{.session = session->inner.get(), .tokens = step.tokens};
       kv_->Prepare({&inner, 1});
