@@ -14,7 +14,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "client/cli/commands.h"
+#include "client/cli/documents.h"
 #include "common/config.h"
 #include "common/quantity.h"
 #include "common/secret.h"
@@ -26,8 +28,9 @@ namespace {
 
 constexpr int kUsage = 2;
 
-constexpr char kFooter[] = R"(Examples:
-  kvpoolctl diff -f tenants.yaml
+constexpr char kSummary[] = "operate a kvpool cluster through its manager";
+
+constexpr char kExamples[] = R"(  kvpoolctl diff -f tenants.yaml
   kvpoolctl apply -f tenants.yaml --dry-run
   kvpoolctl apply -f tenants.yaml
   kvpoolctl get tenants
@@ -38,10 +41,10 @@ constexpr char kFooter[] = R"(Examples:
   (umask 077; kvpoolctl token create chat > chat.token)
   (umask 077; kvpoolctl operator create ci --scope read > ci.token)
   kvpoolctl policies
-  kvpoolctl top
+  kvpoolctl top)";
 
-Exit codes:
-  0 done   1 failed or refused   2 wrong command line or file   3 not found
+constexpr char kExitCodes[] =
+    R"(  0 done   1 failed or refused   2 wrong command line or file   3 not found
   4 conflict: in use, or changed by somebody else   5 the server cannot be reached or is not ready)";
 
 // `failed` is what is left for failures that no other code names.
@@ -352,11 +355,33 @@ void AddOthers(CLI::App& app, Flags& f, Command& command) {
   top->callback([&] { command = [&f](Commands& c) { return RunTop(c, f); }; });
 }
 
+// Documents of the command line itself; `app` is asked when all commands are in it.
+void AddDocuments(CLI::App& app, Flags& f, Command& command) {
+  CLI::App* completion =
+      app.add_subcommand("completion", "Print a script that completes commands and flags");
+  completion->add_option("shell", f.kind, "bash")->required()->check(CLI::IsMember({"bash"}));
+  completion->callback([&] {
+    command = [&app](Commands&) {
+      std::cout << BashCompletion(app);
+      return absl::OkStatus();
+    };
+  });
+  CLI::App* man = app.add_subcommand("man", "Print the manual page, as man -l - reads it");
+  man->callback([&] {
+    command = [&app](Commands&) {
+      std::cout << ManPage(app, {.summary = kSummary,
+                                 .version = Version(),
+                                 .examples = kExamples,
+                                 .exit_codes = kExitCodes});
+      return absl::OkStatus();
+    };
+  });
+}
+
 void AddGlobals(CLI::App& app, Flags& f) {
   app.set_version_flag("--version", "kvpoolctl " + std::string(Version()));
   app.require_subcommand(1);
   app.fallthrough();
-  app.footer(kFooter);
   app.add_option("--server", f.server,
                  "host:port of the manager's API; of several managers all, with commas")
       ->envname("KVPOOL_SERVER")
@@ -412,6 +437,27 @@ int Fail(const std::string& message, int code) {
   return code;
 }
 
+// What help texts end with: an example for what is not plain. Last, because a command takes over
+// the footer that the program has when it is added.
+void AddFooters(CLI::App& app) {
+  app.footer(absl::StrCat("Examples:\n", kExamples, "\n\nExit codes:\n", kExitCodes,
+                          "\n\nkvpoolctl COMMAND --help says what a command takes; kvpoolctl man"
+                          " is the manual page."));
+  const std::vector<std::pair<const char*, const char*>> examples = {
+      {"get", "kvpoolctl -o json get tenants"},
+      {"set", "kvpoolctl set tenant chat --limit \"12 GiB\" --if-revision 7 --dry-run"},
+      {"apply", "kvpoolctl apply -f tenants.yaml --dry-run && kvpoolctl apply -f tenants.yaml"},
+      {"diff", "kvpoolctl diff -f tenants.yaml || echo somebody has changed something"},
+      {"drain", "kvpoolctl drain agent gpu-0; kvpoolctl describe agent gpu-0 --watch"},
+      {"forget-agent", "kvpoolctl forget-agent gpu-0 --dry-run"},
+      {"audit", "kvpoolctl audit --tenant chat --limit 50"},
+      {"completion", "source <(kvpoolctl completion bash)"},
+      {"man", "kvpoolctl man | man -l -"}};
+  for (const auto& [name, example] : examples) {
+    app.get_subcommand(name)->footer(absl::StrCat("Example:\n  ", example));
+  }
+}
+
 int Main(int argc, char** argv) {
   CLI::App app("Operates a kvpool cluster through its manager.", "kvpoolctl");
   Flags flags;
@@ -421,6 +467,8 @@ int Main(int argc, char** argv) {
   AddEndings(app, flags, command);
   AddSet(app, flags, command);
   AddOthers(app, flags, command);
+  AddDocuments(app, flags, command);
+  AddFooters(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {
