@@ -139,7 +139,8 @@ void Cluster::Take(Agent& agent, AgentReport report, TimePoint now) {
   for (const auto& [tenant_name, tenant] : tenants_.by_name()) ids.insert(tenant.id);
   for (ReclaimEntry& entry : report.reclaims) {
     if (!ids.contains(entry.tenant)) continue;
-    reclaims_[entry.tenant].Add(std::move(entry));
+    ReclaimLog& log = reclaims_[entry.tenant];
+    log.Add(std::move(entry));
   }
 }
 
