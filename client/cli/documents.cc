@@ -119,7 +119,7 @@ std::string OptionsText(const CLI::App& command, const CLI::Option* left_out) {
 }  // namespace
 
 std::string BashCompletion(const CLI::App& app) {
-  const std::string name = app.get_name();
+  const std::string& name = app.get_name();
   std::string commands, arguments, words;
   std::vector<std::string> seen;
   ForEachCommand(app, "", [&](const std::string& path, const CLI::App& command) {
@@ -148,7 +148,7 @@ std::string BashCompletion(const CLI::App& app) {
 }
 
 std::string ManPage(const CLI::App& app, const ManPageTexts& texts) {
-  const std::string name = app.get_name();
+  const std::string& name = app.get_name();
   std::string upper = name;
   std::transform(upper.begin(), upper.end(), upper.begin(), ::toupper);
   std::string page = absl::StrCat(
