@@ -38,14 +38,17 @@ uint64_t LowestBits(uint64_t mask, size_t count) {
 
 // --- Tenants and workers -------------------------------------------------------------------------
 
-absl::Status PoolLedger::SetLease(TenantId tenant, uint32_t slabs) {
+absl::Status PoolLedger::CheckTenant(TenantId tenant) const {
   if (tenant == TenantId(0)) return absl::InvalidArgumentError("tenant 0 is nobody");
+  if (tenants_.contains(tenant) || tenants_.size() < limits::kTenants) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the agent serves at most ", limits::kTenants, " tenants"));
+}
+
+absl::Status PoolLedger::SetLease(TenantId tenant, uint32_t slabs) {
+  if (slabs == 0 && tenant != TenantId(0) && !tenants_.contains(tenant)) return absl::OkStatus();
+  if (absl::Status status = CheckTenant(tenant); !status.ok()) return status;
   if (!tenants_.contains(tenant)) {
-    if (slabs == 0) return absl::OkStatus();
-    if (tenants_.size() >= limits::kTenants) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("the agent serves at most ", limits::kTenants, " tenants"));
-    }
     if (absl::Status status = ExpectRoom(1); !status.ok()) return status;
   }
   Commit({.type = Record::Type::kLease, .id = tenant.value(), .count = slabs});
@@ -53,7 +56,7 @@ absl::Status PoolLedger::SetLease(TenantId tenant, uint32_t slabs) {
 }
 
 absl::StatusOr<WorkerId> PoolLedger::AddWorker(TenantId tenant, const Layout& layout) {
-  if (!tenants_.contains(tenant)) return Unknown("tenant", tenant);
+  if (absl::Status status = CheckTenant(tenant); !status.ok()) return status;
   if (layout.slab_bytes() != config_.slab_bytes) {
     return absl::InvalidArgumentError(
         absl::StrCat("the layout is for slabs of ", layout.slab_bytes().value(),

@@ -102,8 +102,9 @@ class PoolLedger {
   // Usage() and BeginEvacuate(). A tenant exists while it has a lease, a slab or a worker.
   absl::Status SetLease(TenantId tenant, uint32_t slabs);
 
-  // NotFound: the tenant has no lease. InvalidArgument: a layout for other slabs than the pool's.
-  // ResourceExhausted: limits::kWorkers.
+  // A tenant without a lease may have workers: their demand is what a lease comes from.
+  // InvalidArgument: nobody's, or a layout for other slabs than the pool's. ResourceExhausted:
+  // limits::kWorkers, limits::kTenants.
   absl::StatusOr<WorkerId> AddWorker(TenantId tenant, const Layout& layout);
 
   // The caller has proof that the process is gone: its mappings are, its pages become FREE, and its
@@ -302,6 +303,7 @@ class PoolLedger {
   std::optional<SlabIndex> FullestSlab(const Group& group, const Worker& worker) const;
 
   // Checks and moves shared by commands.
+  absl::Status CheckTenant(TenantId tenant) const;  // is there, or may be
   absl::Status ExpectState(SlabIndex slab, std::initializer_list<SlabState> states) const;
   absl::Status ChangeState(SlabIndex slab, std::initializer_list<SlabState> from, SlabState to);
   // Ok when each page's owner is one of the two, and no page is listed twice.

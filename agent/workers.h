@@ -95,6 +95,7 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   void OnChange(std::function<void(TenantId)> callback) { on_change_ = std::move(callback); }
 
   // InvalidArgument: a number; ResourceExhausted: too many workers, or no memory.
+  // FailedPrecondition: the tenant is gone.
   absl::StatusOr<WorkerId> Attach(const AttachRequest& request, rpc::WorkerEvents::Client events);
   // The capability is gone. Its memory comes back when `gone` says that the process cannot touch it
   // any more: at once for a worker that let go by itself.
