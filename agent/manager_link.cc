@@ -211,6 +211,7 @@ void ManagerLink::Apply(rpc::Orders::Reader message) {
   for (const auto& [id, tenant] : deps_.book->tenants()) {
     (void)deps_.ledger->SetLease(id, tenant.lease_slabs);
   }
+  deps_.book->ForgetGone(deps_.ledger->Tenants());
   on_orders_();
 }
 
