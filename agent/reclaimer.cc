@@ -98,7 +98,7 @@ void Reclaimer::DrainEmpty(TenantId tenant) {
   const uint32_t held = deps_.ledger->Usage(tenant).held_slabs;
   for (const SlabUsage& slab : deps_.ledger->EmptiestSlabs(tenant, held)) {
     if (slab.state != SlabState::kEvacuating) continue;
-    if (slab.owned_pages + slab.granted_pages > 0) continue;
+    if (slab.owned_pages + slab.granted_pages > 0 || deps_.workers->Populating(slab.slab)) continue;
     if (deps_.ledger->BeginDrain(slab.slab).ok()) tasks_.add(Drain(slab.slab));
   }
 }
