@@ -367,6 +367,7 @@ TenantUsage PoolLedger::Usage(TenantId tenant) const {
   for (const auto& group : groups_) {
     if (group == nullptr || group->tenant != tenant) continue;
     const auto [free, granted, owned] = group->pages_in;
+    if (group->workers == 0) usage.abandoned_slabs += group->slabs;
     usage.free_pages += free;
     usage.granted_pages += granted;
     usage.owned_pages += owned;
@@ -388,7 +389,8 @@ std::optional<SlabUsage> PoolLedger::Slab(SlabIndex slab) const {
                    .owned_pages = owned,
                    .granted_pages = granted,
                    .free_pages = free,
-                   .workers = static_cast<uint32_t>(std::popcount(entry.offered))};
+                   .workers = static_cast<uint32_t>(std::popcount(entry.offered)),
+                   .abandoned = groups_[entry.group]->workers == 0};
 }
 
 std::vector<SlabUsage> PoolLedger::EmptiestSlabs(TenantId tenant, size_t max) const {

@@ -63,9 +63,10 @@ struct TenantUsage {
   uint32_t evacuating_slabs = 0;
   uint32_t draining_slabs = 0;
   uint32_t stuck_slabs = 0;
-  uint64_t owned_pages = 0;    // in sessions
-  uint64_t granted_pages = 0;  // in magazines
-  uint64_t free_pages = 0;     // of LEASED slabs
+  uint32_t abandoned_slabs = 0;  // of layouts that no worker has any more
+  uint64_t owned_pages = 0;      // in sessions
+  uint64_t granted_pages = 0;    // in magazines
+  uint64_t free_pages = 0;       // of LEASED slabs
   Bytes owned_bytes;
   Bytes granted_bytes;
 };
@@ -78,7 +79,8 @@ struct SlabUsage {
   uint32_t owned_pages = 0;
   uint32_t granted_pages = 0;
   uint32_t free_pages = 0;
-  uint32_t workers = 0;  // that were offered it and have not unmapped it
+  uint32_t workers = 0;    // that were offered it and have not unmapped it
+  bool abandoned = false;  // no worker has its tenant and layout: nobody can use it
 };
 
 class PoolLedger {

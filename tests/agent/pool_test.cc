@@ -112,6 +112,18 @@ TEST_F(PoolTest, ATenantWithoutALeaseMayHaveWorkersButNoSlabs) {
   EXPECT_TRUE(pool_.CheckInvariants().ok());
 }
 
+TEST_F(PoolTest, SlabsOfALayoutWithoutAWorkerAreAbandoned) {
+  const WorkerId leaver = WorkerWithSlabs(kAnna, 2);
+  const WorkerId other = pool_.AddWorker(kAnna, MakeTestLayout(1, 1, 16, kSlabBytes)).value();
+  EXPECT_EQ(pool_.Usage(kAnna).abandoned_slabs, 0u);
+  ASSERT_TRUE(pool_.RemoveWorker(leaver).ok());
+  EXPECT_EQ(pool_.Usage(kAnna).abandoned_slabs, 2u);
+  EXPECT_TRUE(pool_.Slab(SlabIndex(0))->abandoned);
+  ASSERT_TRUE(pool_.SetLease(kAnna, 3).ok());
+  const SlabIndex used = pool_.AssignSlab(other).value();
+  EXPECT_FALSE(pool_.Slab(used)->abandoned);
+}
+
 TEST_F(PoolTest, ServesNoMoreTenantsWorkersAndSessionsThanItsLimits) {
   for (uint32_t i = 0; i < limits::kTenants; ++i) {
     ASSERT_TRUE(pool_.SetLease(TenantId(i + 1), 1).ok());
