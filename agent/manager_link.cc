@@ -4,13 +4,9 @@
 #include "agent/manager_link.h"
 
 #include <algorithm>
-#include <set>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-#include "agent/overage.h"
-#include "common/convert.h"
-#include "common/tenants_file.h"
+#include "agent/manager_messages.h"
 #include "proto/limits.h"
 
 namespace kvpool {
@@ -23,36 +19,6 @@ constexpr uint32_t kFirstPauseMillis = 200;
 constexpr uint32_t kLongestPauseMillis = 2000;
 // Reports that demand hastens keep at least this distance.
 constexpr auto kReportSpacing = 20 * kj::MILLISECONDS;
-
-rpc::ReclaimStep ToCapnp(ReclaimStep step) {
-  switch (step) {
-    case ReclaimStep::kCompaction:
-      return rpc::ReclaimStep::COMPACTION;
-    case ReclaimStep::kRequantisation:
-      return rpc::ReclaimStep::REQUANTISATION;
-    case ReclaimStep::kPreemption:
-      return rpc::ReclaimStep::PREEMPTION;
-    case ReclaimStep::kRefusal:
-      break;
-  }
-  return rpc::ReclaimStep::REFUSAL;
-}
-
-rpc::ReclaimReason ToCapnp(ReclaimReason reason) {
-  switch (reason) {
-    case ReclaimReason::kScheduled:
-      return rpc::ReclaimReason::SCHEDULED;
-    case ReclaimReason::kLeaseShrink:
-      return rpc::ReclaimReason::LEASE_SHRINK;
-    case ReclaimReason::kNoPages:
-      return rpc::ReclaimReason::NO_PAGES;
-    case ReclaimReason::kAdmission:
-      return rpc::ReclaimReason::ADMISSION;
-    case ReclaimReason::kLeaseGrowing:
-      return rpc::ReclaimReason::LEASE_GROWING;
-  }
-  return rpc::ReclaimReason::UNKNOWN;
-}
 
 const char* ToString(rpc::RegisterRefusal refusal) {
   switch (refusal) {
@@ -75,42 +41,6 @@ const char* ToString(rpc::RegisterRefusal refusal) {
       break;
   }
   return "it did not say why";
-}
-
-// InvalidArgument: longer than any grace can be.
-absl::Status ReadGrace(rpc::TenantOrder::Reader reader, TenantOrder* order) {
-  order->over_deadline = reader.getOverDeadline() == rpc::OverDeadline::PREEMPT
-                             ? OverDeadline::kPreempt
-                             : OverDeadline::kHold;
-  order->grace = {.cold = std::chrono::milliseconds(reader.getGraceColdMillis()),
-                  .running = std::chrono::milliseconds(reader.getGraceRunningMillis())};
-  if (order->grace.cold > kMaxGrace || order->grace.running > kMaxGrace) {
-    return absl::InvalidArgumentError("a grace of more than an hour");
-  }
-  if (reader.getOverDeadline() == rpc::OverDeadline::UNKNOWN) order->grace = kEndlessGrace;
-  return absl::OkStatus();
-}
-
-absl::StatusOr<TenantOrder> FromCapnp(rpc::TenantOrder::Reader reader) {
-  absl::StatusOr<PolicySpec> policy = FromProto(reader.getPolicy());
-  if (!policy.ok()) return policy.status();
-  TenantOrder order{.tenant = TenantId(reader.getTenant()),
-                    .name = reader.getName().cStr(),
-                    .seq = reader.getSeq(),
-                    .lease_slabs = reader.getLeaseSlabs(),
-                    .limit_slabs = reader.getLimitSlabs(),
-                    .policy = *std::move(policy)};
-  if (absl::Status grace = ReadGrace(reader, &order); !grace.ok()) return grace;
-  if (order.tenant.value() == 0 || reader.getTokenHashes().size() > limits::kTokensPerTenant) {
-    return absl::InvalidArgumentError("a tenant without an id, or with too many tokens");
-  }
-  for (capnp::Data::Reader hash : reader.getTokenHashes()) {
-    if (hash.size() != TokenHash().size()) {
-      return absl::InvalidArgumentError("a token hash that is not 32 bytes");
-    }
-    std::copy(hash.begin(), hash.end(), order.token_hashes.emplace_back().begin());
-  }
-  return order;
 }
 
 }  // namespace
@@ -241,80 +171,55 @@ kj::Promise<void> ManagerLink::ExchangeLoop() {
 
 kj::Promise<void> ManagerLink::Exchange() {
   auto request = KJ_ASSERT_NONNULL(link_).exchangeRequest();
-  FillReport(request.initReport());
-  std::vector<std::pair<TenantId, uint32_t>> wanted;
-  for (rpc::TenantUse::Reader use : request.getReport().asReader().getTenants()) {
-    wanted.emplace_back(use.getTenant(), use.getWantedSlabs());
-  }
+  const TimePoint now = BootClock::now();
+  OutgoingReport report = MakeReport(now);
+  ToProto(report, now, request.initReport());
   return WithDeadline(request.send(), deps_.io->provider->getTimer(), kCallDeadline)
-      .then([this, wanted = std::move(wanted)](auto&& response) {
+      .then([this, report = std::move(report)](auto&& response) {
         Apply(response.getOrders());
         deps_.book->ManagerHeard(BootClock::now());
-        for (const auto& [tenant, slabs] : wanted) {
-          deps_.book->DemandHeard(tenant, slabs, BootClock::now());
+        for (const ReportedTenant& tenant : report.tenants) {
+          deps_.book->DemandHeard(tenant.tenant, tenant.wanted_slabs, BootClock::now());
         }
         for (auto& waiting : refreshing_) waiting->fulfill();
         refreshing_.clear();
       });
 }
 
-void ManagerLink::FillReport(rpc::Report::Builder report) {
-  const TimePoint now = BootClock::now();
-  report.setSeq(++seq_);
-  report.setFreeSlabs(deps_.ledger->free_slabs());
-  report.setStuckSlabs(deps_.ledger->stuck_slabs());
-  auto tenants = report.initTenants(deps_.book->tenants().size());
-  uint32_t index = 0;
+OutgoingReport ManagerLink::MakeReport(TimePoint now) {
+  OutgoingReport report{.seq = ++seq_,
+                        .free_slabs = deps_.ledger->free_slabs(),
+                        .stuck_slabs = deps_.ledger->stuck_slabs(),
+                        .reclaims = deps_.book->TakeRecords()};
   for (const auto& [id, tenant] : deps_.book->tenants()) {
     const TenantUsage usage = deps_.ledger->Usage(id);
-    rpc::TenantUse::Builder use = tenants[index++];
-    use.setTenant(id.value());
-    use.setLeaseEpoch(tenant.lease_epoch);
-    use.setLeaseSeq(tenant.lease_seq);
-    use.setLeaseSlabs(TenantBook::Promise(tenant, usage.held_slabs));
-    use.setHeldSlabs(usage.held_slabs);
-    use.setUsedBytes(deps_.workers->UsedBytes(id).value());
-    use.setChargedSlabs(deps_.workers->ChargedSlabs(id));
-    use.setWantedSlabs(deps_.workers->WantedSlabs(id, now));
     const WorkerCounts counts = deps_.workers->Count(id);
-    use.setSessions(counts.sessions);
-    use.setWorkers(counts.workers);
-    use.setRefusals(tenant.counters.refusals);
-    use.setCompactions(tenant.counters.compactions);
-    use.setRecoverySum(tenant.counters.recovery_sum);
-    use.setRecoveryCount(tenant.counters.recovery_count);
-    use.setRecoveryMin(tenant.counters.recovery_min);
-    use.setOverMillis(static_cast<uint64_t>(
-        std::chrono::ceil<std::chrono::milliseconds>(tenant.overage.Lasted(now)).count()));
-    use.setPastDeadline(tenant.PastDeadline(now));
+    report.tenants.push_back({.tenant = id,
+                              .lease_epoch = tenant.lease_epoch,
+                              .lease_seq = tenant.lease_seq,
+                              .promised_slabs = TenantBook::Promise(tenant, usage.held_slabs),
+                              .held_slabs = usage.held_slabs,
+                              .used = deps_.workers->UsedBytes(id),
+                              .charged_slabs = deps_.workers->ChargedSlabs(id),
+                              .wanted_slabs = deps_.workers->WantedSlabs(id, now),
+                              .sessions = counts.sessions,
+                              .workers = counts.workers,
+                              .counters = tenant.counters,
+                              .over = tenant.overage.Lasted(now),
+                              .past_deadline = tenant.PastDeadline(now)});
   }
-  const std::vector<ReclaimRecord> records = deps_.book->TakeRecords();
-  auto reclaims = report.initReclaims(records.size());
-  for (size_t i = 0; i < records.size(); ++i) {
-    const ReclaimRecord& record = records[i];
-    const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(now - record.time);
-    reclaims[i].setTenant(record.tenant.value());
-    reclaims[i].setAgeMillis(std::max<int64_t>(age.count(), 0));
-    reclaims[i].setStep(ToCapnp(record.step));
-    reclaims[i].setReason(ToCapnp(record.reason));
-    reclaims[i].setPolicy(record.policy);
-    reclaims[i].setSessions(record.sessions);
-    reclaims[i].setBytes(record.bytes);
-    reclaims[i].setBytesBefore(record.bytes_before);
-    reclaims[i].setRecovery(record.recovery.mean);
-    reclaims[i].setRecoveryMin(record.recovery.min);
-    reclaims[i].setCumulativeRecovery(record.cumulative.mean);
-    reclaims[i].setCumulativeRecoveryMin(record.cumulative.min);
-    reclaims[i].setCount(record.count);
-    reclaims[i].setMeasured(record.recovery.count);
-  }
+  return report;
 }
 
-void ManagerLink::Apply(rpc::Orders::Reader orders) {
-  if (orders.getReportMillis() > 0) {
-    report_millis_ = std::clamp(orders.getReportMillis(), 10u, 60'000u);
+void ManagerLink::Apply(rpc::Orders::Reader message) {
+  if (message.getReportMillis() > 0) {
+    report_millis_ = std::clamp(message.getReportMillis(), 10u, 60'000u);
   }
-  if (const absl::Status applied = TryApply(orders); !applied.ok()) {
+  const absl::StatusOr<ReceivedOrders> orders = CheckedOrders(message);
+  const absl::Status applied =
+      orders.ok() ? deps_.book->Apply(orders->epoch, orders->coverage, orders->tenants)
+                  : orders.status();
+  if (!applied.ok()) {
     ++bad_orders_;
     log_.Warn("orders ignored", {{"error", applied.ToString()}});
     return;
@@ -322,26 +227,8 @@ void ManagerLink::Apply(rpc::Orders::Reader orders) {
   for (const auto& [id, tenant] : deps_.book->tenants()) {
     (void)deps_.ledger->SetLease(id, tenant.lease_slabs);
   }
+  deps_.book->ForgetGone(deps_.ledger->Tenants());
   on_orders_();
-}
-
-absl::Status ManagerLink::TryApply(rpc::Orders::Reader orders) {
-  if (orders.getTenants().size() > limits::kTenants) {
-    return absl::InvalidArgumentError(absl::StrCat("orders for ", orders.getTenants().size(),
-                                                   " tenants, at most ", limits::kTenants,
-                                                   " can be"));
-  }
-  std::vector<TenantOrder> accepted;
-  for (rpc::TenantOrder::Reader reader : orders.getTenants()) {
-    absl::StatusOr<TenantOrder> order = FromCapnp(reader);
-    // Dropping one order of a complete message would look like the tenant's end: take none.
-    if (!order.ok()) return order.status();
-    accepted.push_back(*std::move(order));
-  }
-  return deps_.book->Apply(
-      orders.getEpoch(),
-      orders.getComplete() ? TenantBook::Coverage::kComplete : TenantBook::Coverage::kPartial,
-      accepted);
 }
 
 }  // namespace kvpool

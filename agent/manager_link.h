@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "agent/manager_messages.h"
 #include "agent/pool.h"
 #include "agent/tenant_book.h"
 #include "agent/workers.h"
@@ -61,9 +62,8 @@ class ManagerLink final : private kj::TaskSet::ErrorHandler {
   kj::Promise<void> ExchangeLoop();
   kj::Promise<void> Exchange();
   kj::Promise<void> Pause();
-  void FillReport(rpc::Report::Builder report);
-  void Apply(rpc::Orders::Reader orders);
-  absl::Status TryApply(rpc::Orders::Reader orders);
+  OutgoingReport MakeReport(TimePoint now);
+  void Apply(rpc::Orders::Reader message);
   void taskFailed(kj::Exception&& error) override;
 
   const Deps deps_;

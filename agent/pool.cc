@@ -38,14 +38,17 @@ uint64_t LowestBits(uint64_t mask, size_t count) {
 
 // --- Tenants and workers -------------------------------------------------------------------------
 
-absl::Status PoolLedger::SetLease(TenantId tenant, uint32_t slabs) {
+absl::Status PoolLedger::CheckTenant(TenantId tenant) const {
   if (tenant == TenantId(0)) return absl::InvalidArgumentError("tenant 0 is nobody");
+  if (tenants_.contains(tenant) || tenants_.size() < limits::kTenants) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the agent serves at most ", limits::kTenants, " tenants"));
+}
+
+absl::Status PoolLedger::SetLease(TenantId tenant, uint32_t slabs) {
+  if (slabs == 0 && tenant != TenantId(0) && !tenants_.contains(tenant)) return absl::OkStatus();
+  if (absl::Status status = CheckTenant(tenant); !status.ok()) return status;
   if (!tenants_.contains(tenant)) {
-    if (slabs == 0) return absl::OkStatus();
-    if (tenants_.size() >= limits::kTenants) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("the agent serves at most ", limits::kTenants, " tenants"));
-    }
     if (absl::Status status = ExpectRoom(1); !status.ok()) return status;
   }
   Commit({.type = Record::Type::kLease, .id = tenant.value(), .count = slabs});
@@ -53,7 +56,7 @@ absl::Status PoolLedger::SetLease(TenantId tenant, uint32_t slabs) {
 }
 
 absl::StatusOr<WorkerId> PoolLedger::AddWorker(TenantId tenant, const Layout& layout) {
-  if (!tenants_.contains(tenant)) return Unknown("tenant", tenant);
+  if (absl::Status status = CheckTenant(tenant); !status.ok()) return status;
   if (layout.slab_bytes() != config_.slab_bytes) {
     return absl::InvalidArgumentError(
         absl::StrCat("the layout is for slabs of ", layout.slab_bytes().value(),
@@ -364,6 +367,7 @@ TenantUsage PoolLedger::Usage(TenantId tenant) const {
   for (const auto& group : groups_) {
     if (group == nullptr || group->tenant != tenant) continue;
     const auto [free, granted, owned] = group->pages_in;
+    if (group->workers == 0) usage.abandoned_slabs += group->slabs;
     usage.free_pages += free;
     usage.granted_pages += granted;
     usage.owned_pages += owned;
@@ -385,7 +389,8 @@ std::optional<SlabUsage> PoolLedger::Slab(SlabIndex slab) const {
                    .owned_pages = owned,
                    .granted_pages = granted,
                    .free_pages = free,
-                   .workers = static_cast<uint32_t>(std::popcount(entry.offered))};
+                   .workers = static_cast<uint32_t>(std::popcount(entry.offered)),
+                   .abandoned = groups_[entry.group]->workers == 0};
 }
 
 std::vector<SlabUsage> PoolLedger::EmptiestSlabs(TenantId tenant, size_t max) const {

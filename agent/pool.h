@@ -63,9 +63,10 @@ struct TenantUsage {
   uint32_t evacuating_slabs = 0;
   uint32_t draining_slabs = 0;
   uint32_t stuck_slabs = 0;
-  uint64_t owned_pages = 0;    // in sessions
-  uint64_t granted_pages = 0;  // in magazines
-  uint64_t free_pages = 0;     // of LEASED slabs
+  uint32_t abandoned_slabs = 0;  // of layouts that no worker has any more
+  uint64_t owned_pages = 0;      // in sessions
+  uint64_t granted_pages = 0;    // in magazines
+  uint64_t free_pages = 0;       // of LEASED slabs
   Bytes owned_bytes;
   Bytes granted_bytes;
 };
@@ -78,7 +79,8 @@ struct SlabUsage {
   uint32_t owned_pages = 0;
   uint32_t granted_pages = 0;
   uint32_t free_pages = 0;
-  uint32_t workers = 0;  // that were offered it and have not unmapped it
+  uint32_t workers = 0;    // that were offered it and have not unmapped it
+  bool abandoned = false;  // no worker has its tenant and layout: nobody can use it
 };
 
 class PoolLedger {
@@ -102,8 +104,9 @@ class PoolLedger {
   // Usage() and BeginEvacuate(). A tenant exists while it has a lease, a slab or a worker.
   absl::Status SetLease(TenantId tenant, uint32_t slabs);
 
-  // NotFound: the tenant has no lease. InvalidArgument: a layout for other slabs than the pool's.
-  // ResourceExhausted: limits::kWorkers.
+  // A tenant without a lease may have workers: their demand is what a lease comes from.
+  // InvalidArgument: nobody's, or a layout for other slabs than the pool's. ResourceExhausted:
+  // limits::kWorkers, limits::kTenants.
   absl::StatusOr<WorkerId> AddWorker(TenantId tenant, const Layout& layout);
 
   // The caller has proof that the process is gone: its mappings are, its pages become FREE, and its
@@ -304,6 +307,7 @@ class PoolLedger {
   std::optional<SlabIndex> FullestSlab(const Group& group, const Worker& worker) const;
 
   // Checks and moves shared by commands.
+  absl::Status CheckTenant(TenantId tenant) const;  // is there, or may be
   absl::Status ExpectState(SlabIndex slab, std::initializer_list<SlabState> states) const;
   absl::Status ChangeState(SlabIndex slab, std::initializer_list<SlabState> from, SlabState to);
   // Ok when each page's owner is one of the two, and no page is listed twice.

@@ -72,6 +72,7 @@ void PoolLedger::ApplyGroup(const Record& record) {
   groups_[record.word] = std::make_unique<Group>();
   Group& group = *groups_[record.word];
   group.tenant = TenantId(record.slab);
+  tenants_.try_emplace(group.tenant);  // it may have no lease
   group.layout = *GroupLayout(record);
   group.page_stride = Divisor(group.layout.Page(SlabIndex(0), 1).value());
   group.listed.resize(kBuckets * slab_words_);

@@ -277,7 +277,7 @@ absl::Status PoolLedger::CheckRecord(const Record& record) const {
       good = record.word < limits::kLayers && record.word % kMapEntries == 0;
       break;
     case Type::kGroup:
-      good = !is_group(record.word) && tenants_.contains(TenantId(record.slab)) &&
+      good = !is_group(record.word) && CheckTenant(TenantId(record.slab)).ok() &&
              GroupLayout(record).ok();
       break;
     case Type::kAddWorker:

@@ -93,11 +93,18 @@ struct Victims {
   bool enough() const { return static_cast<int64_t>(going.size()) >= wanted; }
 };
 
-// Slabs that are on their way already go first, so that no plan undoes the last one without need.
+// Slabs that nobody can use, then those that are on their way already: these go first, so that no
+// plan undoes the last one without need.
 Victims KeepEvacuating(const ReclaimInput& input, ReclaimPlan* plan) {
   Victims victims{.wanted = int64_t{input.held_slabs} - input.draining_slabs -
                             int64_t{input.lease_slabs}};
   for (const SlabUsage& slab : input.slabs) {
+    if (!slab.abandoned) continue;
+    victims.going.insert(slab.slab);
+    if (slab.state == SlabState::kLeased) plan->evacuate.push_back(slab.slab);
+  }
+  for (const SlabUsage& slab : input.slabs) {
+    if (slab.abandoned) continue;
     GroupRoom& room = victims.rooms[slab.group];
     if (slab.state == SlabState::kLeased) {
       room.free += slab.free_pages;
@@ -115,7 +122,7 @@ Victims KeepEvacuating(const ReclaimInput& input, ReclaimPlan* plan) {
 void ChooseVictims(const ReclaimInput& input, Victims* victims, ReclaimPlan* plan) {
   for (const SlabUsage& slab : input.slabs) {
     if (victims->enough()) return;
-    if (slab.state != SlabState::kLeased) continue;
+    if (slab.state != SlabState::kLeased || slab.abandoned) continue;
     GroupRoom& room = victims->rooms[slab.group];
     const int64_t free = room.free - slab.free_pages;
     const int64_t moving = room.moving + slab.owned_pages;

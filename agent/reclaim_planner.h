@@ -57,10 +57,11 @@ struct ReclaimPlan {
   bool operator==(const ReclaimPlan&) const = default;
 };
 
-// Deterministic. Never sends away more slabs than the lease demands, nor a slab with pages in
-// sessions for which there is no room in the LEASED slabs of its group that stay. Compacts IDLE
-// sessions before RUNNING ones, those that lose the smallest share first, and none without need;
-// seals others only when that is not enough, those that gain the most first.
+// Deterministic. Abandoned slabs go whatever the lease says: they are of no use, and another layout
+// of the tenant may need their place. Sends away no more of the others than the lease demands, nor
+// a slab with pages in sessions for which there is no room in the LEASED slabs of its group that
+// stay. Compacts IDLE sessions before RUNNING ones, those that lose the smallest share first, and
+// none without need; seals others only when that is not enough, those that gain the most first.
 //
 // Ends no more sessions than needed for the pages of those that stay to fit the lease in whole
 // slabs of their groups, or, where that cannot be reached, as few slabs as can: first those that

@@ -30,16 +30,12 @@ void Reclaimer::Look(TenantId tenant) {
   Pending& pending = pending_[tenant];
   if (pending != Pending::kNone) return;  // looks again when it is done
   if (usage.held_slabs <= usage.lease_slabs && usage.evacuating_slabs == 0 &&
-      usage.draining_slabs == 0 && !Abandoned(tenant)) {
+      usage.draining_slabs == 0 && usage.abandoned_slabs == 0) {
     return;
   }
   pending = Pending::kRunning;
   // Later, not within the caller's change.
   tasks_.add(kj::evalLater([this, tenant] { return Pass(tenant); }));
-}
-
-bool Reclaimer::Abandoned(TenantId tenant) const {
-  return deps_.ledger->Usage(tenant).held_slabs > 0 && deps_.workers->Count(tenant).workers == 0;
 }
 
 kj::Promise<void> Reclaimer::Pass(TenantId tenant) {
@@ -66,8 +62,7 @@ kj::Promise<void> Reclaimer::Pass(TenantId tenant) {
 
 ReclaimInput Reclaimer::Input(TenantId tenant) const {
   const TenantUsage usage = deps_.ledger->Usage(tenant);
-  // Without a worker nobody can use what the tenant holds: all of it may go.
-  ReclaimInput input{.lease_slabs = Abandoned(tenant) ? 0 : usage.lease_slabs,
+  ReclaimInput input{.lease_slabs = usage.lease_slabs,
                      .held_slabs = usage.held_slabs - usage.stuck_slabs,
                      .draining_slabs = usage.draining_slabs,
                      .slabs = deps_.ledger->EmptiestSlabs(tenant, usage.held_slabs)};
@@ -110,7 +105,7 @@ void Reclaimer::DrainEmpty(TenantId tenant) {
   const uint32_t held = deps_.ledger->Usage(tenant).held_slabs;
   for (const SlabUsage& slab : deps_.ledger->EmptiestSlabs(tenant, held)) {
     if (slab.state != SlabState::kEvacuating) continue;
-    if (slab.owned_pages + slab.granted_pages > 0) continue;
+    if (slab.owned_pages + slab.granted_pages > 0 || deps_.workers->Populating(slab.slab)) continue;
     if (deps_.ledger->BeginDrain(slab.slab).ok()) tasks_.add(Drain(slab.slab));
   }
 }

@@ -43,8 +43,6 @@ class Reclaimer final : private kj::TaskSet::ErrorHandler {
  private:
   kj::Promise<void> Pass(TenantId tenant);
   ReclaimInput Input(TenantId tenant) const;
-  // Holds slabs and has no worker.
-  bool Abandoned(TenantId tenant) const;
   kj::Promise<void> Drain(SlabIndex slab);
   kj::Promise<void> Destroy(SlabIndex slab);
   // Frees the slab when its memory was taken away and has stayed away, or tries again later.

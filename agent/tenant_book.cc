@@ -90,15 +90,24 @@ absl::Status TenantBook::Apply(uint64_t epoch, Coverage coverage,
     named.insert(order.tenant);
     TenantState& state = tenants_[order.tenant];
     state.id = order.tenant;
+    state.gone = false;
     ApplyOrder(epoch, order, &state);
   }
   if (coverage == Coverage::kPartial) return absl::OkStatus();
   for (auto& [id, state] : tenants_) {
     if (named.contains(id)) continue;
+    state.gone = true;
     state.lease_slabs = 0;
     state.token_hashes.clear();
   }
   return absl::OkStatus();
+}
+
+void TenantBook::ForgetGone(const std::vector<TenantId>& in_use) {
+  std::erase_if(tenants_, [&](const auto& entry) {
+    const auto& [id, state] = entry;
+    return state.gone && std::find(in_use.begin(), in_use.end(), id) == in_use.end();
+  });
 }
 
 const TenantState* TenantBook::Find(TenantId tenant) const {

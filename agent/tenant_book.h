@@ -102,6 +102,7 @@ struct TenantState {
   uint64_t lease_seq = 0;
   uint32_t lease_slabs = 0;  // grants stay below this
   uint32_t limit_slabs = 0;
+  bool gone = false;  // the manager knows it no more
   PolicySpec spec = DefaultPolicySpec();
   std::shared_ptr<const Policy> policy;
   SealRule seal;  // of sessions opened from now on
@@ -131,6 +132,9 @@ class TenantBook {
   // tokens; without it they keep what they have.
   enum class Coverage : uint8_t { kPartial, kComplete };
   absl::Status Apply(uint64_t epoch, Coverage coverage, const std::vector<TenantOrder>& orders);
+
+  // Forgets the tenants that are gone, but for those that still have something here.
+  void ForgetGone(const std::vector<TenantId>& in_use);
 
   uint64_t highest_epoch() const { return highest_epoch_; }
   const std::map<TenantId, TenantState>& tenants() const { return tenants_; }

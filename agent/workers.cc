@@ -59,6 +59,9 @@ absl::StatusOr<WorkerId> Workers::Attach(const AttachRequest& request,
         "this geometry with maxSessions, maxRunning and maxSessionTokens takes ", bytes,
         " bytes of address space, allowed are ", limits::kSharedBytes, ": ask for less"));
   }
+  if (deps_.book->Find(request.tenant) == nullptr) {
+    return absl::FailedPreconditionError("the tenant has been deleted");
+  }
   absl::StatusOr<WorkerId> id = deps_.ledger->AddWorker(request.tenant, request.layout);
   if (!id.ok()) return id.status();
   absl::StatusOr<std::unique_ptr<Attachment>> attachment =

@@ -15,6 +15,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -97,6 +98,7 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   void OnChange(std::function<void(TenantId)> callback) { on_change_ = std::move(callback); }
 
   // InvalidArgument: a number; ResourceExhausted: too many workers, or no memory.
+  // FailedPrecondition: the tenant is gone.
   absl::StatusOr<WorkerId> Attach(const AttachRequest& request, rpc::WorkerEvents::Client events);
   // The capability is gone. Its memory comes back when `gone` says that the process cannot touch it
   // any more: at once for a worker that let go by itself.
@@ -131,6 +133,8 @@ class Workers final : private kj::TaskSet::ErrorHandler {
 
   // Has every worker of the tenant return the pages that no session uses.
   kj::Promise<void> ReturnMagazines(TenantId tenant);
+  // Whether the slab is being prepared for an offer: its memory must stay.
+  bool Populating(SlabIndex slab) const { return populating_.contains(slab); }
   // A DRAINING slab: has every worker unmap it. Resolves when all have answered or are overdue.
   kj::Promise<void> Revoke(SlabIndex slab);
 
@@ -191,7 +195,8 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   const Logger log_;
   std::function<void(TenantId)> on_change_;
   std::map<WorkerId, Worker> workers_;
-  Hostilities past_;  // of workers that are gone
+  std::multiset<SlabIndex> populating_;  // once for each worker that waits for it
+  Hostilities past_;                     // of workers that are gone
   std::map<TenantId, TimePoint> sealing_failures_logged_;
   kj::TaskSet tasks_;
 };

@@ -173,6 +173,7 @@ kj::Promise<bool> Workers::Grow(WorkerId id, uint32_t pages) {
   }
   if (slabs.empty()) return false;
   worker->growing = true;
+  populating_.insert(slabs.begin(), slabs.end());
   return Offload(*deps_.pool,
                  [device = deps_.device, slabs] {
                    for (SlabIndex slab : slabs) {
@@ -183,6 +184,7 @@ kj::Promise<bool> Workers::Grow(WorkerId id, uint32_t pages) {
                  })
       .then([this, id, slabs](bool populated) -> kj::Promise<bool> {
         if (!populated) log_.Error("not enough memory for new slabs");
+        for (SlabIndex slab : slabs) populating_.erase(populating_.find(slab));
         return Offer(id, slabs);
       });
 }
@@ -194,10 +196,15 @@ kj::Promise<bool> Workers::Offer(WorkerId id, std::vector<SlabIndex> slabs) {
     RemoveIfDone(id);
     return false;
   }
+  // One that is on its way out by now is not sent.
+  std::erase_if(slabs, [&](SlabIndex slab) { return !deps_.ledger->MarkOffered(id, slab).ok(); });
+  if (slabs.empty()) {
+    worker->growing = false;
+    return false;
+  }
   auto request = worker->events.slabsGrantedRequest();
   auto list = request.initSlabs(slabs.size());
   for (size_t i = 0; i < slabs.size(); ++i) {
-    (void)deps_.ledger->MarkOffered(id, slabs[i]);
     list[i].setIndex(slabs[i].value());
     list[i].setMemory(kj::heap<MemoryServer>(deps_.device->SlabFd(slabs[i])));
   }

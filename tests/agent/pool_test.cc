@@ -90,7 +90,7 @@ TEST_F(PoolTest, RefusesALayoutForOtherSlabs) {
 // --- Tenants and workers -------------------------------------------------------------------------
 
 TEST_F(PoolTest, ATenantExistsWhileItHasALeaseASlabOrAWorker) {
-  EXPECT_TRUE(absl::IsNotFound(pool_.AddWorker(kAnna, layout_).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(pool_.AddWorker(TenantId(0), layout_).status()));
   const WorkerId worker = WorkerWithSlabs(kAnna, 1);
   ASSERT_TRUE(pool_.SetLease(kAnna, 0).ok());
   EXPECT_THAT(pool_.Tenants(), ElementsAre(kAnna));
@@ -102,11 +102,34 @@ TEST_F(PoolTest, ATenantExistsWhileItHasALeaseASlabOrAWorker) {
   EXPECT_THAT(pool_.Tenants(), IsEmpty());
 }
 
+// Else a tenant could never say that it wants a lease.
+TEST_F(PoolTest, ATenantWithoutALeaseMayHaveWorkersButNoSlabs) {
+  const WorkerId worker = pool_.AddWorker(kAnna, layout_).value();
+  EXPECT_THAT(pool_.Tenants(), ElementsAre(kAnna));
+  EXPECT_TRUE(absl::IsResourceExhausted(pool_.AssignSlab(worker).status()));
+  ASSERT_TRUE(pool_.SetLease(kAnna, 1).ok());
+  EXPECT_TRUE(pool_.AssignSlab(worker).ok());
+  EXPECT_TRUE(pool_.CheckInvariants().ok());
+}
+
+TEST_F(PoolTest, SlabsOfALayoutWithoutAWorkerAreAbandoned) {
+  const WorkerId leaver = WorkerWithSlabs(kAnna, 2);
+  const WorkerId other = pool_.AddWorker(kAnna, MakeTestLayout(1, 1, 16, kSlabBytes)).value();
+  EXPECT_EQ(pool_.Usage(kAnna).abandoned_slabs, 0u);
+  ASSERT_TRUE(pool_.RemoveWorker(leaver).ok());
+  EXPECT_EQ(pool_.Usage(kAnna).abandoned_slabs, 2u);
+  EXPECT_TRUE(pool_.Slab(SlabIndex(0))->abandoned);
+  ASSERT_TRUE(pool_.SetLease(kAnna, 3).ok());
+  const SlabIndex used = pool_.AssignSlab(other).value();
+  EXPECT_FALSE(pool_.Slab(used)->abandoned);
+}
+
 TEST_F(PoolTest, ServesNoMoreTenantsWorkersAndSessionsThanItsLimits) {
   for (uint32_t i = 0; i < limits::kTenants; ++i) {
     ASSERT_TRUE(pool_.SetLease(TenantId(i + 1), 1).ok());
   }
   EXPECT_TRUE(absl::IsResourceExhausted(pool_.SetLease(TenantId(~0u), 1)));
+  EXPECT_TRUE(absl::IsResourceExhausted(pool_.AddWorker(TenantId(~0u), layout_).status()));
   WorkerId worker;
   for (uint32_t i = 0; i < limits::kWorkers; ++i) worker = pool_.AddWorker(kAnna, layout_).value();
   EXPECT_TRUE(absl::IsResourceExhausted(pool_.AddWorker(kAnna, layout_).status()));

@@ -53,6 +53,17 @@ TEST(ReclaimPlanner, WithinItsLeaseATenantIsLeftAlone) {
   EXPECT_TRUE(PlanReclaim(Tenant(2, {Leased(0, 0, 3), Leased(1, 8)}, {Session(1, 8, 8)})).empty());
 }
 
+TEST(ReclaimPlanner, SlabsThatNobodyCanUseGoWhateverTheLeaseSays) {
+  SlabUsage abandoned = Leased(1, 0, 0, 1);
+  abandoned.abandoned = true;
+  const ReclaimPlan within = PlanReclaim(Tenant(8, {Leased(0, 0), abandoned, Leased(2, 3)}));
+  EXPECT_THAT(within.evacuate, ElementsAre(SlabIndex(1)));
+  // On its way it is not called back, and it counts as one of those that must go.
+  abandoned.state = SlabState::kEvacuating;
+  EXPECT_TRUE(PlanReclaim(Tenant(8, {Leased(0, 0), abandoned})).empty());
+  EXPECT_TRUE(PlanReclaim(Tenant(1, {Leased(0, 0), abandoned})).empty());
+}
+
 TEST(ReclaimPlanner, TheEmptiestSlabsGo) {
   const ReclaimPlan plan =
       PlanReclaim(Tenant(2, {Leased(3, 0), Leased(1, 2), Leased(0, 3), Leased(2, 4)}));

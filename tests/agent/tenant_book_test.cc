@@ -100,6 +100,27 @@ TEST_F(TenantBookTest, AnOlderMessageBringsNoOldPolicyBack) {
   EXPECT_EQ(book_.Find(kA)->spec.name, "full");
 }
 
+// Else tenants that come and go fill an agent's reports until the manager refuses them.
+TEST_F(TenantBookTest, TenantsThatAreGoneAreForgottenWhenNothingOfThemIsLeft) {
+  ASSERT_TRUE(Apply(1, {Order(kA, 1, 10), Order(kB, 1, 20)}, Coverage::kComplete).ok());
+  book_.ForgetGone({});
+  EXPECT_EQ(book_.tenants().size(), 2u);
+  ASSERT_TRUE(Apply(1, {Order(kA, 1, 10)}, Coverage::kComplete).ok());
+  book_.ForgetGone({kB});
+  EXPECT_EQ(book_.tenants().size(), 2u) << "it still holds something";
+  book_.ForgetGone({});
+  EXPECT_EQ(book_.Find(kB), nullptr);
+  EXPECT_NE(book_.Find(kA), nullptr);
+}
+
+TEST_F(TenantBookTest, ATenantThatIsNamedAgainIsNotGone) {
+  ASSERT_TRUE(Apply(1, {Order(kA, 1, 10)}, Coverage::kComplete).ok());
+  ASSERT_TRUE(Apply(1, {}, Coverage::kComplete).ok());
+  ASSERT_TRUE(Apply(1, {Order(kA, 2, 10)}, Coverage::kComplete).ok());
+  book_.ForgetGone({});
+  EXPECT_EQ(Lease(kA), 10u);
+}
+
 TEST_F(TenantBookTest, OnlyACompleteMessageTakesFromThoseItDoesNotName) {
   ASSERT_TRUE(Apply(1, {Order(kA, 1, 10), Order(kB, 1, 20)}).ok());
   ASSERT_TRUE(Apply(1, {Order(kA, 2, 11)}, Coverage::kPartial).ok());
