@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -291,8 +292,17 @@ TEST_F(AgentTest, SessionsHandedOverTogetherAreCountedOneByOneUnderThePolicyThey
     steps.push_back({.session = sessions.back().get(), .tokens = 8});
   }
   SetTenant(8, *MakePolicySpec("full", {}));
-  ASSERT_TRUE(tenant->SafePoint(steps).ok());
+  // What follows is told in one report.
+  manager_.HoldAnswer();
+  ASSERT_TRUE(Eventually([&] { return manager_.holds_answer(); }));
+  // Each is handed over in a call of its own, and the first safe point waits for one of them only.
+  ASSERT_TRUE(Eventually([&] {
+    EXPECT_TRUE(tenant->SafePoint(steps).ok());
+    return std::all_of(steps.begin(), steps.end(),
+                       [](const Step& step) { return step.outcome.ok(); });
+  }));
   for (const auto& session : sessions) EXPECT_LT(session->View(0).Length(0), 60u);
+  manager_.Answer();
   ASSERT_TRUE(Eventually([&] { return manager_.Use(1).compactions == 4; }));
   EXPECT_EQ(manager_.Use(1).recovery_count, 4u);
   ASSERT_TRUE(Eventually([&] { return !manager_.Reclaims(1).empty(); }));
