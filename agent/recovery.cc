@@ -8,6 +8,18 @@
 
 namespace kvpool {
 
+void RecoveryStats::Add(const RecoveryStats& other) {
+  if (!other.measured()) return;
+  if (!measured()) {
+    *this = other;
+    return;
+  }
+  const double sum = double{mean} * count + double{other.mean} * other.count;
+  count += other.count;
+  mean = static_cast<float>(sum / count);
+  min = std::min(min, other.min);
+}
+
 RecoveryStats StatsOf(std::span<const RecoveryStats> sessions) {
   RecoveryStats stats;
   float sum = 0;

@@ -18,6 +18,8 @@ struct RecoveryStats {
   uint32_t count = 0;  // of what was measured: heads, or sessions
 
   bool measured() const { return count > 0; }
+  // As if what the two were measured over had been one set.
+  void Add(const RecoveryStats& other);
 };
 
 // Over heads.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <set>
+#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "proto/limits.h"
@@ -36,6 +37,20 @@ void ApplyOrder(uint64_t epoch, const TenantOrder& order, TenantState* state) {
   state->lease_epoch = epoch;
   state->lease_seq = order.seq;
   state->lease_slabs = order.lease_slabs;
+}
+
+bool SameKind(const ReclaimRecord& a, const ReclaimRecord& b) {
+  return std::tie(a.tenant, a.step, a.reason, a.policy) ==
+         std::tie(b.tenant, b.step, b.reason, b.policy);
+}
+
+void Merge(const ReclaimRecord& record, ReclaimRecord* into) {
+  into->count += record.count;
+  into->sessions += record.sessions;
+  into->bytes += record.bytes;
+  into->bytes_before += record.bytes_before;
+  into->recovery.Add(record.recovery);
+  into->cumulative.Add(record.cumulative);
 }
 
 }  // namespace
@@ -164,16 +179,10 @@ void TenantBook::Record(const ReclaimRecord& record) {
     }
   }
   if (observer_ && found != tenants_.end()) observer_(found->second, record);
-  const auto same = std::find_if(unreported_.rbegin(), unreported_.rend(), [&](const auto& last) {
-    return last.tenant == record.tenant && last.step == record.step &&
-           last.reason == record.reason && last.policy == record.policy;
-  });
-  if (record.step == ReclaimStep::kRefusal && same != unreported_.rend() &&
-      record.time - same->time < kMergeWithin) {
-    same->count += record.count;
-    same->sessions += record.sessions;
-    same->bytes += record.bytes;
-    return;
+  const auto same = std::find_if(unreported_.rbegin(), unreported_.rend(),
+                                 [&](const auto& last) { return SameKind(last, record); });
+  if (same != unreported_.rend() && record.time - same->time < kMergeWithin) {
+    return Merge(record, &*same);
   }
   if (unreported_.size() == kUnreportedRecords) unreported_.pop_front();
   unreported_.push_back(record);

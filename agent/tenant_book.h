@@ -62,7 +62,7 @@ struct ReclaimRecord {
   uint32_t sessions = 0;
   uint64_t bytes = 0;         // freed; for a refusal, refused
   uint64_t bytes_before = 0;  // of those sessions' pages; 0 for a refusal
-  RecoveryStats recovery;     // over sessions and heads
+  RecoveryStats recovery;     // over sessions and heads; `count` of sessions
   RecoveryStats cumulative;   // of those sessions since they were opened
 };
 
@@ -164,9 +164,10 @@ class TenantBook {
   // Called with each record, before merging.
   using Observer = std::function<void(const TenantState&, const ReclaimRecord&)>;
   void OnRecord(Observer observer) { observer_ = std::move(observer); }
-  // Keeps the record for the next report and counts it. Refusals of one tenant, step and reason
-  // within a second of the last one are merged into it, so that a worker that asks in a loop does
-  // not push everything else out of the log.
+  // Keeps the record for the next report and counts it. Those of one tenant, step, reason and
+  // policy less than a second after the first are merged into it, so that a batch whose sessions
+  // are handed over one by one is one record, and a worker that asks in a loop does not push
+  // everything else out of the log.
   void Record(const ReclaimRecord& record);
   // Records since the last call, oldest first, at most limits::kReclaimsPerReport.
   std::vector<ReclaimRecord> TakeRecords();

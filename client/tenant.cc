@@ -1,4 +1,4 @@
-// The safe point: take back, hand over, take windows, drain, take pages. See tenant.h.
+// The safe point: take back, hand over, take windows, take pages, drain. See tenant.h.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include "client/tenant.h"

@@ -47,6 +47,35 @@ TEST(ReclaimRecordsTest, TheSessionsOfABatchAreOneRecordThatCountsThemAll) {
   EXPECT_EQ(records[0].cumulative.count, 2u);
 }
 
+TEST(ReclaimRecordsTest, SessionsHandedOverOneByOneAreReportedAsOneBatchWouldBe) {
+  CompactionOutcome sealed = Compacted("h2o", 3, 0.4f);
+  sealed.sealing_freed = 5;
+  sealed.sealing = CompactionOutcome::Sealing::kSealed;
+  CompactionOutcome unmeasured = Compacted("full", 1, 0.5f);
+  unmeasured.recovery = unmeasured.cumulative = {};
+  const std::vector<CompactionOutcome> all = {unmeasured, Compacted("full", 2, 0.8f), sealed,
+                                              Compacted("h2o", 4, 0.7f), Compacted("h2o", 1, 1)};
+  TenantBook book;
+  for (const CompactionOutcome& one : all) {
+    for (const ReclaimRecord& record : Records({one})) book.Record(record);
+  }
+  const std::vector<ReclaimRecord> singly = book.TakeRecords(), together = Records(all);
+  ASSERT_EQ(singly.size(), together.size());
+  for (size_t i = 0; i < together.size(); ++i) {
+    EXPECT_EQ(singly[i].policy, together[i].policy);
+    EXPECT_EQ(singly[i].step, i == 2 ? ReclaimStep::kRequantisation : ReclaimStep::kCompaction);
+    EXPECT_EQ(singly[i].step, together[i].step);
+    EXPECT_EQ(singly[i].sessions, together[i].sessions);
+    EXPECT_EQ(singly[i].bytes, together[i].bytes);
+    EXPECT_EQ(singly[i].bytes_before, together[i].bytes_before);
+    EXPECT_FLOAT_EQ(singly[i].recovery.mean, together[i].recovery.mean);
+    EXPECT_EQ(singly[i].recovery.min, together[i].recovery.min);
+    EXPECT_EQ(singly[i].recovery.count, together[i].recovery.count);
+    EXPECT_FLOAT_EQ(singly[i].cumulative.mean, together[i].cumulative.mean);
+    EXPECT_EQ(singly[i].cumulative.min, together[i].cumulative.min);
+  }
+}
+
 TEST(ReclaimRecordsTest, SessionsOfTwoPoliciesAreTwoRecords) {
   const auto records =
       Records({Compacted("h2o", 2, 1), Compacted("corm", 3, 1), Compacted("h2o", 4, 1)});

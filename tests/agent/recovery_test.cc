@@ -31,6 +31,26 @@ TEST(RecoveryTest, StatsOverSessionsAreTheMeanOfMeansAndTheLeastOfMinima) {
   EXPECT_EQ(stats.count, 2u) << "sessions, not heads";
 }
 
+TEST(RecoveryTest, AddedPartsAreTheStatsOfTheWhole) {
+  constexpr uint32_t kSeed = 6;
+  std::mt19937 random(kSeed);
+  std::uniform_real_distribution<float> share(0, 1);
+  for (int round = 0; round < 100; ++round) {
+    std::vector<float> all;
+    RecoveryStats sum;
+    for (uint32_t part = random() % 5; part > 0; --part) {
+      std::vector<float> heads(random() % 6);
+      for (float& head : heads) head = random() % 3 == 0 ? -1 : share(random);
+      all.insert(all.end(), heads.begin(), heads.end());
+      sum.Add(StatsOf(heads));
+    }
+    const RecoveryStats whole = StatsOf(all);
+    EXPECT_EQ(sum.count, whole.count);
+    EXPECT_EQ(sum.min, whole.min);
+    EXPECT_NEAR(sum.mean, whole.mean, 1e-6);
+  }
+}
+
 TEST(RecoveryTest, TwoCompactionsMultiplyHeadByHead) {
   std::vector<float> product;
   MultiplyRecovery(std::vector<float>{0.9f, 0.5f, -1, 0.8f}, &product);

@@ -63,9 +63,10 @@ class FakeManager {
       return kj::READY_NOW;
     });
   }
-  ~FakeManager() {
+  ~FakeManager() noexcept {
     (void)thread_.Call([this](kj::AsyncIoContext&) -> kj::Promise<void> {
       listener_ = nullptr;
+      held_ = nullptr;
       return kj::READY_NOW;
     });
   }
@@ -97,6 +98,23 @@ class FakeManager {
     std::set<std::string> policies;
     Run([&] { policies = policies_[id]; });
     return policies;
+  }
+  // The next report is answered by Answer() only, and until then the agent sends no other.
+  void HoldAnswer() {
+    Run([&] { holding_ = true; });
+  }
+  bool holds_answer() {
+    bool holds = false;
+    Run([&] { holds = held_.get() != nullptr; });
+    return holds;
+  }
+  // Requires that an answer is held.
+  void Answer() {
+    Run([&] {
+      holding_ = false;
+      held_->fulfill();
+      held_ = nullptr;
+    });
   }
   uint64_t reports() {
     uint64_t reports = 0;
@@ -158,7 +176,10 @@ class FakeManager {
         list[i].initTokenHashes(1).set(0, kj::arrayPtr(hash.data(), hash.size()));
         ++i;
       }
-      return kj::READY_NOW;
+      if (!manager_.holding_) return kj::READY_NOW;
+      auto held = kj::newPromiseAndFulfiller<void>();
+      manager_.held_ = kj::mv(held.fulfiller);
+      return kj::mv(held.promise);
     }
 
    private:
@@ -193,6 +214,8 @@ class FakeManager {
   uint64_t epoch_ = 1;
   uint64_t seq_ = 1;
   uint64_t reports_ = 0;
+  bool holding_ = false;
+  kj::Own<kj::PromiseFulfiller<void>> held_;
   RpcThread thread_;
 };
 
