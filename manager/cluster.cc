@@ -199,6 +199,11 @@ void Cluster::CommitTenants(const std::vector<Tenant>& changed) {
 absl::Status Cluster::CheckRemove(const std::string& name) const {
   const absl::StatusOr<Tenant> tenant = tenants_.Get(name);
   if (!tenant.ok()) return tenant.status();
+  if (ledger_.Learning()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "tenant \"", name, "\" may still have leases: not every agent has reported since this",
+        " manager started; try again soon, or delete agents that are gone for good"));
+  }
   const int64_t slabs = ledger_.Committed(tenant->id);
   if (slabs == 0) return absl::OkStatus();
   return absl::FailedPreconditionError(

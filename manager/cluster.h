@@ -123,7 +123,7 @@ class Cluster {
   AgentOrders Exchange(const std::string& agent, AgentReport report, TimePoint now);
 
   void CommitTenants(const std::vector<Tenant>& changed);
-  // FailedPrecondition while it has leases.
+  // FailedPrecondition while it has leases, or may have: known agents have not reported yet.
   absl::Status CheckRemove(const std::string& tenant) const;
   void RemoveTenant(const std::string& tenant);
 

@@ -224,6 +224,18 @@ TEST_F(ClusterTest, ATenantIsRemovedOnlyWithoutLeases) {
   EXPECT_EQ(cluster_->ledger().Committed(tenant), 0);
 }
 
+// Else it would be gone with leases out that nobody counts.
+TEST_F(ClusterTest, NoTenantIsRemovedBeforeTheAgentsHaveSaidWhatTheyHold) {
+  Set("t", 0_B, 0_B);
+  Restart({Agent("a", 20)});
+  const absl::Status refused = cluster_->CheckRemove("t");
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("may still have leases"));
+  ModelAgent a = Connect(Agent("a", 20));
+  Exchange(a);
+  EXPECT_TRUE(cluster_->CheckRemove("t").ok());
+}
+
 TEST_F(ClusterTest, WhatAnUnknownTenantHoldsIsNotGivenAway) {
   const TenantId tenant = Set("t", 0_B, 200_MiB);
   ModelAgent a = Connect(Agent("a", 20));
