@@ -126,8 +126,9 @@ std::vector<AgentWorkers::Group> AgentWorkers::Groups(TenantId tenant,
   std::vector<Group> groups;
   for (const auto& [id, worker] : workers_) {
     if (worker.tenant != tenant) continue;
-    auto group = std::find_if(groups.begin(), groups.end(),
-                              [&](const Group& g) { return *g.layout == *worker.layout; });
+    auto group =
+        std::find_if(groups.begin(), groups.end(),
+                     [layout = worker.layout](const Group& g) { return *g.layout == *layout; });
     if (group == groups.end()) group = groups.insert(groups.end(), Group{worker.layout, {}, {}});
     group->charge += worker.charge;
     if (now.has_value() && *now - worker.waiting_since < kWaitingCounts) {

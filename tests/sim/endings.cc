@@ -76,7 +76,7 @@ bool Simulation::RunOperator(const std::function<void(SimManager&, SimManager::D
 
 // Every other tenant is guaranteed what it is about to ask for, the rest nothing; all of them may
 // borrow.
-bool Simulation::SetGuarantees(std::vector<std::vector<int64_t>>* demands) {
+bool Simulation::SetGuarantees(Demands* demands) {
   std::vector<int64_t> room;
   for (const SimAgent& agent : agents_) room.push_back(agent.capacity());
   std::vector<TenantSpec> specs;
@@ -93,7 +93,7 @@ bool Simulation::SetGuarantees(std::vector<std::vector<int64_t>>* demands) {
     }
     spec.guaranteed = Slabs(sum);
     spec.limit = std::max(spec.guaranteed, Slabs(index % 2 == 0 ? sum : ClusterSlabs() / 2));
-    demands->push_back(demand);
+    (*demands)[name] = demand;
     specs.push_back(spec);
     ++index;
   }
@@ -102,11 +102,12 @@ bool Simulation::SetGuarantees(std::vector<std::vector<int64_t>>* demands) {
   });
 }
 
-void Simulation::StartProbes(const std::vector<std::vector<int64_t>>& demands) {
-  size_t index = 0;
+void Simulation::StartProbes(const Demands& demands) {
   for (const auto& [name, tenant] : Leader()->cluster()->tenants().by_name()) {
-    const std::vector<int64_t>& demand = demands[index++];
-    if (tenant.spec.guaranteed == 0_B) continue;
+    // One that an earlier request has created in the meantime asks for nothing.
+    const auto found = demands.find(name);
+    if (found == demands.end() || tenant.spec.guaranteed == 0_B) continue;
+    const std::vector<int64_t>& demand = found->second;
     for (SimWorker& worker : workers_) {
       if (worker.shape().tenant == tenant.id) worker.Leave();
     }
@@ -151,7 +152,7 @@ bool Simulation::CheckLiveness() {
     world_.Violate("I9", "an agent does not find its manager");
     return false;
   }
-  std::vector<std::vector<int64_t>> demands;
+  Demands demands;
   if (!SetGuarantees(&demands)) return false;
   // A session keeps the policy that it was opened under.
   if (!RunUntil(world_.now() + kBound, [this] { return PoliciesKnown(); })) return false;

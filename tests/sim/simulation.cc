@@ -123,9 +123,9 @@ void Simulation::Populate() {
     if (!agent.running() || living[&agent] >= kWorkersPerAgent || !world_.Chance(50)) continue;
     std::vector<TenantId> tenants;
     for (const auto& [id, tenant] : agent.book().tenants()) {
-      const bool probed = std::any_of(probes_.begin(), probes_.end(), [&](const SimWorker* probe) {
-        return probe->shape().tenant == id;
-      });
+      const bool probed =
+          std::any_of(probes_.begin(), probes_.end(),
+                      [&, id = id](const SimWorker* probe) { return probe->shape().tenant == id; });
       if (tenant.lease_slabs > 0 && !probed) tenants.push_back(id);
     }
     if (!tenants.empty()) Spawn(&agent, tenants[world_.Draw(tenants.size())]);

@@ -66,6 +66,7 @@ class Simulation {
   void FillDisk();
 
  private:
+  using Demands = std::map<std::string, std::vector<int64_t>>;  // tenant -> slabs [agent]
   enum class Act : uint8_t { kFaults, kGuarantees, kLeaving };
 
   // Setting the stage.
@@ -100,9 +101,9 @@ class Simulation {
 
   // The last two acts (endings.cc).
   bool CheckLiveness();
-  bool SetGuarantees(std::vector<std::vector<int64_t>>* demands);
+  bool SetGuarantees(Demands* demands);
   bool RunOperator(const std::function<void(SimManager&, SimManager::Done)>& request);
-  void StartProbes(const std::vector<std::vector<int64_t>>& demands);
+  void StartProbes(const Demands& demands);
   bool PoliciesKnown();
   bool ProbesServed() const;
   bool CheckBaseline();
