@@ -20,6 +20,13 @@ constexpr Duration kFastestWrite = milliseconds(1), kSlowestWrite = milliseconds
 
 }  // namespace
 
+// The newest to begin leads, and an old one may not notice: as if its lease never ended.
+absl::StatusOr<Store::Standing> DiskStore::Campaign() {
+  return Standing{.leads_until = TimePoint::max()};
+}
+
+absl::StatusOr<TimePoint> DiskStore::Renew() { return TimePoint::max(); }
+
 absl::StatusOr<Store::Contents> DiskStore::Begin() {
   epoch_ = ++disk_.epoch;
   return Contents{.epoch = epoch_, .records = disk_.records};
@@ -49,13 +56,11 @@ void SimManager::Start() {
     world_.Violate("records", std::string(records.status().message()));
     records = Records();
   }
-  const Duration wait = learning_ == Learning::kPatient ? Duration(std::chrono::hours(24 * 365))
-                                                        : ManagerConfig().learning;
   cluster_.emplace(
       Cluster::Start{.epoch = contents.epoch,
                      .tenants = TenantTable(std::move(records->tenants), records->next_tenant_id),
                      .known_agents = std::move(records->agents),
-                     .learn_until = process_->Now() + wait});
+                     .learn_until = process_->Now() + ManagerConfig().learning});
   world_.Note("manager", "manager process % leads with epoch %",
               {process_->id(), static_cast<int64_t>(contents.epoch)});
 }
@@ -116,11 +121,12 @@ void SimManager::Apply(std::vector<TenantSpec> specs, Done done) {
 
 void SimManager::RemoveTenant(const std::string& name, Done done) {
   TakeTurn([this, name, done = std::move(done)] {
-    if (absl::Status status = cluster_->CheckRemove(name); !status.ok()) {
-      done(status);
+    const Tenant* tenant = cluster_->tenants().Find(name);
+    if (tenant == nullptr || cluster_->ledger().Committed(tenant->id) > 0) {
+      done(tenant == nullptr ? absl::NotFoundError(name) : absl::FailedPreconditionError(name));
       return EndTurn();
     }
-    const Tenant before = *cluster_->tenants().Find(name);
+    const Tenant before = *tenant;
     Tenant leaving = before;
     leaving.spec.guaranteed = leaving.spec.limit = 0_B;
     leaving.spec.floors.clear();
@@ -206,9 +212,37 @@ void SimManager::OnExchange(ConnectionId connection, const Message& message,
     world_.Violate("report", std::string(report.status().message()));
     return;
   }
+  // What it wants anew may wait for the next plan: the real manager answers then, this one at once.
+  (void)cluster_->Exchange(name, *std::move(report), now);
+  if (!cluster_->AwaitsBounds(name)) return SendOrders(connection, answer);
+  RecordBounds(connection, std::move(answer));
+}
+
+void SimManager::RecordBounds(ConnectionId connection, std::function<void(const Message&)> answer) {
+  TakeTurn([this, connection, answer = std::move(answer)] {
+    const auto link = links_.find(connection);
+    if (link == links_.end() || !cluster_->AwaitsBounds(link->second.agent)) {
+      SendOrders(connection, answer);
+      return EndTurn();
+    }
+    const std::string agent = link->second.agent;
+    const LeaseBounds bounds = cluster_->PrepareBounds(agent);
+    Write(SaveBounds(agent, bounds),
+          [this, connection, answer, agent, bounds](const absl::Status& saved) {
+            if (saved.ok()) cluster_->BoundsRecorded(agent, bounds);
+            SendOrders(connection, answer);
+            EndTurn();
+          });
+  });
+}
+
+void SimManager::SendOrders(ConnectionId connection,
+                            const std::function<void(const Message&)>& answer) {
+  const auto link = links_.find(connection);
+  if (link == links_.end() || !cluster_->IsLive(link->second.agent, link->second.link)) return;
   const Message orders = NewMessage();
-  ToProto(cluster_->Exchange(name, *std::move(report), now), orders->initRoot<rpc::Orders>());
-  network_.Send(connection, process_, [answer = std::move(answer), orders] { answer(orders); });
+  ToProto(cluster_->OrdersFor(link->second.agent), orders->initRoot<rpc::Orders>());
+  network_.Send(connection, process_, [answer, orders] { answer(orders); });
 }
 
 void SimManager::OnClosed(ConnectionId connection) {

@@ -36,8 +36,11 @@ struct Disk {
 class DiskStore final : public Store {
  public:
   DiskStore(const World& world, Disk& disk) : world_(world), disk_(disk) {}
+  absl::StatusOr<Standing> Campaign() override;
   absl::StatusOr<Contents> Begin() override;
   absl::Status Write(const Changes& changes) override;
+  absl::StatusOr<TimePoint> Renew() override;
+  void Resign() override {}
 
  private:
   const World& world_;
@@ -53,11 +56,8 @@ struct Registered {
 
 class SimManager {
  public:
-  // Whether it goes on after a while without agents that it knows and has not heard.
-  enum class Learning : uint8_t { kPatient, kLimited };
-
-  SimManager(World& world, Network& network, Disk& disk, Process* process, Learning learning)
-      : world_(world), network_(network), disk_(disk), process_(process), learning_(learning) {}
+  SimManager(World& world, Network& network, Disk& disk, Process* process)
+      : world_(world), network_(network), disk_(disk), process_(process) {}
 
   Process* process() const { return process_; }
   // nullptr while it is down.
@@ -90,6 +90,9 @@ class SimManager {
   void BeginTurn();
   void EndTurn();
   void Write(Store::Changes changes, Done then);
+  void RecordBounds(ConnectionId connection, std::function<void(const Message&)> answer);
+  // The agent's standing orders, if the connection is still its link.
+  void SendOrders(ConnectionId connection, const std::function<void(const Message&)>& answer);
   void Answer(ConnectionId connection, const std::function<void(const Registered&)>& answer,
               const Registered& registered);
 
@@ -97,7 +100,6 @@ class SimManager {
   Network& network_;
   Disk& disk_;
   Process* const process_;
-  const Learning learning_;
   std::optional<DiskStore> store_;
   std::optional<Cluster> cluster_;
   std::map<ConnectionId, Link> links_;

@@ -36,10 +36,8 @@ struct Command {
   std::string json_path;
 
   std::string Replay(uint64_t seed) const {
-    return absl::StrCat(
-        "scripts/simulate --seed ", seed, " --agents ", options.agents, " --tenants ",
-        options.tenants, " --duration ", seconds,
-        options.learning == SimManager::Learning::kLimited ? " --learning-ends" : "", " --verbose");
+    return absl::StrCat("scripts/simulate --seed ", seed, " --agents ", options.agents,
+                        " --tenants ", options.tenants, " --duration ", seconds, " --verbose");
   }
 };
 
@@ -119,7 +117,7 @@ int Main(int argc, char** argv) {
       "  scripts/simulate --seeds 10000           every seed from 1, on all cores\n"
       "  scripts/simulate --seed 42 --verbose     one seed, with its history",
       "kvpool-simulate");
-  bool verbose = false, learning_ends = false;
+  bool verbose = false;
   app.add_option("--seeds", command.seeds, "how many seeds to run")->capture_default_str();
   app.add_option("--first", command.first, "the first of them")->capture_default_str();
   app.add_option("--seed", command.seed, "run this one only");
@@ -136,10 +134,6 @@ int Main(int argc, char** argv) {
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
   app.add_option("--json", command.json_path, "write the outcome to this file");
-  app.add_flag(
-      "--learning-ends", learning_ends,
-      "a new manager goes on without agents that stay away, as the product does; until it\n"
-      "remembers leases, a tenant may then exceed its limit (I4)");
   app.add_flag("--verbose", verbose, "print the history (with --seed)");
   try {
     app.parse(argc, argv);
@@ -151,7 +145,6 @@ int Main(int argc, char** argv) {
   }
   using std::chrono::duration_cast;
   command.options.faulty = duration_cast<Duration>(std::chrono::duration<double>(command.seconds));
-  if (learning_ends) command.options.learning = SimManager::Learning::kLimited;
   if (verbose) command.options.recording = World::Recording::kPrint;
   if (command.seed.has_value()) {
     command.first = *command.seed;

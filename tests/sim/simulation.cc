@@ -41,8 +41,7 @@ Simulation::Simulation(uint64_t seed, const Options& options)
   layouts_.push_back(MakeLayout(3, 2));  // 10 pages a slab
   layouts_.push_back(MakeLayout(2, 2));  // 16
   for (int i = 0; i < 2; ++i) {
-    managers_.emplace_back(world_, network_, disk_, world_.NewProcess(absl::StrCat("manager-", i)),
-                           options_.learning);
+    managers_.emplace_back(world_, network_, disk_, world_.NewProcess(absl::StrCat("manager-", i)));
   }
   const uint64_t agents = 1 + world_.Draw(options_.agents);
   for (uint64_t i = 0; i < agents; ++i) {

@@ -31,7 +31,6 @@ struct Options {
   uint32_t agents = 4;   // at most
   uint32_t tenants = 6;  // at a time, at most
   Duration faulty = std::chrono::seconds(20);
-  SimManager::Learning learning = SimManager::Learning::kPatient;
   World::Recording recording = World::Recording::kOff;
   // Called once in the middle of the faults: for tests of the checks.
   std::function<void(Simulation&)> saboteur;

@@ -139,16 +139,5 @@ TEST(Simulation, SeesAConnectionThatNobodyCloses) {
             "I10");
 }
 
-// The known weakness: a manager that has not heard an agent for `learning` counts it as holding
-// nothing.
-TEST(Simulation, SeesLimitsExceededWhenLearningEndsWithoutAnAgent) {
-  bool seen = false;
-  for (uint64_t seed = 1; seed <= 400 && !seen; ++seed) {
-    const Result result = Simulate(seed, {.learning = SimManager::Learning::kLimited});
-    seen = result.violation.has_value() && result.violation->invariant == "I4";
-  }
-  EXPECT_TRUE(seen);
-}
-
 }  // namespace
 }  // namespace kvpool::sim
