@@ -38,7 +38,7 @@ Charge PeakCharge(const Layout& layout, const Policy& policy, const SealRule& se
   Charge charge;
   // A compacted segment's last block and the first fresh page may each be partly empty.
   charge.pages = CeilDiv(tokens, kPageTokens) + (compacts ? 1 : 0);
-  if (seals) charge.pages += SparePages(layout, seal.format);
+  if (seals) charge.pages += ReservePages(layout, seal.format);
   const PolicyNeeds needs = policy.Needs();
   uint64_t overhead = PlaneBytes(geometry, needs.planes, tokens);
   if (compacts) {
@@ -74,8 +74,22 @@ absl::Status CheckQueries(const PolicySpec& spec, const Policy& policy, QueryOff
       "attach that it pushes none; it can serve tenants with ", absl::StrJoin(allowed, ", ")));
 }
 
-uint32_t SparePages(const Layout& layout, SealedFormat format) {
+uint32_t ReservePages(const Layout& layout, SealedFormat format) {
   return CeilDiv(layout.geometry().planes(), PagePlaces(layout, format).per_page());
+}
+
+uint32_t ReserveSlabs(const Layout& layout, SealedFormat format) {
+  return CeilDiv(ReservePages(layout, format), layout.pages_per_slab());
+}
+
+absl::Status CheckReserve(const Layout& layout, SealedFormat format, uint32_t slabs) {
+  if (format == SealedFormat::kNone || ReserveSlabs(layout, format) <= slabs) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat("the policy's format is ", NameOf(format),
+                   ", and what is stored in it goes through ", ReserveSlabs(layout, format),
+                   " slabs that the agent must keep in reserve; its reserve_slabs is ", slabs));
 }
 
 absl::Status CheckFormat(const Layout& layout, std::span<const SealedFormat> device,

@@ -3,8 +3,8 @@
 //
 // Charged are pages (the cache) and overhead, by a formula in the geometry: planes, tables, a query
 // window and, where the policy wants them, the tokens' flags and the prompt's profile. What sealing
-// saves is not counted on: it needs free pages to begin, and it does not happen to a worker that
-// hands nothing over. Pure, any thread.
+// saves is not counted on: it does not happen to a worker that hands nothing over. Pure, any
+// thread.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -30,18 +30,24 @@ struct Charge {
   bool operator==(const Charge&) const = default;
 };
 
-// The most that a session can take: every row native, and the pages that a sealing goes through.
+// The most that a session can take: every row native, and the pages that heads' last sealed blocks
+// may leave partly empty.
 Charge PeakCharge(const Layout& layout, const Policy& policy, const SealRule& seal,
                   const SessionPlan& plan);
 
-// Free pages that a sealing begins with: room for one block of every head. Requires that blocks of
-// this format fit a page.
-uint32_t SparePages(const Layout& layout, SealedFormat format);
+// Pages of the agent's reserve that a sealing goes through: room for one block of every head.
+// Requires that blocks of this format fit a page.
+uint32_t ReservePages(const Layout& layout, SealedFormat format);
+// The same in slabs.
+uint32_t ReserveSlabs(const Layout& layout, SealedFormat format);
 
 // FailedPrecondition when a session of this layout cannot be sealed to `format`, because the device
 // has no kernels for it or because it would take no less room; names the formats that can be had.
 absl::Status CheckFormat(const Layout& layout, std::span<const SealedFormat> device,
                          SealedFormat format);
+// FailedPrecondition when a reserve of `slabs` is too small to seal such a session through; says
+// how large it must be. Requires that CheckFormat found the format good.
+absl::Status CheckReserve(const Layout& layout, SealedFormat format, uint32_t slabs);
 
 // Which queries a worker can push.
 enum class QueryOffer : uint8_t { kAll, kNone };

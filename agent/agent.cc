@@ -60,6 +60,15 @@ class JournalMemory {
   std::span<std::byte> memory_;
 };
 
+// The slabs that are never assigned, made and given their memory before anything needs them.
+absl::Status MakeReserve(const PoolConfig& pool, Device& device) {
+  for (uint32_t i = pool.slabs - pool.reserve_slabs; i < pool.slabs; ++i) {
+    if (absl::Status made = device.CreateSlab(SlabIndex(i)); !made.ok()) return made;
+    if (absl::Status filled = device.Populate(SlabIndex(i)); !filled.ok()) return filled;
+  }
+  return absl::OkStatus();
+}
+
 // Everything that lives on the RPC loop, in the order in which it is made and, reversed, destroyed.
 class Agent {
  public:
@@ -80,6 +89,7 @@ class Agent {
   std::unique_ptr<Device> device_;
   AgentMetrics metrics_;
   TenantBook book_;
+  SealingReserve reserve_;
   boost::asio::thread_pool pool_;
   Workers workers_;
   Reclaimer reclaimer_;
@@ -97,10 +107,12 @@ Agent::Agent(const AgentConfig& config, kj::AsyncIoContext& io, JournalMemory jo
       ledger_(std::move(ledger)),
       device_(std::move(device)),
       metrics_("host", device_->info().name),
+      reserve_(ledger_.config().slabs, ledger_.config().reserve_slabs),
       pool_(static_cast<size_t>(config.threads)),
       workers_({.device = device_.get(),
                 .ledger = &ledger_,
                 .book = &book_,
+                .reserve = &reserve_,
                 .pool = &pool_,
                 .timer = &io.provider->getTimer(),
                 .port = &io.unixEventPort,
@@ -179,6 +191,7 @@ void Agent::HandleHttp(HttpRequest request, HttpServer::Done done) {
           .body = metrics_.Page({.ledger = &ledger_,
                                  .book = &book_,
                                  .workers = &workers_,
+                                 .reserve = &reserve_,
                                  .listener = listener_.get(),
                                  .http = http_.get(),
                                  .link = link_.get()})});
@@ -205,6 +218,7 @@ absl::Status Agent::Run(const AgentConfig& config, kj::AsyncIoContext& io) {
   absl::StatusOr<std::unique_ptr<HostDevice>> device =
       HostDevice::Make(pool.slab_bytes, pool.slabs);
   if (!device.ok()) return device.status();
+  if (absl::Status reserve = MakeReserve(pool, **device); !reserve.ok()) return reserve;
 
   Agent agent(config, io, *std::move(journal), *std::move(ledger), *std::move(device));
   if (absl::Status status = agent.Listen(); !status.ok()) return status;

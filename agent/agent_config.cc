@@ -38,7 +38,7 @@ void Declare(AgentConfig* c, Settings* s) {
          Bytes(int64_t{1} << 41));
   s->Add("slab_bytes", "bytes of a slab: the unit of leases; must hold a page", &c->slab_bytes,
          64_KiB, 1_GiB);
-  s->Add("reserve_slabs", "slabs that no lease counts, for operations out of place",
+  s->Add("reserve_slabs", "slabs that no lease counts; sessions are requantised through them",
          &c->reserve_slabs, 0, 1024);
   s->Add("threads", "threads that run kernels", &c->threads, 1, 256);
   s->AddChoice("log_level", "least severe message that is logged", &c->log_level,

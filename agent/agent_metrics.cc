@@ -29,6 +29,9 @@ double ToDouble(Bytes bytes) { return static_cast<double>(bytes.value()); }
 AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& device_name)
     : metrics_("kvpool-agent"),
       slabs_(metrics_.GaugeFamily("kvpool_agent_slabs", "Slabs of the pool by state.")),
+      reserve_bytes_(metrics_.GaugeFamily("kvpool_agent_reserve_bytes",
+                                          "Bytes that no lease counts, by whether sessions are "
+                                          "being sealed through them.")),
       lease_bytes_(metrics_.GaugeFamily("kvpool_agent_tenant_lease_bytes",
                                         "Bytes that a tenant may hold at this agent.")),
       held_bytes_(metrics_.GaugeFamily("kvpool_agent_tenant_held_bytes",
@@ -58,7 +61,7 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                                               "Bytes freed, or refused, by step.")),
       failed_sealings_(metrics_.CounterFamily(
           "kvpool_agent_failed_sealings_total",
-          "Requantisations of sessions that stopped short, mostly for want of free pages.")),
+          "Requantisations of sessions that stopped short, because no page would come free.")),
       recovery_(metrics_.HistogramFamily("kvpool_agent_recovery_ratio",
                                          "Mean recovery over heads of each compaction.",
                                          kRecoveryBuckets)),
@@ -70,6 +73,8 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                  .GaugeFamily("kvpool_agent_manager_epoch_info",
                               "Highest manager epoch this agent has accepted.")
                  .With()),
+      reserve_waits_(Single(metrics_, "kvpool_agent_reserve_waits_total",
+                            "Hand-overs that waited until the reserve was free.")),
       bad_page_lists_(Single(metrics_, "kvpool_agent_bad_page_lists_total",
                              "Sessions failed because their page list did not check out.")),
       bad_profiles_(Single(metrics_, "kvpool_agent_bad_profiles_total",
@@ -162,6 +167,12 @@ std::string AgentMetrics::Page(const Sources& sources) {
   for (size_t i = 0; i < kNames.size(); ++i) {
     slabs_.With({{"state", kNames[i]}}).Set(by_state[i]);
   }
+  const Bytes slab = sources.ledger->config().slab_bytes;
+  const SealingReserve& reserve = *sources.reserve;
+  reserve_bytes_.With({{"state", "used"}}).Set(ToDouble(slab * reserve.in_use()));
+  reserve_bytes_.With({{"state", "free"}})
+      .Set(ToDouble(slab * (reserve.size() - reserve.in_use())));
+  reserve_waits_.RaiseTo(static_cast<double>(reserve.waits()));
   epoch_.Set(static_cast<double>(sources.book->highest_epoch()));
   const Hostilities hostilities = sources.workers->hostilities();
   bad_page_lists_.RaiseTo(static_cast<double>(hostilities.bad_page_lists));

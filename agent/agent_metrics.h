@@ -26,6 +26,7 @@ class AgentMetrics {
     const PoolLedger* ledger = nullptr;
     const TenantBook* book = nullptr;
     const Workers* workers = nullptr;
+    const SealingReserve* reserve = nullptr;
     const RpcListener* listener = nullptr;
     const HttpServer* http = nullptr;
     const ManagerLink* link = nullptr;
@@ -53,6 +54,7 @@ class AgentMetrics {
 
   Metrics metrics_;
   MetricFamily<Gauge> slabs_;
+  MetricFamily<Gauge> reserve_bytes_;
   MetricFamily<Gauge> lease_bytes_;
   MetricFamily<Gauge> held_bytes_;
   MetricFamily<Gauge> used_bytes_;
@@ -71,6 +73,7 @@ class AgentMetrics {
   MetricFamily<Histogram> recovery_;
   MetricFamily<Histogram> cumulative_recovery_;
   Gauge epoch_;
+  Counter reserve_waits_;
   Counter bad_page_lists_;
   Counter bad_profiles_;
   Counter bad_returns_;

@@ -220,7 +220,7 @@ std::optional<uint32_t> Attachment::SealAt(const AgentSession& session) const {
   if (frees == 0) return std::nullopt;
   const uint32_t wanted = session.seal.open_rows + std::max(kSealBatch, frees);
   const uint32_t missing = wanted - std::min(wanted, session.open_now());
-  // When nothing could be sealed, for want of free pages, not before every step again.
+  // When nothing could be sealed, because no page would have come free, not before every step.
   const uint32_t pause = kSealedRows << std::min(session.failed_sealings, kSealDoublings);
   return session.cache_tokens() + std::max(missing, pause);
 }
@@ -355,8 +355,14 @@ bool Attachment::InEvacuatedSlab(PageId page) const {
   return slab.has_value() && slab->state == SlabState::kEvacuating;
 }
 
-absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_t slot,
-                                                                         shm::State resting) {
+uint32_t Attachment::ReservePages(uint32_t slot) const {
+  const auto found = sessions_.find(slot);
+  if (found == sessions_.end() || found->second.seal.format == SealedFormat::kNone) return 0;
+  return kvpool::ReservePages(setup_.layout, found->second.seal.format);
+}
+
+absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
+    uint32_t slot, shm::State resting, std::vector<PageId> reserve) {
   AgentSession* session = Find(slot);
   if (session == nullptr || session->failed || session->closed ||
       session->job != AgentSession::Job::kNone) {
@@ -387,12 +393,8 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_
   if (session->policy_asked) {
     selection = session->policy->Compact(session->State(setup_.layout.geometry()));
   }
-  std::vector<PageId> spare;
-  if (PagesFreedBySealing(*session, selection) > 0) {
-    // The rest follows into what those blocks have left.
-    spare = GrantReplacements(session, SparePages(setup_.layout, session->seal.format));
-  }
-  if (!selection.has_value() && evacuate.empty() && spare.empty()) {
+  if (PagesFreedBySealing(*session, selection) == 0) reserve.clear();
+  if (!selection.has_value() && evacuate.empty() && reserve.empty()) {
     if (profile) regions_->DropProfile(slot);
     SetCompactAt(session);
     regions_->SetState(slot, resting);
@@ -413,7 +415,7 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(uint32_
                        .evacuate = std::move(evacuate),
                        .replacements = std::move(replacements),
                        .seal = session->seal,
-                       .spare = std::move(spare)};
+                       .reserve = std::move(reserve)};
 }
 
 void Attachment::TakeResult(AgentSession* session, const CompactionJob& job,
@@ -424,6 +426,7 @@ void Attachment::TakeResult(AgentSession* session, const CompactionJob& job,
   const auto less = [](uint32_t from, uint32_t to) { return from > to ? from - to : 0; };
   outcome->effect = job.selection.has_value() ? CompactionOutcome::Effect::kCompacted
                                               : CompactionOutcome::Effect::kMoved;
+  outcome->pages_before = pages_before;
   outcome->freed_pages = less(pages_before, job.pages_before_sealing);
   outcome->sealing_freed = less(job.pages_before_sealing, pages);
   if (outcome->sealing_freed > 0) outcome->sealing = CompactionOutcome::Sealing::kSealed;
@@ -451,7 +454,6 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
                             .policy = session->policy_text,
                             .recovery = StatsOf(job.recovery)};
   std::vector<PageId> unused = job.replacements;
-  unused.insert(unused.end(), job.spare.begin(), job.spare.end());
   if (job.status.ok()) {
     TakeResult(session, job, &outcome);
     unused.insert(unused.end(), job.session_pages.begin(), job.session_pages.end());

@@ -45,6 +45,7 @@ struct CompactionOutcome {
   absl::Status status;
   absl::Status sealed;         // not ok: why not all was sealed that could be; the session is whole
   std::string policy;          // the session's own, as text
+  uint32_t pages_before = 0;   // of the session
   uint32_t freed_pages = 0;    // by compaction
   uint32_t sealing_freed = 0;  // pages freed by sealing after it
   RecoveryStats recovery;      // over heads
@@ -100,12 +101,17 @@ class Attachment {
 
   // The session is BUSY: by its worker's word (hand-over) or because TakeIdle succeeded. Compacts
   // as far as the policy's parameters allow now, moves out of slabs that are being evacuated, and
-  // seals what the session's rule says, if there are free pages to do it through. A hand-over for
-  // sealing alone does not compact: a format does not change when and what a policy drops.
+  // seals what the session's rule says, through pages of the reserve that the caller holds until
+  // EndCompaction: ReservePages(slot) of them. A hand-over for sealing alone does not compact: a
+  // format does not change when and what a policy drops.
   // No job (nullopt) when there is nothing to do: the session is given back in `resting`. Errors as
   // BeginDrain.
-  absl::StatusOr<std::optional<CompactionJob>> BeginCompaction(uint32_t slot, shm::State resting);
+  absl::StatusOr<std::optional<CompactionJob>> BeginCompaction(uint32_t slot, shm::State resting,
+                                                               std::vector<PageId> reserve);
   CompactionOutcome EndCompaction(uint32_t slot, CompactionJob job, shm::State resting);
+
+  // 0 for a slot whose session has no format, or that has no session.
+  uint32_t ReservePages(uint32_t slot) const;
 
   bool IsIdle(uint32_t slot) const;
   // Pages that a compaction would free now, by what was last checked; 0 when its policy has nothing

@@ -29,7 +29,7 @@ struct Record {
     kNextIds = 3,       // count: next WorkerId, id: next SessionId
     kLease = 4,         // id: tenant, count: slabs
     kLayerMap = 5,      // part of the next kGroup's kv_of_layer. word: first layer,
-                        // id, mask: eight entries of 16 bits
+                        // id, mask: eight entries of 16 bits, the highest for self_masked
     kGroup = 6,         // word: group, slab: tenant, id: layers, query heads, kv heads, key dim and
                         // mask: value dim, dtype, model layers, of 16 bits each
     kAddWorker = 7,     // slot: its slot, count: WorkerId, word: group

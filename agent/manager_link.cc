@@ -264,6 +264,7 @@ void ManagerLink::FillReport(rpc::Report::Builder report) {
     reclaims[i].setPolicy(record.policy);
     reclaims[i].setSessions(record.sessions);
     reclaims[i].setBytes(record.bytes);
+    reclaims[i].setBytesBefore(record.bytes_before);
     reclaims[i].setRecovery(record.recovery.mean);
     reclaims[i].setRecoveryMin(record.recovery.min);
     reclaims[i].setCumulativeRecovery(record.cumulative.mean);

@@ -111,7 +111,7 @@ absl::StatusOr<SlabIndex> PoolLedger::AssignSlab(WorkerId worker) {
   if (absl::Status status = ExpectRoom(2 + groups_[group]->layout.pages_per_slab()); !status.ok()) {
     return status;
   }
-  uint32_t slab = 0;
+  uint32_t slab = 0;  // the first free one, so the pool's last reserve_slabs are never assigned
   while (slabs_[slab].state != SlabState::kFree) ++slab;
   CommitSlab(SlabIndex(slab), SlabState::kLeased, group);
   return SlabIndex(slab);

@@ -51,7 +51,7 @@ enum class PageState : uint8_t { kFree = 0, kGranted = 1, kOwned = 2 };
 
 struct PoolConfig {
   uint32_t slabs = 0;
-  uint32_t reserve_slabs = 0;  // stay FREE whatever the leases say
+  uint32_t reserve_slabs = 0;  // the pool's last: stay FREE whatever the leases say
   Bytes slab_bytes;
   bool operator==(const PoolConfig&) const = default;
 };
@@ -206,6 +206,8 @@ class PoolLedger {
 
   static constexpr uint32_t kGroups = 1 << 16;  // what Record::word can name
   static constexpr uint32_t kMapEntries = 8;    // of kv_of_layer in one kLayerMap
+  static constexpr uint16_t kMasksSelf = 1 << 15;
+  static_assert(limits::kLayers <= kMasksSelf, "the bit is not part of a cached layer's number");
   static constexpr uint32_t kGroupRecords = 1 + limits::kLayers / kMapEntries;
 
   // Division by a number that is known early, as a multiplication. Exact for divisors below 2^31.
@@ -364,7 +366,7 @@ class PoolLedger {
   uint32_t free_slabs_ = 0;
   uint32_t stuck_slabs_ = 0;
   uint64_t paged_ = 0;               // pages of all slabs in use
-  std::vector<uint16_t> layer_map_;  // of the group that is being made
+  std::vector<uint16_t> layer_map_;  // of the group that is being made, with kMasksSelf
 };
 
 // Here for speed: it is asked about every page that a worker returns.

@@ -114,7 +114,8 @@ std::vector<Record> PoolLedger::GroupRecords(uint32_t slot, TenantId tenant, con
   for (uint32_t first = 0; first < shape.model_layers(); first += kMapEntries) {
     uint64_t words[2] = {0, 0};
     for (uint32_t i = 0; i < kMapEntries && first + i < shape.model_layers(); ++i) {
-      words[i / 4] |= uint64_t{shape.kv_of_layer[first + i]} << i % 4 * 16;
+      const uint64_t masked = shape.MasksSelf(first + i) ? kMasksSelf : 0;
+      words[i / 4] |= (shape.kv_of_layer[first + i] | masked) << i % 4 * 16;
     }
     records.push_back({.type = Type::kLayerMap,
                        .word = static_cast<uint16_t>(first),
@@ -347,8 +348,13 @@ absl::StatusOr<Layout> PoolLedger::GroupLayout(const Record& record) const {
                  .kv_heads = Unpack(record.id, 2),
                  .key_dim = Unpack(record.id, 3),
                  .value_dim = Unpack(record.mask, 0),
-                 .dtype = static_cast<Dtype>(Unpack(record.mask, 1)),
-                 .kv_of_layer = {layer_map_.begin(), layer_map_.begin() + model_layers}};
+                 .dtype = static_cast<Dtype>(Unpack(record.mask, 1))};
+  for (uint32_t layer = 0; layer < model_layers; ++layer) {
+    shape.kv_of_layer.push_back(layer_map_[layer] & ~kMasksSelf);
+    if ((layer_map_[layer] & kMasksSelf) != 0) {
+      shape.self_masked.push_back(static_cast<uint16_t>(layer));
+    }
+  }
   return Layout::Make(shape, config_.slab_bytes);
 }
 

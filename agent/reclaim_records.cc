@@ -11,9 +11,10 @@ namespace {
 
 using Outcomes = std::vector<const CompactionOutcome*>;  // of one policy
 
-void Add(uint32_t freed_pages, Bytes page, ReclaimRecord* record) {
+void Add(uint32_t pages_before, uint32_t freed_pages, Bytes page, ReclaimRecord* record) {
   ++record->sessions;
   record->bytes += freed_pages * static_cast<uint64_t>(page.value());
+  record->bytes_before += pages_before * static_cast<uint64_t>(page.value());
 }
 
 ReclaimRecord Compacted(ReclaimRecord record, Bytes page, const Outcomes& outcomes) {
@@ -21,7 +22,7 @@ ReclaimRecord Compacted(ReclaimRecord record, Bytes page, const Outcomes& outcom
   std::vector<RecoveryStats> recovery, cumulative;
   for (const CompactionOutcome* outcome : outcomes) {
     if (outcome->effect != CompactionOutcome::Effect::kCompacted) continue;
-    Add(outcome->freed_pages, page, &record);
+    Add(outcome->pages_before, outcome->freed_pages, page, &record);
     recovery.push_back(outcome->recovery);
     cumulative.push_back(outcome->cumulative);
   }
@@ -34,7 +35,7 @@ ReclaimRecord Sealed(ReclaimRecord record, Bytes page, const Outcomes& outcomes)
   record.step = ReclaimStep::kRequantisation;
   for (const CompactionOutcome* outcome : outcomes) {
     if (outcome->sealing == CompactionOutcome::Sealing::kSealed) {
-      Add(outcome->sealing_freed, page, &record);
+      Add(outcome->pages_before - outcome->freed_pages, outcome->sealing_freed, page, &record);
     }
   }
   return record;

@@ -72,6 +72,7 @@ absl::StatusOr<Layout> FromCapnp(rpc::Geometry::Reader reader, Bytes slab_bytes)
       return absl::InvalidArgumentError("the geometry's dtype is not known here");
   }
   for (uint16_t layer : group.getKvOfLayer()) geometry.kv_of_layer.push_back(layer);
+  for (uint16_t layer : group.getSelfMasked()) geometry.self_masked.push_back(layer);
   const GeometryLimits most{
       .layers = limits::kLayers, .heads = limits::kHeads, .head_dim = limits::kHeadDim};
   if (absl::Status status = CheckGeometry(geometry, most); !status.ok()) return status;

@@ -103,7 +103,7 @@ void CompactionJob::Run() {
 
 void CompactionJob::Seal(const CompactionPlan& plan) {
   // What the compaction freed can be written to, unless its slab must become empty.
-  std::vector<PageId> free = spare;
+  std::vector<PageId> free;
   std::copy_if(plan.freed.begin(), plan.freed.end(), std::back_inserter(free), [&](PageId page) {
     return std::find(evacuate.begin(), evacuate.end(), page) == evacuate.end();
   });
@@ -112,14 +112,15 @@ void CompactionJob::Seal(const CompactionPlan& plan) {
                                                     .segment = &result,
                                                     .format = seal.format,
                                                     .open_rows = seal.open_rows,
-                                                    .spare = free});
+                                                    .spare = free,
+                                                    .reserve = reserve});
     if (!part.ok()) {
       sealed = part.status();
       return;
     }
     if (part->moves.empty()) return;
-    for (size_t slice = 0; slice <= part->slices.size(); ++slice) {
-      ExecuteSealingSlice(*layout, base, *part, slice);
+    for (size_t step = 0; step < part->steps(); ++step) {
+      ExecuteSealingStep(*layout, base, *part, step);
     }
     result = std::move(part->result);
     free.insert(free.end(), part->freed.begin(), part->freed.end());

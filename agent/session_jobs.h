@@ -70,9 +70,9 @@ struct CompactionJob {
   std::vector<PageId> evacuate;
   std::vector<PageId> replacements;  // free pages, for `evacuate`
   SealRule seal;
-  std::vector<PageId> spare;  // free pages to seal through; pages freed before serve too
+  std::vector<PageId> reserve;  // nobody's pages, to seal through; pages freed before serve too
 
-  // Results. Of session_pages, replacements and spare, those absent from result.pages are free.
+  // Results. Of session_pages and replacements, those absent from result.pages are free.
   absl::Status status;
   CompactedSegment result;
   uint32_t pages_before_sealing = 0;

@@ -53,9 +53,10 @@ struct ReclaimRecord {
   std::string policy;
   uint32_t count = 1;  // how many equal ones were merged into it
   uint32_t sessions = 0;
-  uint64_t bytes = 0;        // freed; for a refusal, refused
-  RecoveryStats recovery;    // over sessions and heads
-  RecoveryStats cumulative;  // of those sessions since they were opened
+  uint64_t bytes = 0;         // freed; for a refusal, refused
+  uint64_t bytes_before = 0;  // of those sessions' pages; 0 for a refusal
+  RecoveryStats recovery;     // over sessions and heads
+  RecoveryStats cumulative;   // of those sessions since they were opened
 };
 
 // One tenant as the manager ordered it.

@@ -232,9 +232,14 @@ absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
     return absl::FailedPreconditionError(
         absl::StrCat("tenant ", tenant->name, ": ", std::string(format.message())));
   }
+  const PoolConfig& pool = deps_.ledger->config();
+  if (absl::Status reserve = CheckReserve(setup.layout, tenant->seal.format, pool.reserve_slabs);
+      !reserve.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("tenant ", tenant->name, ": ", std::string(reserve.message())));
+  }
   const Charge charge = PeakCharge(setup.layout, *tenant->policy, tenant->seal, plan);
   const uint32_t alone = SlabsFor(setup.layout, charge);
-  const PoolConfig& pool = deps_.ledger->config();
   const uint32_t most = std::min(tenant->limit_slabs, pool.slabs - pool.reserve_slabs);
   if (alone > most) {
     return absl::OutOfRangeError(absl::StrCat("a session of ", max_tokens, " tokens needs ", alone,

@@ -23,6 +23,7 @@
 #include "agent/attachment.h"
 #include "agent/device.h"
 #include "agent/pool.h"
+#include "agent/sealing_reserve.h"
 #include "agent/tenant_book.h"
 #include "common/log.h"
 #include "common/rpc_listener.h"
@@ -84,6 +85,7 @@ class Workers final : private kj::TaskSet::ErrorHandler {
     Device* device = nullptr;
     PoolLedger* ledger = nullptr;
     TenantBook* book = nullptr;
+    SealingReserve* reserve = nullptr;
     boost::asio::thread_pool* pool = nullptr;
     kj::Timer* timer = nullptr;
     kj::UnixEventPort* port = nullptr;
@@ -155,7 +157,10 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   kj::Promise<bool> Grow(WorkerId worker, uint32_t pages);
   kj::Promise<bool> Offer(WorkerId worker, std::vector<SlabIndex> slabs);
   kj::Promise<absl::Status> Refuse(WorkerId worker, uint32_t pages);
+  // First waits for room in the reserve, if the session has a format.
   kj::Promise<CompactionOutcome> RunCompaction(WorkerId worker, uint32_t slot, shm::State resting);
+  kj::Promise<CompactionOutcome> CompactThrough(WorkerId worker, uint32_t slot, shm::State resting,
+                                                kj::Maybe<kj::Own<SealingReserve::Hold>> hold);
   void RecordCompactions(TenantId tenant, const Layout& layout,
                          const std::vector<CompactionOutcome>& outcomes);
   // Counts it, and now and then says why.

@@ -41,9 +41,29 @@ kj::Promise<absl::Status> Workers::Drain(WorkerId id, DrainArgs args) {
 
 kj::Promise<CompactionOutcome> Workers::RunCompaction(WorkerId id, uint32_t slot,
                                                       shm::State resting) {
+  const Attachment& attachment = *workers_.at(id).attachment;
+  const uint32_t pages = attachment.ReservePages(slot);
+  if (pages == 0) return CompactThrough(id, slot, resting, nullptr);
+  return deps_.reserve->Take(CeilDiv(pages, attachment.layout().pages_per_slab()))
+      .then([this, id, slot, resting](kj::Own<SealingReserve::Hold> hold) {
+        return CompactThrough(id, slot, resting, kj::mv(hold));
+      });
+}
+
+kj::Promise<CompactionOutcome> Workers::CompactThrough(
+    WorkerId id, uint32_t slot, shm::State resting, kj::Maybe<kj::Own<SealingReserve::Hold>> hold) {
   const Turn turn(deps_.metrics);
+  const auto worker = workers_.find(id);  // it may have gone while the session waited
+  if (worker == workers_.end()) {
+    return CompactionOutcome{.status = absl::FailedPreconditionError("detached")};
+  }
+  Attachment& attachment = *worker->second.attachment;
+  std::vector<PageId> reserve;
+  KJ_IF_MAYBE (held, hold) {
+    reserve = (*held)->Pages(attachment.layout(), attachment.ReservePages(slot));
+  }
   absl::StatusOr<std::optional<CompactionJob>> job =
-      workers_.at(id).attachment->BeginCompaction(slot, resting);
+      attachment.BeginCompaction(slot, resting, std::move(reserve));
   if (!job.ok()) return CompactionOutcome{.status = job.status()};
   if (!job->has_value()) return CompactionOutcome{};
   return Offload(*deps_.pool,
@@ -51,13 +71,16 @@ kj::Promise<CompactionOutcome> Workers::RunCompaction(WorkerId id, uint32_t slot
                    job->Run();
                    return kj::mv(job);
                  })
-      .then([this, id, slot, resting](kj::Own<CompactionJob> job) {
+      .then([this, id, slot, resting, hold = kj::mv(hold)](kj::Own<CompactionJob> job) mutable {
         const Turn turn(deps_.metrics);
         CompactionOutcome outcome =
             workers_.at(id).attachment->EndCompaction(slot, std::move(*job), resting);
+        hold = nullptr;
         RemoveIfDone(id);
         return outcome;
-      });
+      })
+      // At once, not when the whole batch is ready: the rest of it may wait for the reserve.
+      .eagerlyEvaluate(nullptr);
 }
 
 void Workers::RecordCompactions(TenantId tenant_id, const Layout& layout,

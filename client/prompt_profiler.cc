@@ -52,7 +52,7 @@ std::vector<float> PromptProfiler::Frequency(uint32_t plane) const {
 std::vector<HeadClass> PromptProfiler::Classes(std::span<const uint8_t> flags) const {
   std::vector<HeadClass> classes;
   for (uint32_t plane = 0; plane < sums_.planes(); ++plane) {
-    classes.push_back(ChooseClass(sums_, plane, flags, rule_).head_class);
+    classes.push_back(ChooseClass(sums_, plane, flags, rule_));
   }
   return classes;
 }

@@ -88,6 +88,9 @@ void ToCapnp(const Geometry& geometry, rpc::Geometry::Builder builder) {
   group.setDtype(ToCapnp(geometry.dtype));
   auto layers = group.initKvOfLayer(geometry.model_layers());
   for (uint32_t i = 0; i < geometry.model_layers(); ++i) layers.set(i, geometry.kv_of_layer[i]);
+  const auto masked_count = static_cast<uint32_t>(geometry.self_masked.size());
+  auto masked = group.initSelfMasked(masked_count);
+  for (uint32_t i = 0; i < masked_count; ++i) masked.set(i, geometry.self_masked[i]);
 }
 
 QueryWish FromCapnp(rpc::QueryNeed need) {

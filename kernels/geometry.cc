@@ -25,6 +25,22 @@ absl::Status CheckLayerMap(const Geometry& g, const GeometryLimits& limits) {
   return status;
 }
 
+absl::Status CheckSelfMasked(const Geometry& g) {
+  for (size_t i = 0; i < g.self_masked.size(); ++i) {
+    if (g.self_masked[i] >= g.model_layers()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("geometry: self_masked[", i, "] = ", g.self_masked[i],
+                       " names no model layer; there are ", g.model_layers()));
+    }
+    if (i > 0 && g.self_masked[i] <= g.self_masked[i - 1]) {
+      return absl::InvalidArgumentError(absl::StrCat("geometry: self_masked[", i,
+                                                     "] = ", g.self_masked[i], " comes after ",
+                                                     g.self_masked[i - 1], "; they must ascend"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 std::vector<uint32_t> ReadersOf(const Geometry& g, uint32_t plane) {
@@ -62,7 +78,8 @@ absl::Status CheckGeometry(const Geometry& g, const GeometryLimits& limits) {
     return absl::InvalidArgumentError(
         absl::StrCat("geometry: dtype = ", static_cast<int>(g.dtype), " is not f32, bf16 or f16"));
   }
-  return CheckLayerMap(g, limits);
+  if (absl::Status status = CheckLayerMap(g, limits); !status.ok()) return status;
+  return CheckSelfMasked(g);
 }
 
 }  // namespace kvpool

@@ -4,6 +4,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -22,10 +23,16 @@ struct Geometry {
   uint32_t value_dim = 0;  // may differ from key_dim; 0 for latent caches
   Dtype dtype = Dtype::kBf16;
   std::vector<uint16_t> kv_of_layer;  // [model layers] -> cached layer; identity for most models
+  // Model layers, ascending, in which a token does not attend to itself: those that use keys made
+  // above them (LCKV, arXiv 2405.10637). None in most models.
+  std::vector<uint16_t> self_masked;
 
   uint32_t model_layers() const { return static_cast<uint32_t>(kv_of_layer.size()); }
   uint32_t group_size() const { return query_heads / kv_heads; }  // query heads of one KV head
   uint32_t planes() const { return layers * kv_heads; }  // (layer, head) pairs: index l*kv_heads+h
+  bool MasksSelf(uint32_t model_layer) const {
+    return std::binary_search(self_masked.begin(), self_masked.end(), model_layer);
+  }
   bool operator==(const Geometry&) const = default;
 };
 

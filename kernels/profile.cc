@@ -86,8 +86,8 @@ std::vector<uint8_t> MostFrequent(std::span<const float> frequency, uint32_t cou
   return marks;
 }
 
-HeadProfile ChooseClass(const PromptSums& sums, uint32_t plane, std::span<const uint8_t> flags,
-                        const ProfileRule& rule) {
+HeadClass ChooseClass(const PromptSums& sums, uint32_t plane, std::span<const uint8_t> flags,
+                      const ProfileRule& rule) {
   const std::vector<uint8_t> frequent =
       MostFrequent(sums.Frequency(plane), ShareOf(rule.frequent, sums.tokens()));
   const uint32_t rows = CeilDiv(sums.tokens(), rule.sample_every);
@@ -104,11 +104,9 @@ HeadProfile ChooseClass(const PromptSums& sums, uint32_t plane, std::span<const 
   }
   const auto& counts = rule.group == ProfileRule::Group::kMin ? least : mean;
   for (uint32_t i = 0; i + 1 < kClasses; ++i) {
-    if (counts[i] >= rule.recovery) {
-      return {.head_class = static_cast<HeadClass>(i), .recovery = static_cast<float>(counts[i])};
-    }
+    if (counts[i] >= rule.recovery) return static_cast<HeadClass>(i);
   }
-  return {};
+  return HeadClass::kFull;
 }
 
 }  // namespace kvpool

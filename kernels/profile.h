@@ -117,17 +117,12 @@ struct ProfileRule {
   uint32_t sample_every = 1;  // 1: exact
 };
 
-struct HeadProfile {
-  HeadClass head_class = HeadClass::kFull;
-  float recovery = 1;  // what the class keeps, by the group's rule
-};
-
 // The cheapest class of (layer, head) that keeps the share rule.recovery of the mass. `flags`:
 // token flags (token_flags.h) of the prompt's tokens. A head of which some row's probabilities are
 // missing, because they were NaN, stays kFull.
 // Requires flags.size() == sums.tokens().
-HeadProfile ChooseClass(const PromptSums& sums, uint32_t plane, std::span<const uint8_t> flags,
-                        const ProfileRule& rule);
+HeadClass ChooseClass(const PromptSums& sums, uint32_t plane, std::span<const uint8_t> flags,
+                      const ProfileRule& rule);
 
 // Marks the `count` keys of highest frequency, the newer one of equals; NaN ranks lowest.
 std::vector<uint8_t> MostFrequent(std::span<const float> frequency, uint32_t count);

@@ -48,13 +48,14 @@ void AddToProfileOn(const Target& target, const ProfileArgs& args, PromptSums* s
   const uint32_t layer = g.kv_of_layer[args.chunk.model_layer];
   const uint32_t plane = layer * g.kv_heads + args.chunk.head;
   const uint32_t first_position = args.session.Length(plane) - args.chunk.query_count;
-  std::vector<uint32_t> scored;  // queries
+  const uint32_t masked = g.MasksSelf(args.chunk.model_layer) ? 1 : 0;  // the query's own row
+  std::vector<uint32_t> scored;                                         // queries
   std::vector<uint32_t> seen, far;
   for (uint32_t i = 0; i < args.chunk.query_count; ++i) {
     if ((first_position + i) % args.sample_every != 0) continue;
     const uint32_t length = first_position + i + 1;
     scored.push_back(i);
-    seen.push_back(length);
+    seen.push_back(length - masked);
     far.push_back(length - std::min(args.local_keys, length));
   }
   if (scored.empty()) return;

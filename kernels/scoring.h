@@ -25,8 +25,9 @@ struct ScoreArgs {
   SessionView session;             // fresh_tokens: rows present, at most the committed ones
   uint32_t fresh_start = 0;        // logical position of fresh row 0
   const float* queries = nullptr;  // [query_count][model_layers][query_heads][key_dim], post-RoPE
-  // [query_count] logical position p of each query: it saw the rows at positions <= p. That of
-  // compacted rows is looked up in the planes when some query is older than the fresh rows.
+  // [query_count] logical position p of each query: it saw the rows at positions <= p, and those
+  // below p in the layers of geometry.self_masked. That of compacted rows is looked up in the
+  // planes when some query is older than the fresh rows.
   const uint32_t* query_positions = nullptr;
   // [query_count][model_layers][query_heads] log-sum-exp of the scaled logits over the keys that
   // each query saw; or nullptr. Unless all are finite, none is used. Any value is safe: a
@@ -45,8 +46,6 @@ struct ScoreArgs {
 // With grouped queries a key is important if any query head says so (Scissorhands, arXiv
 // 2305.17118, Alg. 2; CORM, arXiv 2404.15949). Rows that a query could not see get nothing from it.
 // A NaN probability counts as low and adds nothing.
-// Every query is taken to have seen its own position, also in a layer that masks it (LCKV's
-// condensed ones): a geometry does not say which do, so a key's own query adds to its statistics.
 // Requires planes->rows() >= session.Length() for every (layer, head), with those rows' positions.
 void Score(const ScoreArgs& args, Planes* planes);
 

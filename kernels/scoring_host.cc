@@ -17,10 +17,10 @@ namespace {
 // That a vector kernel can compare with.
 constexpr uint32_t kMostPosition = std::numeric_limits<int32_t>::max() - 1;
 
-// Rows of a head that a query at logical position `position` saw, all of them before the others,
-// because it is not older than the fresh rows.
-uint32_t RowsSeen(const ScoreArgs& args, uint32_t plane, uint32_t position) {
-  const uint64_t fresh = uint64_t{position} - args.fresh_start + 1;
+// Rows of a head at positions below `end`, all of them before the others: no fresh row is at a
+// position below fresh_start, which is at most `end`.
+uint32_t RowsBefore(const ScoreArgs& args, uint32_t plane, uint64_t end) {
+  const uint64_t fresh = end - args.fresh_start;
   return args.session.CompactedLength(plane) +
          static_cast<uint32_t>(std::min<uint64_t>(fresh, args.session.fresh_tokens));
 }
@@ -54,6 +54,13 @@ std::vector<const float*> PartsOf(const ScoreArgs& args, uint32_t plane, const f
   return parts;
 }
 
+// Whether each of the query heads that read (layer, head), [readers], masks its own position.
+std::vector<uint8_t> MasksOf(const Geometry& g, uint32_t plane) {
+  std::vector<uint8_t> masks;
+  for (uint32_t reader : ReadersOf(g, plane)) masks.push_back(g.MasksSelf(reader / g.query_heads));
+  return masks;
+}
+
 bool AllFinite(const ScoreArgs& args) {
   const Geometry& g = args.layout->geometry();
   const size_t count = size_t{args.query_count} * g.model_layers() * g.query_heads;
@@ -78,7 +85,7 @@ void ScoreOn(const Target& target, const ScoreArgs& args, Planes* planes) {
   const bool one_pass = args.lses != nullptr && AllFinite(args);
   std::vector<float> thresholds(args.query_count), hits(args.query_count);
   // For each query, the number of its rows, or the first position that is not among theirs.
-  std::vector<uint32_t> rows(args.query_count);
+  std::vector<uint32_t> rows(args.query_count), masked_rows(args.query_count);
   const bool by_position =
       std::any_of(args.query_positions, args.query_positions + args.query_count,
                   [&](uint32_t position) { return position < args.fresh_start; });
@@ -90,20 +97,25 @@ void ScoreOn(const Target& target, const ScoreArgs& args, Planes* planes) {
     for (uint32_t i = 0; i < args.query_count; ++i) {
       const uint32_t position = args.query_positions[i];
       const uint32_t seen = by_position ? RowsUpTo(planes->positions(plane), position)
-                                        : RowsSeen(args, plane, position);
+                                        : RowsBefore(args, plane, uint64_t{position} + 1);
       rows[i] = by_position ? std::min(position, kMostPosition) + 1 : seen;
+      masked_rows[i] = by_position ? rows[i] - 1 : RowsBefore(args, plane, position);
       thresholds[i] = 1.0f / (planes->set().threshold == Threshold::kInverseCached
                                   ? static_cast<float>(seen)
                                   : static_cast<float>(position) + 1.0f);
     }
     const std::vector<const float*> queries = PartsOf(args, plane, args.queries, g.key_dim);
+    const std::vector<uint8_t> masks = MasksOf(g, plane);
+    const bool some = std::ranges::count(masks, 1) > 0, all = std::ranges::count(masks, 0) == 0;
     std::vector<const float*> lses;
     if (one_pass) lses = PartsOf(args, plane, args.lses, 1);
     target.score_head(
         {.head = RowsOf(*args.layout, args.base, args.session, layer, head),
          .queries = queries.data(),
          .lses = one_pass ? lses.data() : nullptr,
-         .query_rows = rows.data(),
+         .query_rows = all ? masked_rows.data() : rows.data(),
+         .masked_rows = masked_rows.data(),
+         .masks = some && !all ? masks.data() : nullptr,
          .numbers = by_position ? planes->positions(plane).data() : nullptr,
          .thresholds = thresholds.data(),
          .hits = hits.data(),

@@ -1,6 +1,8 @@
 // Sealing: a session's native rows become sealed (quantised) ones, or sealed rows change their
-// format. Plan (pure) and execution. Out of place: blocks are written into spare pages and into
-// pages that earlier blocks have left, so a session needs few spare pages, whatever its length.
+// format. Plan (pure) and execution. Out of place: blocks are written into free pages, into places
+// that earlier blocks have left, and to begin with into a few pages of a reserve, which are left
+// again at the end: so a session needs no free page of its own, and room for one block of every
+// head in the reserve, whatever its length.
 //
 // The segment must be compacted first, all rows of it (a compaction that keeps every row does), so
 // that open rows lie in full native blocks. A head's oldest open rows (by row number) are sealed,
@@ -50,7 +52,8 @@ struct SealingInput {
   const CompactedSegment* segment = nullptr;  // all rows of the session: nothing is fresh
   SealedFormat format = SealedFormat::kNone;  // to seal to
   uint32_t open_rows = 0;                     // the last rows of each head that stay native
-  std::vector<PageId> spare;                  // free pages
+  std::vector<PageId> spare;                  // free pages of the session, which may keep them
+  std::vector<PageId> reserve;                // free pages of nobody, to go through
 };
 
 struct SealingPlan {
@@ -59,20 +62,26 @@ struct SealingPlan {
   // parallel and can be run again; slices follow each other.
   std::vector<uint32_t> slices;
   std::vector<BlockMove> block_moves;  // afterwards: native blocks that stay, into fewer pages
-  CompactedSegment result;
-  std::vector<PageId> freed;  // the session's pages that are free afterwards
+  std::vector<BlockMove> last_moves;   // after those: out of the reserve, into freed pages
+  CompactedSegment result;             // nothing of it lies in the reserve
+  std::vector<PageId> freed;           // the session's pages that are free afterwards
+
+  // Slices and moves, one after the other.
+  size_t steps() const { return slices.size() + 2; }
 };
 
-// Seals all rows that it may, or, when the spare pages do not suffice for that, an equal number of
+// Seals all rows that it may, or, when the free pages do not suffice for that, an equal number of
 // the oldest of every head, to be planned again with the pages it freed. A change of format is done
 // as a whole or not at all. Pages in `spare` that were not needed are absent from result.pages.
-// FailedPrecondition: a page has no place for a block of this format; or the spare pages do not
-// suffice for one block of every head, or for the change of format.
+// FailedPrecondition: a page has no place for a block of this format; or the free pages do not
+// suffice for one block of every head, or for the change of format; or too few pages would come
+// free to take what lies in the reserve, so that the session would grow.
 absl::StatusOr<SealingPlan> PlanSealing(const SealingInput& input);
 
-// One slice of the moves; slice == plan.slices.size() moves the native blocks at the end.
-void ExecuteSealingSlice(const Layout& layout, std::byte* base, const SealingPlan& plan,
-                         size_t slice);
+// Requires step < plan.steps(): a slice of the moves, then the native blocks' moves, then those out
+// of the reserve.
+void ExecuteSealingStep(const Layout& layout, std::byte* base, const SealingPlan& plan,
+                        size_t step);
 
 // Carries out moves in their order. Each reads its rows before it writes its block.
 void Seal(const Layout& layout, std::byte* base, SealedFormat format,

@@ -33,15 +33,16 @@ void Seal(const Layout& layout, std::byte* base, SealedFormat format,
   }
 }
 
-void ExecuteSealingSlice(const Layout& layout, std::byte* base, const SealingPlan& plan,
-                         size_t slice) {
-  if (slice < plan.slices.size()) {
-    const size_t first = plan.slices[slice];
-    const size_t end = slice + 1 < plan.slices.size() ? plan.slices[slice + 1] : plan.moves.size();
+void ExecuteSealingStep(const Layout& layout, std::byte* base, const SealingPlan& plan,
+                        size_t step) {
+  const size_t slices = plan.slices.size();
+  if (step < slices) {
+    const size_t first = plan.slices[step];
+    const size_t end = step + 1 < slices ? plan.slices[step + 1] : plan.moves.size();
     Seal(layout, base, plan.result.format, std::span(plan.moves).subspan(first, end - first));
     return;
   }
-  for (const BlockMove& move : plan.block_moves) {
+  for (const BlockMove& move : step == slices ? plan.block_moves : plan.last_moves) {
     std::memcpy(BlockAddress(base, move.to), BlockAddress(base, move.from),
                 size_t{move.granules} * kGranuleBytes);
   }

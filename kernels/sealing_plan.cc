@@ -40,13 +40,13 @@ class Sealer {
     }
   }
 
-  // Whether spare pages suffice.
+  // Whether free pages suffice.
   enum class Room : uint8_t { kEnough, kTooLittle };
   Room Plan() {
     FindPlaces();
     if (PlanMoves() == Room::kTooLittle) return Room::kTooLittle;
     Finish();
-    return Room::kEnough;
+    return LeaveReserve();
   }
   SealingPlan TakePlan() { return std::move(plan_); }
 
@@ -101,6 +101,7 @@ class Sealer {
       }
     }
     for (PageId page : input_.spare) free_pages_.push_back({.page = page});
+    reserve_.assign(input_.reserve.begin(), input_.reserve.end());
   }
 
   // The oldest rows of every head first, so that a page which held their native blocks comes free.
@@ -124,16 +125,35 @@ class Sealer {
 
   Room MakeRoom() {
     if (!free_places_.empty()) return Room::kEnough;
-    if (free_pages_.empty()) return Room::kTooLittle;
-    const FreePage next = free_pages_.front();
-    free_pages_.pop_front();
-    // What left this page has been read when the next slice begins.
-    if (next.left_in == plan_.slices.size() && next.left_in > 0) StartSlice();
-    sealed_pages_.insert(next.page);
-    for (uint32_t i = 0; i < places_.per_page(); ++i) {
-      free_places_.push_back(places_.At(next.page, i));
+    if (!left_places_.empty()) {
+      const LeftPlace next = left_places_.front();
+      left_places_.pop_front();
+      AwaitReads(next.left_in);
+      free_places_.push_back(next.block);
+      return Room::kEnough;
     }
+    if (!free_pages_.empty()) {
+      const FreePage next = free_pages_.front();
+      free_pages_.pop_front();
+      AwaitReads(next.left_in);
+      Open(next.page);
+      return Room::kEnough;
+    }
+    if (reserve_.empty()) return Room::kTooLittle;
+    reserve_used_.push_back(reserve_.front());
+    Open(reserve_.front());
+    reserve_.pop_front();
     return Room::kEnough;
+  }
+
+  // What was left in this slice has been read when the next one begins.
+  void AwaitReads(size_t left_in) {
+    if (left_in == plan_.slices.size() && left_in > 0) StartSlice();
+  }
+
+  void Open(PageId page) {
+    sealed_pages_.insert(page);
+    for (uint32_t i = 0; i < places_.per_page(); ++i) free_places_.push_back(places_.At(page, i));
   }
 
   void StartSlice() { plan_.slices.push_back(static_cast<uint32_t>(plan_.moves.size())); }
@@ -149,16 +169,19 @@ class Sealer {
       move.rows.push_back(Find(plane, row));
       const bool last =
           head.done + 1 == head.sealing || Find(plane, row + 1).block != move.rows.back().block;
-      if (last) Leave(move.rows.back().block);
+      if (last) Leave(move.rows.back());
     }
     plan_.result.blocks[plane].push_back(move.to);
     plan_.moves.push_back(std::move(move));
   }
 
   // All that is needed of a block has been read.
-  void Leave(BlockId block) {
-    const PageId page = PageOf(block);
-    if (--live_[page] == 0 && !sealed_pages_.contains(page)) {
+  void Leave(const RowAt& row) {
+    const PageId page = PageOf(row.block);
+    --live_[page];
+    if (sealed_pages_.contains(page)) {
+      left_places_.push_back({.block = row.block, .left_in = plan_.slices.size()});
+    } else if (live_[page] == 0) {
       free_pages_.push_back({.page = page, .left_in = plan_.slices.size()});
     }
   }
@@ -193,9 +216,35 @@ class Sealer {
     plan_.block_moves = packed.moves;
   }
 
+  // Blocks in the reserve move into pages that came free, at the same places there.
+  Room LeaveReserve() {
+    if (reserve_used_.size() > plan_.freed.size()) return Room::kTooLittle;
+    std::unordered_map<PageId, PageId> to;
+    for (PageId page : reserve_used_) {
+      to.emplace(page, plan_.freed.back());
+      plan_.result.pages.push_back(plan_.freed.back());
+      plan_.freed.pop_back();
+    }
+    for (uint32_t plane = 0; plane < heads_.size(); ++plane) {
+      const uint32_t sealed = CeilDiv(plan_.result.sealed_lengths[plane], kSealedRows);
+      for (BlockId& block : std::span(plan_.result.blocks[plane]).first(sealed)) {
+        const auto found = to.find(places_.PageOf(block));
+        if (found == to.end()) continue;
+        const BlockId moved = places_.At(found->second, places_.IndexOf(block));
+        plan_.last_moves.push_back({.from = block, .to = moved, .granules = places_.granules()});
+        block = moved;
+      }
+    }
+    return Room::kEnough;
+  }
+
   struct FreePage {
     PageId page;
     size_t left_in = 0;  // slices there were when it was left; 0: it was free before
+  };
+  struct LeftPlace {
+    BlockId block;
+    size_t left_in;
   };
 
   const SealingInput& input_;
@@ -206,7 +255,10 @@ class Sealer {
   std::unordered_map<PageId, uint32_t> live_;  // blocks of a page that are still needed
   std::unordered_set<PageId> sealed_pages_;    // that hold or take blocks of the new format
   std::deque<BlockId> free_places_;
+  std::deque<LeftPlace> left_places_;  // in pages that hold such blocks
   std::deque<FreePage> free_pages_;
+  std::deque<PageId> reserve_;
+  std::vector<PageId> reserve_used_;
   SealingPlan plan_;
 };
 
@@ -229,9 +281,9 @@ absl::StatusOr<SealingPlan> PlanSealing(const SealingInput& input) {
     if (sealer.Plan() == Sealer::Room::kEnough) return sealer.TakePlan();
     if (rows == kSealedRows) break;
   }
-  return absl::FailedPreconditionError(absl::StrCat("sealing to ", NameOf(input.format), ": ",
-                                                    input.spare.size(),
-                                                    " spare pages do not suffice"));
+  return absl::FailedPreconditionError(absl::StrCat(
+      "sealing to ", NameOf(input.format), ": ", input.spare.size(), " free pages and ",
+      input.reserve.size(), " of the reserve do not suffice, or no page would come free"));
 }
 
 }  // namespace kvpool

@@ -104,6 +104,10 @@ absl::StatusOr<TenantUse> CheckedUse(rpc::TenantUse::Reader from, int64_t slabs,
 absl::StatusOr<ReclaimEntry> CheckedReclaim(rpc::Reclaim::Reader from, const AgentInfo& agent,
                                             TimePoint now) {
   if (from.getBytes() > static_cast<uint64_t>(kMaxBytes)) return Impossible("bytes");
+  if (from.getBytesBefore() > static_cast<uint64_t>(kMaxBytes) ||
+      (from.getBytesBefore() > 0 && from.getBytesBefore() < from.getBytes())) {
+    return Impossible("bytesBefore");
+  }
   const auto longest = std::chrono::duration_cast<std::chrono::milliseconds>(
       now.time_since_epoch());  // nothing is older than the machine's uptime
   const auto age = std::chrono::milliseconds(
@@ -121,6 +125,7 @@ absl::StatusOr<ReclaimEntry> CheckedReclaim(rpc::Reclaim::Reader from, const Age
       .count = count,
       .sessions = from.getSessions(),
       .bytes = Bytes(static_cast<int64_t>(from.getBytes())),
+      .before = Bytes(static_cast<int64_t>(from.getBytesBefore())),
       .recovery = CheckedRecovery(from.getRecovery(), from.getRecoveryMin(), measured),
       .cumulative =
           CheckedRecovery(from.getCumulativeRecovery(), from.getCumulativeRecoveryMin(), measured)};

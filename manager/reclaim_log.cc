@@ -21,12 +21,15 @@ bool SameKind(const ReclaimEntry& a, const ReclaimEntry& b) {
          std::tie(b.agent, b.step, b.reason, b.policy);
 }
 
+Bytes Sum(Bytes a, Bytes b) { return Bytes(std::min((a + b).value(), kMostBytes)); }
+
 void Merge(const ReclaimEntry& entry, ReclaimEntry* run) {
   run->first = std::min(run->first, entry.first);
   run->last = std::max(run->last, entry.last);
   run->count += entry.count;
   run->sessions += entry.sessions;
-  run->bytes = Bytes(std::min((run->bytes + entry.bytes).value(), kMostBytes));
+  run->bytes = Sum(run->bytes, entry.bytes);
+  run->before = Sum(run->before, entry.before);
   run->recovery.Add(entry.recovery);
   run->cumulative.Add(entry.cumulative);
 }

@@ -34,7 +34,8 @@ struct ReclaimEntry {
   std::string policy;
   uint64_t count = 1;
   uint64_t sessions = 0;
-  Bytes bytes;
+  Bytes bytes;                 // freed; for a refusal, refused
+  Bytes before;                // of the sessions' pages, summed as `bytes` is; 0: not told
   RecoverySummary recovery;    // of each compaction
   RecoverySummary cumulative;  // of their sessions since these were opened
 };

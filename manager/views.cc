@@ -170,6 +170,11 @@ boost::json::object AgentsView(const Cluster& cluster, TimePoint now) {
 boost::json::object ReclaimsView(const Cluster& cluster, const Tenant& tenant, TimePoint now) {
   boost::json::array reclaims;
   for (const ReclaimEntry& entry : cluster.ReclaimsOf(tenant.id)) {
+    boost::json::value before, after;  // null: there is nothing that got smaller
+    if (entry.before > 0_B && entry.before >= entry.bytes) {
+      before = entry.before.value();
+      after = (entry.before - entry.bytes).value();
+    }
     reclaims.push_back({{"agent", entry.agent},
                         {"age_ms", MillisSince(entry.last, now)},
                         {"first_age_ms", MillisSince(entry.first, now)},
@@ -179,6 +184,8 @@ boost::json::object ReclaimsView(const Cluster& cluster, const Tenant& tenant, T
                         {"policy", entry.policy},
                         {"sessions", entry.sessions},
                         {"bytes", entry.bytes.value()},
+                        {"bytes_before", before},
+                        {"bytes_after", after},
                         {"recovery", OrNull(entry.recovery.mean)},
                         {"recovery_min", OrNull(entry.recovery.min)},
                         {"cumulative_recovery", OrNull(entry.cumulative.mean)},

@@ -72,6 +72,7 @@ struct LayerGroup @0x9be0417fd562c8a3 {
   dtype @5 :Dtype;              # format of fresh keys and values
   kvOfLayer @6 :List(UInt16);   # model layer -> cached layer of this group
   window @7 :UInt32;            # sliding window in tokens; 0: none. Only 0 is accepted for now
+  selfMasked @8 :List(UInt16);  # model layers, ascending, whose tokens do not attend to themselves
 }
 
 enum Dtype @0xb0f5c3297e84da16 {

@@ -101,6 +101,8 @@ struct Reclaim @0x97e2c8b0456f1da3 {
   cumulativeRecoveryMin @11 :Float64 = -1;  # least of a head, likewise
   measured @12 :UInt32;         # sessions that recovery is the mean of; 0: an older agent, which
                                 # did not tell
+  bytesBefore @13 :UInt64;      # bytes of those sessions' pages before the step; 0: a refusal, or an
+                                # older agent
 }
 
 enum ReclaimStep @0xde40b71f28a5936c {

@@ -61,7 +61,7 @@ class Cluster:
         self.start(name, "kvpool-agent", "--name", name, "--socket", self.folder / f"{name}.sock",
                    "--manager", f"127.0.0.1:{self.agents_port}", "--manager-token-file",
                    self.agent_token, "--http", f"127.0.0.1:{free_port()}", "--pool",
-                   f"{pool_mib} MiB", "--slab-bytes", "2 MiB", "--reserve-slabs", 0)
+                   f"{pool_mib + 4} MiB", "--slab-bytes", "2 MiB", "--reserve-slabs", 2)
         self.wait(f"agent {name} is registered", lambda: any(
             agent["name"] == name and agent["connected"]
             for agent in self.get("/v1/agents")["agents"]))

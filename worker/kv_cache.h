@@ -34,8 +34,7 @@ enum class Readiness : uint8_t {
 // Both are nullptr when queries are not wanted.
 struct QuerySlot {
   float* queries = nullptr;  // [model_layers][query_heads][key_dim], post-RoPE
-  // [model_layers][query_heads] log-sum-exp of their scaled logits over the keys attended, the
-  // token's own among them; NaN in a layer that masks it.
+  // [model_layers][query_heads] log-sum-exp of their scaled logits over the keys attended.
   float* lses = nullptr;
 };
 

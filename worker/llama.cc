@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <utility>
 
 #include "kernels/attention.h"
@@ -270,11 +269,7 @@ void Llama::FillQuerySlots(uint32_t layer) {
     const QuerySlot& slot = query_slots_[token_of_row_[row]];
     if (slot.queries == nullptr) continue;
     std::copy_n(&queries_[row * width], width, slot.queries + layer * width);
-    if (config_.MasksSelf(layer)) {
-      std::fill_n(slot.lses + layer * heads, heads, std::numeric_limits<float>::quiet_NaN());
-    } else {
-      std::copy_n(&lse_[row * heads], heads, slot.lses + layer * heads);
-    }
+    std::copy_n(&lse_[row * heads], heads, slot.lses + layer * heads);
   }
 }
 

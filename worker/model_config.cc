@@ -171,13 +171,18 @@ void ReadSharing(Keys& keys, LlamaConfig& config) {
 Geometry LlamaConfig::CacheGeometry(Dtype dtype) const {
   std::vector<uint16_t> kv_of_layer = layer_types.CachedLayers(layers);
   const uint32_t cached = *std::max_element(kv_of_layer.begin(), kv_of_layer.end()) + 1u;
+  std::vector<uint16_t> self_masked;
+  for (uint32_t layer = 0; layer < layers; ++layer) {
+    if (MasksSelf(layer)) self_masked.push_back(static_cast<uint16_t>(layer));
+  }
   return {.layers = cached,
           .query_heads = query_heads,
           .kv_heads = kv_heads,
           .key_dim = head_dim,
           .value_dim = head_dim,
           .dtype = dtype,
-          .kv_of_layer = std::move(kv_of_layer)};
+          .kv_of_layer = std::move(kv_of_layer),
+          .self_masked = std::move(self_masked)};
 }
 
 absl::StatusOr<LlamaConfig> ParseLlamaConfig(const std::string& text) {

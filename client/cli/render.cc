@@ -123,6 +123,8 @@ std::string RenderReclaims(const json::array& reclaims) {
                {"REASON"},
                {"SESSIONS", Align::kRight},
                {"BYTES", Align::kRight},
+               {"BEFORE", Align::kRight},
+               {"AFTER", Align::kRight},
                {"RECOVERY", Align::kRight},
                {"MIN", Align::kRight},
                {"CUMULATIVE", Align::kRight},
@@ -134,9 +136,9 @@ std::string RenderReclaims(const json::array& reclaims) {
     table.Add({HumanAge(Number(entry, "age_ms")), HumanAge(Number(entry, "first_age_ms")),
                Count(entry, "count"), Text(entry, "agent"), Text(entry, "step"),
                Text(entry, "reason"), Count(entry, "sessions"), Size(entry, "bytes"),
-               Share(entry, "recovery"), Share(entry, "recovery_min"),
-               Share(entry, "cumulative_recovery"), Share(entry, "cumulative_recovery_min"),
-               Text(entry, "policy")});
+               Size(entry, "bytes_before"), Size(entry, "bytes_after"), Share(entry, "recovery"),
+               Share(entry, "recovery_min"), Share(entry, "cumulative_recovery"),
+               Share(entry, "cumulative_recovery_min"), Text(entry, "policy")});
   }
   return table.empty() ? "  none\n" : table.ToText(2);
 }

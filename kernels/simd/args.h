@@ -67,10 +67,12 @@ struct ScoreHeadArgs {
   const float* const* lses = nullptr;     // [heads][query_count], each one float; or nullptr
   // [query_count] a query saw the rows whose number is below it.
   const uint32_t* query_rows = nullptr;
-  const uint32_t* numbers = nullptr;  // [rows], of each row; nullptr: in their order
-  const float* thresholds = nullptr;  // [query_count] alpha below this is low
-  const float* hits = nullptr;        // [query_count] what a query leaves in last_hits
-  uint32_t heads = 0;                 // query heads that read this KV head
+  const uint32_t* masked_rows = nullptr;  // [query_count] the same in heads of `masks`, at most
+  const uint8_t* masks = nullptr;         // [heads], 1: masked_rows counts; or nullptr: none
+  const uint32_t* numbers = nullptr;      // [rows], of each row; nullptr: in their order
+  const float* thresholds = nullptr;      // [query_count] alpha below this is low
+  const float* hits = nullptr;            // [query_count] what a query leaves in last_hits
+  uint32_t heads = 0;                     // query heads that read this KV head
   uint32_t query_count = 0;
   float scale = 1;
   float* mass = nullptr;          // [rows], added to

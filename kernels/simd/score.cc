@@ -28,6 +28,7 @@ class ScorePass {
     for (uint32_t lane = 0; lane < lanes_; ++lane) {
       const uint32_t rows = args.query_rows[first_query + lane];
       seen_[lane] = static_cast<int32_t>(rows);
+      masked_seen_[lane] = static_cast<int32_t>(args.masked_rows[first_query + lane]);
       threshold_[lane] = args.thresholds[first_query + lane];
       hit_[lane] = args.hits[first_query + lane];
       rows_ = rows_ < rows ? rows : rows_;
@@ -48,11 +49,17 @@ class ScorePass {
   };
 
   // Of padding no lane sees anything.
-  Ints Sees(uint32_t row) const {
+  Ints Sees(uint32_t row) const { return IsBelow(row, seen_); }
+  // In query head h, which may see less than others do.
+  Ints SeesIn(uint32_t h, uint32_t row) const {
+    return IsBelow(row, Masks(h) ? masked_seen_ : seen_);
+  }
+  Ints IsBelow(uint32_t row, Ints end) const {
     if (row >= rows_) return Ints{};
     const uint32_t number = args_.numbers == nullptr ? row : args_.numbers[row];
-    return static_cast<int32_t>(number) < seen_;
+    return static_cast<int32_t>(number) < end;
   }
+  bool Masks(uint32_t h) const { return args_.masks != nullptr && args_.masks[h] != 0; }
 
   float* QueriesOf(uint32_t h) const { return queries_ + h * size_t{head_.key_dim + 1} * kLanes; }
 
@@ -90,7 +97,7 @@ class ScorePass {
         tile.low[row] = Fill(1.0f);
         tile.mass[row] = tile.squares[row] = Floats{};
       }
-      for (uint32_t h = 0; h < args_.heads; ++h) AddHead(h, rows, &tile);
+      for (uint32_t h = 0; h < args_.heads; ++h) AddHead(h, first, rows, &tile);
       for (uint32_t row = 0; row < kTileRows; ++row) {
         // Lanes that do not see the row have no mass from it.
         const Ints sees = row < rows ? Sees(first + row) : Ints{};
@@ -104,15 +111,16 @@ class ScorePass {
     }
   }
 
-  // What query head h gives the first `rows` rows of the tile in keys_.
-  void AddHead(uint32_t h, uint32_t rows, TileStatistics* tile) {
+  // What query head h gives the rows `first` .. first + rows - 1, the tile in keys_.
+  void AddHead(uint32_t h, uint32_t first, uint32_t rows, TileStatistics* tile) {
     const float* const queries = QueriesOf(h);
     const Floats lse = Load(queries + size_t{head_.key_dim} * kLanes);
     Floats logits[kTileRows];
     TileLogits(keys_, queries, head_.key_dim, logits);
     for (uint32_t row = 0; row < rows; ++row) {
       const Floats x = logits[row] - lse;
-      const Floats alpha = Exp2(x > 0.0f ? Floats{} : x);  // NaN passes
+      Floats alpha = Exp2(x > 0.0f ? Floats{} : x);  // NaN passes
+      if (Masks(h)) alpha = SeesIn(h, first + row) ? alpha : Floats{};
       AddAlpha(alpha, tile->low + row, tile->mass + row, tile->squares + row);
     }
   }
@@ -134,7 +142,7 @@ class ScorePass {
       LoadQueries(h);
       highest_ = Fill(-kInfinity);
       for (uint32_t first = 0; first < rows_;) first += Logits(h, first);
-      Exponentials();
+      Exponentials(h);
       for (uint32_t first = 0; first < rows_; first += kTileRows) AddProbabilities(first);
     }
     for (uint32_t first = 0; first < rows_; first += kTileRows) {
@@ -167,16 +175,16 @@ class ScorePass {
     TileLogits(keys_, QueriesOf(h), head_.key_dim, logits);
     for (uint32_t row = 0; row < rows; ++row) {
       Store(logits_ + size_t{first + row} * kLanes, logits[row]);
-      highest_ = Max(Sees(first + row) ? logits[row] : Fill(-kInfinity), highest_);
+      highest_ = Max(SeesIn(h, first + row) ? logits[row] : Fill(-kInfinity), highest_);
     }
     return rows;
   }
 
-  void Exponentials() {
+  void Exponentials(uint32_t h) {
     Floats total = {};
     for (uint32_t row = 0; row < padded_rows_; ++row) {
       float* const at = logits_ + size_t{row} * kLanes;
-      const Floats e = Sees(row) ? Exp2(Load(at) - highest_) : Floats{};
+      const Floats e = SeesIn(h, row) ? Exp2(Load(at) - highest_) : Floats{};
       total += e;
       Store(at, e);
     }
@@ -225,7 +233,7 @@ class ScorePass {
   float* low_;           // [padded_rows_][kLanes], 1 while no query head found the row important
   uint32_t rows_ = 0;    // rows that some query can have seen
   uint32_t padded_rows_ = 0;
-  Ints seen_ = {};
+  Ints seen_ = {}, masked_seen_ = {};
   Floats threshold_ = {}, hit_ = {}, highest_ = {}, inverse_ = {};
 };
 

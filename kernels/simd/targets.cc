@@ -4,6 +4,8 @@
 #include "kernels/simd/targets.h"
 
 #include <algorithm>
+#include <iterator>
+#include <string_view>
 #include <vector>
 
 #include "common/units.h"
@@ -29,6 +31,10 @@ KVPOOL_DECLARE_TARGET(avx2);
 KVPOOL_DECLARE_TARGET(avx512);
 
 #undef KVPOOL_DECLARE_TARGET
+
+static_assert(std::size(kTargetNames) == 3 && k_avx512.name == std::string_view(kTargetNames[0]) &&
+              k_avx2.name == std::string_view(kTargetNames[1]) &&
+              k_baseline.name == std::string_view(kTargetNames[2]));
 
 std::span<const Target> Targets() {
   static const std::vector<Target> targets = [] {

@@ -27,6 +27,9 @@ struct Target {
   void (*multiply)(const ProductArgs&);
 };
 
+// The builds, fastest first.
+inline constexpr const char* kTargetNames[] = {"avx512", "avx2", "baseline"};
+
 // What this processor can run, fastest first; never empty.
 std::span<const Target> Targets();
 

@@ -95,16 +95,37 @@ TEST(Admission, AWorkerWithoutQueriesServesOnlyPoliciesThatNeedNone) {
 }
 
 // What sealing saves is not counted on: a session is charged its native peak, the tables of a
-// compacted segment, and the pages that a sealing goes through.
-TEST(Admission, AFormatCostsThePagesThatASealingGoesThrough) {
+// compacted segment, and a block of every head that may be partly empty.
+TEST(Admission, AFormatCostsTheRoundingOfSealedBlocks) {
   const auto policy = Make("full");
   // An int4 block takes 512 bytes of a layer's 2 KiB: a page has 8 places for the blocks of 4
   // heads.
   const SealRule int4{.format = SealedFormat::kInt4, .open_rows = 16};
-  ASSERT_EQ(SparePages(SmallLayout(), SealedFormat::kInt4), 1u);
+  ASSERT_EQ(ReservePages(SmallLayout(), SealedFormat::kInt4), 1u);
   const Charge charge = PeakCharge(SmallLayout(), *policy, int4, {.max_tokens = 100, .chunk = 64});
   EXPECT_EQ(charge.pages, 7u + 1 + 1);
   EXPECT_EQ(charge.overhead.value(), 8 * 4 * 100 + 2 * 4 * 4 * (1 + 7 + 100) + kWindowBytes);
+}
+
+TEST(Admission, AReserveThatIsTooSmallIsRefusedByTheSizeItMustHave) {
+  EXPECT_TRUE(CheckReserve(SmallLayout(), SealedFormat::kNone, 0).ok());
+  EXPECT_TRUE(CheckReserve(SmallLayout(), SealedFormat::kInt4, 1).ok());
+  // One page a slab, and a page that takes 3 blocks of fp8 for 4 heads.
+  const Layout huge = *Layout::Make({.layers = 1,
+                                     .query_heads = 4,
+                                     .kv_heads = 4,
+                                     .key_dim = 32,
+                                     .value_dim = 32,
+                                     .dtype = Dtype::kBf16,
+                                     .kv_of_layer = {0}},
+                                    8_KiB);
+  ASSERT_EQ(huge.pages_per_slab(), 1u);
+  ASSERT_EQ(ReservePages(huge, SealedFormat::kFp8), 2u);
+  EXPECT_TRUE(CheckReserve(huge, SealedFormat::kFp8, 2).ok());
+  const absl::Status refused = CheckReserve(huge, SealedFormat::kFp8, 1);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(refused.message().find("through 2 slabs"), std::string::npos) << refused;
+  EXPECT_NE(refused.message().find("reserve_slabs is 1"), std::string::npos) << refused;
 }
 
 TEST(Admission, AFormatThatSavesNothingOrCannotBeReadIsRefusedByTheNamesOfOthers) {

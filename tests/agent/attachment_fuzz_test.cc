@@ -393,8 +393,8 @@ class Rig {
   }
 
   void Compact(uint32_t slot) {
-    auto job =
-        hostile_->BeginCompaction(slot, Draw(2) == 0 ? shm::State::kIdle : shm::State::kRunning);
+    auto job = hostile_->BeginCompaction(
+        slot, Draw(2) == 0 ? shm::State::kIdle : shm::State::kRunning, {});
     if (!job.ok() || !job->has_value()) return;
     (*job)->selection.has_value() ? ++compactions_ : ++moves_;
     ASSERT_TRUE(jobs_.emplace(slot, **std::move(job)).second) << "two jobs for one session";

@@ -20,6 +20,7 @@ std::vector<ReclaimRecord> Records(const std::vector<CompactionOutcome>& outcome
 
 CompactionOutcome Compacted(const std::string& policy, uint32_t freed, float recovery) {
   return {.policy = policy,
+          .pages_before = 10,
           .freed_pages = freed,
           .recovery = {.mean = recovery, .min = recovery / 2, .count = 4},
           .cumulative = {.mean = recovery / 4, .min = recovery / 8, .count = 4},
@@ -37,6 +38,7 @@ TEST(ReclaimRecordsTest, TheSessionsOfABatchAreOneRecordThatCountsThemAll) {
   EXPECT_EQ(records[0].step, ReclaimStep::kCompaction);
   EXPECT_EQ(records[0].sessions, 3u);
   EXPECT_EQ(records[0].bytes, 6u * 4096);
+  EXPECT_EQ(records[0].bytes_before, 30u * 4096);
   EXPECT_FLOAT_EQ(records[0].recovery.mean, 0.6f);
   EXPECT_FLOAT_EQ(records[0].recovery.min, 0.2f);
   EXPECT_EQ(records[0].recovery.count, 2u) << "sessions, not heads";
@@ -64,6 +66,7 @@ TEST(ReclaimRecordsTest, WhatSealingFreedIsARecordOfItsOwn) {
   EXPECT_EQ(records[1].policy, "h2o");
   EXPECT_EQ(records[1].sessions, 1u);
   EXPECT_EQ(records[1].bytes, 5u * 4096);
+  EXPECT_EQ(records[1].bytes_before, 8u * 4096) << "what the compaction left";
   EXPECT_FALSE(records[1].recovery.measured());
 }
 

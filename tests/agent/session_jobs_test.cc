@@ -247,9 +247,10 @@ TEST_F(JobTest, AMoveTakesPositionsAndStatisticsAlong) {
 TEST_F(JobTest, SealsWhatIsLeft) {
   CompactionJob job = Compaction(Selection{.heads = {{.recent = 39, .total = 39}}});
   job.seal = {.format = SealedFormat::kInt8, .open_rows = 4};
-  job.spare = {pages_[6]};
+  job.reserve = {pages_[6]};
   job.Run();
   ASSERT_TRUE(job.status.ok() && job.sealed.ok()) << job.status << job.sealed;
+  EXPECT_THAT(job.result.pages, testing::Not(testing::Contains(pages_[6])));
   EXPECT_EQ(job.result.format, SealedFormat::kInt8);
   EXPECT_EQ(job.pages_before_sealing, 3u);
   SessionRows rows = Compacted(job);
@@ -264,7 +265,7 @@ TEST_F(JobTest, SealsWhatIsLeft) {
   }
 }
 
-TEST_F(JobTest, WithoutASparePageNothingIsSealedAndTheSessionIsWhole) {
+TEST_F(JobTest, WithoutAReserveNothingIsSealedAndTheSessionIsWhole) {
   CompactionJob job = Compaction(std::nullopt);
   job.seal = {.format = SealedFormat::kInt4};
   job.Run();

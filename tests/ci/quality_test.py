@@ -5,6 +5,7 @@
 SPDX-License-Identifier: Apache-2.0
 """
 
+import argparse
 import json
 import math
 import pathlib
@@ -22,6 +23,7 @@ sys.path.insert(0, str(SCRIPTS))
 import plot_quality  # noqa: E402
 import quality  # noqa: E402
 import quality_report  # noqa: E402
+from demo_cluster import Cluster  # noqa: E402
 
 PROGRAMS = []
 SHAPE = {"windows": 2, "context": 100, "prompt": 50, "facts": 1}
@@ -214,6 +216,28 @@ class QuickRunTest(unittest.TestCase):
             self.assertTrue(0.5 < one["agreement"] < 1, one)
             self.assertGreater(one["kl"], 0.001)
             self.assertEqual(one["ppl_full"], full["ppl"])
+
+    def test_two_runs_find_the_same_figures_under_every_format(self):
+        # So many windows that they take turns at the reserve, and that slabs are made in between.
+        shape = {"windows": 12, "context": 640, "prompt": 320, "facts": 1}
+        policies = quality.parse_policies(
+            "full\nfull format=fp8\nfull format=int8\nfull format=int4\n"
+            "scissorhands budget=128 window=64 format=int4\n")
+        runs = []
+        for _ in range(2):
+            with tempfile.TemporaryDirectory() as folder:
+                cluster = Cluster(PROGRAMS[0], folder)
+                args = argparse.Namespace(model=quality.ROOT / "worker/models/prose-5m", text=[quality.OWN_TEXT])
+                try:
+                    rows = quality.measure(cluster, args, shape, policies)
+                finally:
+                    cluster.stop()
+            for one in rows:
+                self.assertGreater(one.pop("us_per_token"), 0)
+            runs.append(rows)
+        self.assertEqual(len(runs[0]), len(policies))
+        for first, second in zip(*runs):
+            self.assertEqual(first, second)
 
     def test_what_cannot_be_run_is_said(self):
         for flags, message in ((["--only", "nobody"], "--only nobody"), (["--model", "/none"], "/none"),

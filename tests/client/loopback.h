@@ -44,11 +44,13 @@ class Loopback {
   static constexpr TenantId kTenant{1};
 
   explicit Loopback(const Options& options) : options_(options) {
-    const PoolConfig pool{.slabs = options.slabs, .slab_bytes = options.slab_bytes};
+    const PoolConfig pool{
+        .slabs = options.slabs + 1, .reserve_slabs = 1, .slab_bytes = options.slab_bytes};
     journal_.resize(PoolLedger::JournalBytes(pool) / sizeof(uint64_t) + 1);
     ledger_ = std::make_unique<PoolLedger>(
         *PoolLedger::Make(pool, std::as_writable_bytes(std::span(journal_))));
-    device_ = *HostDevice::Make(options.slab_bytes, options.slabs);
+    device_ = *HostDevice::Make(options.slab_bytes, pool.slabs);
+    EXPECT_TRUE(device_->CreateSlab(SlabIndex(options.slabs)).ok());
     EXPECT_TRUE(ledger_->SetLease(kTenant, options.lease).ok());
     EXPECT_TRUE(book_
                     .Apply(1, TenantBook::Coverage::kComplete,
@@ -99,6 +101,14 @@ class Loopback {
   std::byte* control() { return control_.data(); }
   HostDevice& device() { return *device_; }
   WorkerId worker() const { return worker_; }
+  // What a job of the slot is given to seal through.
+  std::vector<PageId> ReservePages(uint32_t slot) const {
+    std::vector<PageId> pages;
+    for (uint32_t i = 0; i < attachment_->ReservePages(slot); ++i) {
+      pages.push_back(attachment_->layout().Page(SlabIndex(options_.slabs), i));
+    }
+    return pages;
+  }
   uint64_t used_pages() const { return ledger_->Usage(kTenant).owned_pages; }
   const std::vector<CompactionOutcome>& compactions() const { return compactions_; }
 
@@ -192,7 +202,8 @@ class Loopback {
     void HandOverNow(const std::vector<uint32_t>& slots, const Done& done) {
       std::vector<absl::Status> outcomes;
       for (uint32_t slot : slots) {
-        auto job = loop_.attachment_->BeginCompaction(slot, shm::State::kRunning);
+        auto job = loop_.attachment_->BeginCompaction(slot, shm::State::kRunning,
+                                                      loop_.ReservePages(slot));
         outcomes.push_back(job.status());
         if (!job.ok() || !job->has_value()) continue;
         (*job)->Run();

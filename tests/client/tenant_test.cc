@@ -360,29 +360,31 @@ TEST(TenantTest, ScissorhandsWithAFormatHoldsAsManyKeysAtEveryStep) {
   }
 }
 
-// A sealing needs a free page to begin with. Without one the session stays as it is, and its worker
-// is not asked for it at every step; it is sealed later, when there is room.
-TEST(TenantTest, ASessionThatCannotBeSealedNowIsDueAgainLater) {
+// A tenant without a free page is sealed through the reserve, and then has some.
+TEST(TenantTest, ASessionWhoseLeaseIsUsedUpIsSealedAllTheSame) {
   Loopback loop({.slabs = 1,
                  .lease = 1,
                  .policy = *MakePolicySpec("full", {{"format", "int4"}, {"open", 0}})});
   Driver driver(&loop);
-  const auto due = [&] { return loop.attachment().regions().table(0).compact_at.load(); };
   auto session = *loop.tenant().Open({.prompt_tokens = 60, .max_tokens = 200});
-  EXPECT_EQ(due(), 64u);
   ASSERT_TRUE(driver.Advance(session.get(), 60).ok());
   std::vector<PageId> others(12);  // of 16: the session has the other four
   ASSERT_EQ(loop.attachment().Fill(12), 12u);
   ASSERT_TRUE(loop.magazine().Take(others));
-  for (int i = 0; i < 4; ++i) ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
-  EXPECT_EQ(driver.Advance(session.get(), 1).code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_TRUE(loop.compactions().empty());
-  EXPECT_EQ(due(), 96u);
-  ASSERT_TRUE(loop.magazine().Return(others));
-  loop.attachment().Collect();
-  while (session->position() < 97) ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
+  while (session->position() < 65) ASSERT_TRUE(driver.Advance(session.get(), 1).ok());
   ASSERT_EQ(loop.compactions().size(), 1u);
-  EXPECT_EQ(session->View(0).SealedLength(0), 96u);
+  EXPECT_TRUE(loop.compactions()[0].sealed.ok()) << loop.compactions()[0].sealed;
+  EXPECT_EQ(session->View(0).SealedLength(0), 64u);
+  for (uint32_t p = 0; p < 4; ++p) {
+    const SessionView view = session->View(0);
+    for (uint32_t row = 0; row < 64; row += 32) {
+      EXPECT_EQ(
+          loop.tenant().layout().SlabOf(view.BlockOf(loop.tenant().layout(), p / 2, p % 2, row)),
+          SlabIndex(0));
+    }
+  }
+  EXPECT_EQ(UsedNow(loop), 2u) << "one sealed page and the one of the newest token";
+  EXPECT_TRUE(loop.ledger().CheckInvariants().ok());
 }
 
 // A sealing that fails costs a whole job: the next one waits for twice as many rows.
@@ -392,25 +394,23 @@ TEST(TenantTest, ASealingThatFailsIsToldAndTriedAgainLater) {
   auto session = *loop.tenant().Open({.prompt_tokens = 64, .max_tokens = 1000});
   ASSERT_TRUE(driver.Advance(session.get(), 64).ok());
   session->Park();
-  enum class Spare { kKept, kTakenAway };
-  const auto seal = [&](Spare spare_pages) {
+  enum class Reserve { kKept, kTakenAway };
+  const auto seal = [&](Reserve reserve) {
     EXPECT_TRUE(loop.attachment().regions().TakeIdle(0));
-    auto job = loop.attachment().BeginCompaction(0, shm::State::kIdle);
+    auto job = loop.attachment().BeginCompaction(0, shm::State::kIdle, loop.ReservePages(0));
     EXPECT_TRUE(job.ok() && job->has_value());
-    const std::vector<PageId> spare = (*job)->spare;
-    if (spare_pages == Spare::kTakenAway) (*job)->spare.clear();
+    if (reserve == Reserve::kTakenAway) (*job)->reserve.clear();
     (*job)->Run();
-    (*job)->spare = spare;
     return loop.attachment().EndCompaction(0, **std::move(job), shm::State::kIdle);
   };
   const auto due = [&] { return loop.attachment().regions().table(0).compact_at.load(); };
   for (uint32_t rows : {64u, 128u, 256u, 512u, 1024u, 1024u}) {
-    const CompactionOutcome outcome = seal(Spare::kTakenAway);
+    const CompactionOutcome outcome = seal(Reserve::kTakenAway);
     EXPECT_TRUE(outcome.status.ok());
     EXPECT_FALSE(outcome.sealed.ok());
     EXPECT_EQ(due(), 64 + rows);
   }
-  const CompactionOutcome outcome = seal(Spare::kKept);
+  const CompactionOutcome outcome = seal(Reserve::kKept);
   EXPECT_TRUE(outcome.sealed.ok()) << outcome.sealed;
   EXPECT_EQ(outcome.sealing, CompactionOutcome::Sealing::kSealed);
   EXPECT_EQ(due(), 64u + 64);
@@ -447,7 +447,7 @@ TEST(TenantTest, WhatACompactionOfASealedSessionFreesIsCountedInSealedPages) {
   EXPECT_EQ(loop.attachment().PagesFreedByCompaction(*loop.attachment().Find(0)), 8u);
   // This policy keeps the newest rows, so that more of those that stay are native than on average.
   ASSERT_TRUE(loop.attachment().regions().TakeIdle(0));
-  auto job = loop.attachment().BeginCompaction(0, shm::State::kIdle);
+  auto job = loop.attachment().BeginCompaction(0, shm::State::kIdle, loop.ReservePages(0));
   ASSERT_TRUE(job.ok() && job->has_value());
   (*job)->Run();
   EXPECT_EQ(loop.attachment().EndCompaction(0, **std::move(job), shm::State::kIdle).freed_pages,
@@ -571,7 +571,7 @@ TEST(TenantTest, AParkedSessionIsTakenBackAtTheNextSafePoint) {
   session->Park();
   // The agent compacts it meanwhile.
   ASSERT_TRUE(loop.attachment().regions().TakeIdle(0));
-  auto job = loop.attachment().BeginCompaction(0, shm::State::kIdle);
+  auto job = loop.attachment().BeginCompaction(0, shm::State::kIdle, loop.ReservePages(0));
   ASSERT_TRUE(job.ok() && job->has_value());
   (*job)->Run();
   const CompactionOutcome outcome =

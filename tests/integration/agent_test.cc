@@ -35,14 +35,14 @@ Geometry SmallGeometry() {
 
 class AgentTest : public testing::Test {
  protected:
-  // Pages of SmallGeometry have 8 KiB, so a slab of 256 KiB has 32.
+  // Pages of SmallGeometry have 8 KiB, so a slab of 256 KiB has 32. One slab more is in reserve.
   void StartAgent(uint32_t slabs = 16) {
-    agent_ = Process(
-        "kvpool-agent",
-        {"--name", "a", "--socket", socket_, "--manager", manager_.address(), "--manager-token",
-         FakeManager::kToken, "--http", "127.0.0.1:0", "--pool",
-         std::to_string(slabs * 256) + " KiB", "--slab-bytes", "256 KiB", "--reserve-slabs", "0"},
-        dir_ / "agent.log");
+    agent_ = Process("kvpool-agent",
+                     {"--name", "a", "--socket", socket_, "--manager", manager_.address(),
+                      "--manager-token", FakeManager::kToken, "--http", "127.0.0.1:0", "--pool",
+                      std::to_string((slabs + 1) * 256) + " KiB", "--slab-bytes", "256 KiB",
+                      "--reserve-slabs", "1"},
+                     dir_ / "agent.log");
     ASSERT_TRUE(Eventually([this] { return manager_.reports() >= 2; })) << "agent did not report";
   }
 
@@ -158,6 +158,11 @@ TEST_F(AgentTest, AWrongTokenAndABadGeometryAreRefusedWithAReason) {
   const absl::Status status = connection->Attach(kTenantToken, huge).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
   EXPECT_NE(status.message().find("slab_bytes"), std::string::npos) << status;
+  AttachOptions masked = Options();
+  masked.geometry.self_masked = {1, 2};
+  const absl::Status no_layer = connection->Attach(kTenantToken, masked).status();
+  EXPECT_EQ(no_layer.code(), absl::StatusCode::kInvalidArgument) << no_layer;
+  EXPECT_NE(no_layer.message().find("self_masked[1] = 2"), std::string::npos) << no_layer;
   EXPECT_TRUE(connection->Attach(kTenantToken, Options()).ok());
 }
 
@@ -328,6 +333,58 @@ TEST_F(AgentTest, FullWithInt4HoldsEveryKeyInHalfTheBytes) {
   EXPECT_EQ(manager_.Use(1).compactions, 0u);
   session.reset();
   EXPECT_TRUE(Eventually([&] { return manager_.Use(1).used_bytes == 0; }));
+}
+
+// All come due at one safe point and there is one slab in reserve: they take turns, and none is
+// left out, although the tenant has hardly a page that is free.
+TEST_F(AgentTest, ABatchIsSealedThroughOneSlabInTurns) {
+  SetTenant(6, *MakePolicySpec("full", {{"format", "int4"}, {"open", 0}}));
+  StartAgent();
+  auto connection = Connect();
+  AttachOptions options = Options();
+  options.chunk_tokens = 256;
+  auto tenant = *connection->Attach(kTenantToken, options);
+  std::vector<std::unique_ptr<Session>> sessions;
+  std::vector<Step> steps;
+  for (;;) {
+    auto session = tenant->Open({.prompt_tokens = 256, .max_tokens = 272});
+    if (!session.ok()) break;
+    sessions.push_back(*std::move(session));
+    ASSERT_TRUE(Advance(*tenant, sessions.back().get(), 256).ok());
+    steps.push_back({.session = sessions.back().get(), .tokens = 1});
+  }
+  ASSERT_GE(sessions.size(), 4u);
+  const int64_t before = tenant->Statistics()->used_bytes;
+  // Sessions that come back early step without those that still wait.
+  ASSERT_TRUE(Eventually([&] {
+    return tenant->SafePoint(steps).ok() &&
+           std::ranges::all_of(steps, [](const Step& step) { return step.outcome.ok(); });
+  }));
+  for (const auto& session : sessions) {
+    for (uint32_t p = 0; p < 4; ++p) EXPECT_EQ(session->View(0).SealedLength(p), 256u);
+  }
+  EXPECT_LE(tenant->Statistics()->used_bytes * 3, before * 2);
+  EXPECT_LE(manager_.Use(1).held_slabs, 6u);
+  for (const auto& session : sessions) {
+    EXPECT_TRUE(Advance(*tenant, session.get(), 1).ok()) << "the reserve is free again";
+  }
+}
+
+TEST_F(AgentTest, WithoutAReserveAFormatIsRefusedByTheSettingsName) {
+  SetTenant(8, *MakePolicySpec("full", {{"format", "int4"}}));
+  agent_ = Process("kvpool-agent",
+                   {"--name", "a", "--socket", socket_, "--manager", manager_.address(),
+                    "--manager-token", FakeManager::kToken, "--http", "127.0.0.1:0", "--pool",
+                    "4 MiB", "--slab-bytes", "256 KiB", "--reserve-slabs", "0"},
+                   dir_ / "agent.log");
+  ASSERT_TRUE(Eventually([this] { return manager_.reports() >= 2; }));
+  auto connection = Connect();
+  auto tenant = *connection->Attach(kTenantToken, Options());
+  const absl::Status refused = tenant->Open({.prompt_tokens = 10, .max_tokens = 100}).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
+  EXPECT_NE(refused.message().find("reserve_slabs is 0"), std::string::npos) << refused;
+  SetTenant(8, *MakePolicySpec("full", {}));
+  EXPECT_TRUE(tenant->Open({.prompt_tokens = 10, .max_tokens = 100}).ok());
 }
 
 // 17 granules of 512 bytes for a block of fp8 do not fit where a single head's 16 of bf16 were.

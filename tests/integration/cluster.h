@@ -44,7 +44,7 @@ class Cluster {
   }
   void StopManager() { manager_ = Process(); }
 
-  // Slabs of 2 MiB.
+  // Slabs of 2 MiB, and one in reserve.
   void StartAgent(const std::string& name, uint32_t slabs) {
     const uint16_t http = FreePort();
     agents_.push_back(
@@ -53,7 +53,7 @@ class Cluster {
                  {"--name", name, "--socket", Socket(name), "--manager",
                   "127.0.0.1:" + std::to_string(agents_port_), "--manager-token-file",
                   dir_ / "agent.token", "--http", "127.0.0.1:" + std::to_string(http), "--pool",
-                  std::to_string(slabs * 2) + " MiB", "--reserve-slabs", "0"},
+                  std::to_string(slabs * 2 + 2) + " MiB", "--reserve-slabs", "1"},
                  dir_ / (name + ".log"))});
     EXPECT_TRUE(Eventually([&] {
       const HttpResponse answer = Call("GET", "/v1/agents/" + name);

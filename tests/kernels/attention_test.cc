@@ -10,6 +10,7 @@
 
 #include "kernels/simd/targets.h"
 #include "tests/kernels/test_session.h"
+#include "tests/kernels/vector_targets.h"
 
 namespace kvpool {
 namespace {

@@ -48,6 +48,18 @@ TEST(Geometry, RefusesEachBadFieldByName) {
       {[](Geometry& g) { g.kv_of_layer.clear(); }, "length of kv_of_layer = 0"},
       {[](Geometry& g) { g.kv_of_layer.resize(257); }, "length of kv_of_layer = 257"},
       {[](Geometry& g) { g.kv_of_layer[1] = 2; }, "kv_of_layer[1] = 2 names no cached layer"},
+      {[](Geometry& g) {
+         g.self_masked = {1, 3};
+       },
+       "self_masked[1] = 3 names no model layer"},
+      {[](Geometry& g) {
+         g.self_masked = {1, 1};
+       },
+       "self_masked[1] = 1 comes after 1"},
+      {[](Geometry& g) {
+         g.self_masked = {2, 0};
+       },
+       "self_masked[1] = 0 comes after 2"},
   };
   for (const auto& c : cases) {
     Geometry g = Good();

@@ -10,6 +10,7 @@
 
 #include "kernels/simd/targets.h"
 #include "tests/kernels/test_session.h"
+#include "tests/kernels/vector_targets.h"
 
 namespace kvpool {
 namespace {
@@ -52,6 +53,7 @@ Expected Oracle(const TestSession& session, const ScoreArgs& args, const Planes&
     const uint32_t p = args.query_positions[q];
     const auto sees = [&](uint32_t row) { return planes.positions(plane)[row] <= p; };
     std::vector<double> highest(rows);
+    bool own_is_seen = false;  // by a layer that does not mask it
     double n = p + 1.0;
     if (planes.set().threshold == Threshold::kInverseCached) {
       n = 0;
@@ -59,11 +61,15 @@ Expected Oracle(const TestSession& session, const ScoreArgs& args, const Planes&
     }
     for (uint32_t ml = 0; ml < g.model_layers(); ++ml) {
       if (g.kv_of_layer[ml] != plane / g.kv_heads) continue;
+      const auto reads = [&](uint32_t row) {
+        return sees(row) && !(g.MasksSelf(ml) && planes.positions(plane)[row] == p);
+      };
+      own_is_seen = own_is_seen || !g.MasksSelf(ml);
       for (uint32_t i = 0; i < g.group_size(); ++i) {
         const size_t vector = (size_t{q} * g.model_layers() + ml) * g.query_heads +
                               plane % g.kv_heads * g.group_size() + i;
         OracleHead head =
-            OracleAttention(session, plane, args.queries + vector * g.key_dim, args.scale, sees);
+            OracleAttention(session, plane, args.queries + vector * g.key_dim, args.scale, reads);
         (*lses)[vector] = static_cast<float>(head.lse + std::log(gone));
         for (double& alpha : head.alpha) alpha /= gone;
         for (uint32_t row = 0; row < rows; ++row) {
@@ -74,7 +80,7 @@ Expected Oracle(const TestSession& session, const ScoreArgs& args, const Planes&
       }
     }
     for (uint32_t row = 0; row < rows; ++row) {
-      if (!sees(row)) continue;
+      if (!sees(row) || (planes.positions(plane)[row] == p && !own_is_seen)) continue;
       const double ratio = highest[row] * n;
       if (std::abs(ratio - 1) < 1e-4) {
         ++e.near[row];
@@ -216,6 +222,28 @@ TEST(Scoring, MatchesFloat64) {
           cached.threshold = Threshold::kInverseCached;
           ExpectMatchesOracle(target, session, 100, positions, cached);
         }
+      }
+    }
+  }
+}
+
+// LCKV: the layers that use keys from above do not see their own position, the layer that makes
+// those keys does. All readers of a cached layer may mask it, or some, or none.
+TEST(Scoring, LayersThatMaskTheirOwnPositionMatchFloat64) {
+  for (const simd::Target& target : simd::Targets()) {
+    uint32_t seed = 90;
+    for (const std::vector<uint16_t>& masked :
+         {std::vector<uint16_t>{1, 2}, {0, 1, 2, 3, 4}, {0}, {3, 4}}) {
+      for (uint32_t count : {1u, 5u, 32u}) {
+        Geometry geometry = TestGeometry(3, 4, 2, 32, 32, Dtype::kBf16);
+        geometry.kv_of_layer = {0, 1, 1, 1, 2};
+        geometry.self_masked = masked;
+        TestSession session(geometry, {.max_compacted = 60, .fresh = 45}, ++seed);
+        std::vector<uint32_t> positions;
+        for (uint32_t i = 0; i < count; ++i) positions.push_back(100 + 45 - count + i);
+        ExpectMatchesOracle(target, session, 100, positions, kEveryPlane);
+        ExpectMatchesOracle(target, session, 100, {60, 99, 100, 144}, kEveryPlane);
+        ASSERT_FALSE(HasFatalFailure()) << "seed " << seed;
       }
     }
   }

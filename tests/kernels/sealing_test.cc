@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <set>
 #include <string>
 
@@ -30,8 +31,8 @@ CompactedSegment Compact(TestSession& session) {
 }
 
 void Execute(TestSession& session, const SealingPlan& plan) {
-  for (size_t slice = 0; slice <= plan.slices.size(); ++slice) {
-    ExecuteSealingSlice(session.layout(), session.base(), plan, slice);
+  for (size_t step = 0; step < plan.steps(); ++step) {
+    ExecuteSealingStep(session.layout(), session.base(), plan, step);
   }
 }
 
@@ -221,6 +222,65 @@ TEST(Sealing, PartsLeadToTheWhole) {
   EXPECT_LT(segment.pages.size() * 2, pages_before);
 }
 
+// Without a free page of its own a session is sealed through room for one block of every head, also
+// where last blocks are partly full; nothing stays there, and it never grows.
+TEST(Sealing, AReserveIsGoneThroughAndLeft) {
+  uint32_t sealed = 0, refused = 0;
+  for (uint32_t seed = 0; seed < 60; ++seed) {
+    const SealedFormat format = kAll[seed % 3];
+    TestSession session(GeometryFor(seed),
+                        {.max_compacted = seed * 4,
+                         .max_sealed = seed % 4 == 0 ? 0 : seed * 3,
+                         .sealed = seed % 4 == 0 ? SealedFormat::kNone : format,
+                         .fresh = 64 + seed,
+                         .loose_pages = seed % 3,
+                         .spare_pages = 8},
+                        seed);
+    CompactedSegment segment = Compact(session);
+    const PagePlaces places(session.layout(), format);
+    std::vector<PageId> reserve = session.spare_pages();
+    reserve.resize(CeilDiv(session.layout().geometry().planes(), places.per_page()));
+    std::vector<PageId> spare;
+    const auto open = [&](uint32_t p) { return segment.lengths[p] - segment.sealed_lengths[p]; };
+    const size_t pages = segment.pages.size();
+    const uint32_t open_before = open(0);
+    for (int parts = 1;; ++parts) {
+      const SealingInput input{.layout = &session.layout(),
+                               .segment = &segment,
+                               .format = format,
+                               .spare = spare,
+                               .reserve = reserve};
+      const auto plan = PlanSealing(input);
+      if (!plan.ok()) {
+        ++refused;
+        break;
+      }
+      if (plan->moves.empty()) break;
+      ExpectGoodPlan(session, segment, input, *plan);
+      Execute(session, *plan);
+      // Who comes next writes there.
+      for (PageId page : reserve) {
+        for (uint32_t i = 0; i < places.per_page(); ++i) {
+          memset(BlockAddress(session.base(), places.At(page, i)), 0xee,
+                 size_t{places.granules()} * kGranuleBytes);
+        }
+      }
+      session.Adopt(*plan);
+      segment = plan->result;
+      spare.insert(spare.end(), plan->freed.begin(), plan->freed.end());
+      std::erase_if(spare, [&](PageId page) {
+        return std::count(segment.pages.begin(), segment.pages.end(), page) > 0;
+      });
+      EXPECT_LE(segment.pages.size(), pages);
+      ExpectRowsWithin(session, parts);  // each rounds a last block that is not full again
+      ASSERT_FALSE(HasFailure()) << "seed " << seed;
+    }
+    sealed += open(0) < open_before ? 1 : 0;
+  }
+  EXPECT_GT(sealed, 50u);
+  EXPECT_LT(refused, 10u);
+}
+
 TEST(Sealing, AnotherFormatIsSealedAnew) {
   for (uint32_t seed = 0; seed < 12; ++seed) {
     const SealedFormat from = kAll[seed % 3], to = kAll[(seed + 1 + seed / 3 % 2) % 3];
@@ -287,7 +347,8 @@ TEST(Sealing, SaysWhyNot) {
   const auto no_spare = PlanSealing(
       {.layout = &session.layout(), .segment = &segment, .format = SealedFormat::kInt4});
   EXPECT_EQ(no_spare.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(no_spare.status().message()), testing::HasSubstr("0 spare pages"));
+  EXPECT_THAT(std::string(no_spare.status().message()),
+              testing::HasSubstr("0 free pages and 0 of the reserve"));
 }
 
 // Compaction of sealed heads: kept rows stay within one more rounding, dropped ones are gone, full

@@ -137,6 +137,7 @@ class FakeAgent {
     for (unsigned r = 0; r < reclaims.size(); ++r) {
       reclaims[r].setTenant(tenants_.at(reclaims_[r].first).id);
       reclaims[r].setBytes(reclaims_[r].second);
+      reclaims[r].setBytesBefore(reclaims_[r].second * 4);
       reclaims[r].setStep(rpc::ReclaimStep::COMPACTION);
       reclaims[r].setReason(rpc::ReclaimReason::LEASE_SHRINK);
       reclaims[r].setPolicy("streaming(recent=252)");

@@ -345,12 +345,16 @@ TEST_F(ManagerTest, ReclaimsCanBeAskedFor) {
   const json::value& refusal = reclaims.at("reclaims").at(1);
   EXPECT_EQ(refusal.at("reason").as_string(), "lease-growing");
   EXPECT_EQ(refusal.at("count").as_int64(), 3);
+  EXPECT_TRUE(refusal.at("bytes_before").is_null()) << "nothing got smaller";
+  EXPECT_TRUE(refusal.at("bytes_after").is_null());
   EXPECT_TRUE(refusal.at("recovery").is_null());
   EXPECT_TRUE(refusal.at("recovery_min").is_null());
   EXPECT_TRUE(refusal.at("cumulative_recovery").is_null());
   const json::value& last = reclaims.at("reclaims").at(0);
   EXPECT_EQ(last.at("count").as_int64(), 6);
   EXPECT_EQ(last.at("bytes").as_int64(), 57);
+  EXPECT_EQ(last.at("bytes_before").as_int64(), 57 * 4);
+  EXPECT_EQ(last.at("bytes_after").as_int64(), 57 * 3);
   EXPECT_GE(last.at("first_age_ms").as_int64(), last.at("age_ms").as_int64());
   EXPECT_EQ(last.at("step").as_string(), "compaction");
   EXPECT_EQ(last.at("reason").as_string(), "lease-shrink");
@@ -398,6 +402,12 @@ TEST_F(ManagerTest, AnImpossibleReportCutsItsAgentOff) {
       [](rpc::Report::Builder report) { report.initTenants(limits::kTenants + 1); },
       [](rpc::Report::Builder report) { report.initReclaims(limits::kReclaimsPerReport + 1); },
       [](rpc::Report::Builder report) { report.initReclaims(1)[0].setBytes(~uint64_t{0}); },
+      [](rpc::Report::Builder report) { report.initReclaims(1)[0].setBytesBefore(~uint64_t{0}); },
+      [](rpc::Report::Builder report) {  // freed more than there was
+        auto reclaim = report.initReclaims(1)[0];
+        reclaim.setBytes(10);
+        reclaim.setBytesBefore(9);
+      },
       [](rpc::Report::Builder report) {
         auto twice = report.initTenants(2);
         for (auto line : twice) {

@@ -294,8 +294,8 @@ class PolicySession {
                                              .open_rows = seal_.open_rows,
                                              .spare = free_});
       if (part.moves.empty()) return;
-      for (size_t slice = 0; slice <= part.slices.size(); ++slice) {
-        ExecuteSealingSlice(layout_, pool_.data(), part, slice);
+      for (size_t step = 0; step < part.steps(); ++step) {
+        ExecuteSealingStep(layout_, pool_.data(), part, step);
       }
       compacted_ = part.result;
       free_.insert(free_.end(), part.freed.begin(), part.freed.end());

@@ -7,6 +7,7 @@
 
 #include "kernels/simd/targets.h"
 #include "tests/kernels/scores/score_rig.h"
+#include "tests/kernels/vector_targets.h"
 
 namespace kvpool {
 namespace {
