@@ -85,7 +85,7 @@ def run_all(root, commands, units, budget, jobs):
     def run_one(unit):
         if time.monotonic() > end:
             return unit, None, ""
-        # The build may name warnings and parameters that only its own compiler knows.
+        # The build may name warnings and options that only its own compiler knows.
         ignored = ("unknown-warning-option", "unused-command-line-argument")
         extra = [f"--extra-arg=-Wno-{name}" for name in ignored]
         command = [CLANG_TIDY, "--quiet", *extra, "-p", commands, unit]
