@@ -69,31 +69,22 @@ absl::Status TenantImpl::DrainAll(const std::vector<SessionImpl*>& sessions) {
 }
 
 void TenantImpl::StartHandOvers(const std::vector<SessionImpl*>& sessions) {
-  std::vector<uint32_t> slots;
-  std::vector<std::shared_ptr<SessionProgress>> waiting;
-  const auto send = [&] {
-    if (slots.empty()) return;
-    setup_.calls->HandOver(slots, [signal = signal_, waiting = std::exchange(waiting, {})](
-                                      const std::vector<absl::Status>& outcomes) {
-      std::lock_guard<std::mutex> lock(signal->mutex);
-      for (size_t i = 0; i < waiting.size(); ++i) {
-        waiting[i]->outcome = outcomes[i];
-        waiting[i]->handed_over.store(false);
-      }
-      signal->changed.notify_all();
-    });
-    slots.clear();
-  };
   for (SessionImpl* session : sessions) {
-    if (slots.size() == limits::kBatchItems) send();
     session->words_->state.store(static_cast<uint32_t>(shm::State::kBusy),
                                  std::memory_order_release);
     session->progress_->handed_over.store(true);
     session->away_ = true;
-    slots.push_back(session->opened_.slot);
-    waiting.push_back(session->progress_);
+    // A call each: a call is answered when all of it is done, and the first session that comes back
+    // can step while the agent has the others.
+    setup_.calls->HandOver({session->opened_.slot},
+                           [signal = signal_, progress = session->progress_](
+                               const std::vector<absl::Status>& outcomes) {
+                             std::lock_guard<std::mutex> lock(signal->mutex);
+                             progress->outcome = outcomes.front();
+                             progress->handed_over.store(false);
+                             signal->changed.notify_all();
+                           });
   }
-  send();
 }
 
 void TenantImpl::LoseAborted(std::span<Step> steps) {
@@ -151,7 +142,7 @@ void TenantImpl::HandOverDue(std::span<Step> steps) {
       }
       away.push_back(session);
     }
-    StartDrains(drain);
+    for (SessionImpl* session : drain) StartDrains({session});  // a call each, as hand-overs
     StartHandOvers(hand_over);
     if (!drain.empty() || !hand_over.empty()) continue;  // an answer may be there at once
     if (one_steps || away.empty()) return;
@@ -226,8 +217,9 @@ absl::Status TenantImpl::SafePoint(std::span<Step> steps) {
     auto* session = static_cast<SessionImpl*>(step.session);
     if (session->pending() >= shm::kWindowQueries / 2) filling.push_back(session);
   }
-  StartDrains(filling);
+  // Pages first: the agent may have a slab to make for them, and would make it behind the drains.
   TakePages(steps);
+  StartDrains(filling);
   for (const Step& step : steps) {
     if (!step.outcome.ok()) continue;
     static_cast<SessionImpl*>(step.session)->WriteFlags(step.tokens, step.flags);

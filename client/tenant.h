@@ -82,9 +82,11 @@ class TenantImpl final : public Tenant {
   // that of a session which does not step, once its queries are scored.
   absl::Status TakeWindows(std::span<Step> steps);
   void TakePages(std::span<Step> steps);
-  // Starts drains for those sessions that have none in flight.
+  // Starts drains for those sessions that have none in flight. Drains of one call are answered
+  // together.
   void StartDrains(const std::vector<SessionImpl*>& sessions);
-  // Requires that none has unscored queries.
+  // A call for each, so that the first one back can step while the agent has the others. Requires
+  // that none has unscored queries.
   void StartHandOvers(const std::vector<SessionImpl*>& sessions);
   // Aborted steps become lost ones (Unavailable): the agent has had the whole timeout.
   static void LoseAborted(std::span<Step> steps);

@@ -563,6 +563,29 @@ TEST(TenantTest, AloneASessionWaitsForTheAgent) {
   EXPECT_EQ(loop.compactions().size(), 1u);
 }
 
+// When all of a batch are due at once, the first one back steps while the agent has the rest.
+TEST(TenantTest, OfSessionsDueTogetherTheFirstBackSteps) {
+  Loopback loop({.policy = Scissorhands(64)});
+  Driver driver(&loop);
+  auto first = *loop.tenant().Open({.prompt_tokens = 60, .max_tokens = 1000});
+  auto second = *loop.tenant().Open({.prompt_tokens = 60, .max_tokens = 1000});
+  ASSERT_TRUE(driver.Advance(first.get(), 60).ok());
+  ASSERT_TRUE(driver.Advance(second.get(), 60).ok());
+  loop.HoldAnswers();
+  std::thread agent([&] {
+    while (loop.compactions().empty()) {
+      if (!loop.AnswerNext()) std::this_thread::yield();
+    }
+  });
+  std::vector<Step> steps{{.session = first.get(), .tokens = 8},
+                          {.session = second.get(), .tokens = 8}};
+  EXPECT_TRUE(loop.tenant().SafePoint(steps).ok());
+  agent.join();
+  EXPECT_TRUE(steps[0].outcome.ok()) << steps[0].outcome;
+  EXPECT_TRUE(absl::IsAborted(steps[1].outcome)) << steps[1].outcome;
+  EXPECT_EQ(loop.compactions().size(), 1u);
+}
+
 TEST(TenantTest, AParkedSessionIsTakenBackAtTheNextSafePoint) {
   Loopback loop({.policy = Scissorhands(64)});
   Driver driver(&loop);
