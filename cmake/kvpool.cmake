@@ -1,6 +1,9 @@
 # kvpool_test(NAME name SOURCES a.cc... LIBS lib... [LABEL unit|integration])
 # One GoogleTest binary, one CTest entry per binary. Labels: `unit` (default) needs no other process,
 # `integration` starts real daemons, built before it by depending on the target `kvpool_programs`.
+# What is tested stays optimised; the tests' own code compiles in three fifths of the time with -Og.
+# -fpch-preprocess: so that ccache sees the precompiled header.
+set(KVPOOL_TEST_OPTIONS -Og -fpch-preprocess)
 function(kvpool_test)
   cmake_parse_arguments(T "" "NAME;LABEL;TIMEOUT" "SOURCES;LIBS" ${ARGN})
   if(NOT T_LABEL)
@@ -14,6 +17,8 @@ function(kvpool_test)
   endif()
   add_executable(${T_NAME} ${T_SOURCES})
   target_link_libraries(${T_NAME} PRIVATE ${T_LIBS} kvpool_test_paths GTest::gtest GTest::gmock GTest::gtest_main)
+  target_precompile_headers(${T_NAME} REUSE_FROM kvpool_test_paths)
+  target_compile_options(${T_NAME} PRIVATE ${KVPOOL_TEST_OPTIONS})
   add_test(NAME ${T_NAME} COMMAND ${T_NAME})
   # die_after_fork=0: Process::Fork makes workers that start threads of their own.
   set_tests_properties(${T_NAME} PROPERTIES LABELS ${T_LABEL} TIMEOUT ${T_TIMEOUT}

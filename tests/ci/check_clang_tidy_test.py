@@ -56,6 +56,15 @@ class CheckClangTidyTest(CheckCase):
         output = self.assert_finds("agent/old.cc: FINDINGS", SCRIPT, *self.options(60))
         self.assertIn("of the whole history", output)
 
+    def test_a_precompiled_header_hides_no_missing_include(self):
+        self.write("build/cmake_pch.hxx", GOOD)
+        use = {"directory": str(self.root), "file": "agent/use.cc"}
+        use["command"] = f"c++ -I. -Winvalid-pch -include {self.root}/build/cmake_pch.hxx -c agent/use.cc"
+        self.write("build/compile_commands.json", json.dumps([use]))
+        self.write("agent/use.cc", "int* use = Nothing();\n")
+        self.commit("a change")
+        self.assert_finds("use of undeclared identifier 'Nothing'", SCRIPT, *self.options(60))
+
     def test_what_the_budget_leaves_out_is_named(self):
         output = self.assert_clean(SCRIPT, *self.options(-1))
         self.assertIn("2 units left out", output)
