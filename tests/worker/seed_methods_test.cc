@@ -10,6 +10,7 @@
 
 #include "kernels/token_flags.h"
 #include "tests/worker/model_session.h"
+#include "worker/persistence_watch.h"
 
 namespace kvpool {
 namespace {
@@ -182,6 +183,75 @@ TEST_F(SeedMethods, ScissorhandsOfTheWholeLengthIsFull) {
     ASSERT_EQ(a.Feed(32), b.Feed(32)) << "queries of tokens from " << fed << " on, bit for bit";
   }
   EXPECT_EQ(a.session().compactions(), 0u);
+}
+
+// Keys of the first half, by whether some query of steps first .. last found each important; and
+// how many of them float32 may see the other way.
+std::vector<bool> ImportantTo(const std::vector<StepMarks>& steps, uint32_t first, uint32_t last,
+                              uint32_t half, uint32_t* unsure) {
+  std::vector<bool> important;
+  for (uint32_t key = 0; key < half; ++key) {
+    double most = 0;
+    for (uint32_t step = std::max(first, key + 1); step <= last; ++step) {
+      most = std::max(most, steps[step - 1].highest[key] * step);
+    }
+    important.push_back(most >= 1);
+    *unsure += std::abs(most - 1) < kNear ? 1 : 0;
+  }
+  return important;
+}
+
+// P5: the report, by the paper's sets. Chunks that neither drains nor the halves divide.
+TEST_F(SeedMethods, ThePersistenceReportCountsThePapersSets) {
+  constexpr uint32_t kLength = 201, kHalf = kLength / 2;
+  const auto full = Make("full", {});
+  ModelSession session(*trained_, *full, {.max_tokens = kLength, .chunk = kLength});
+  StepOracle oracle(session.session());
+  oracle.Feed(session.Feed(kLength), kLength);
+
+  auto kv = MakePrivateKv(trained_->model->config(), 2 * CeilDiv(kLength, kPageTokens));
+  PersistenceWatch watch(*kv, kLength);
+  for (int twice = 0; twice < 2; ++twice) {
+    OpenResult opened = watch.Open({.prompt_tokens = kLength, .max_tokens = kLength});
+    for (uint32_t fed = 0; fed < kLength; fed += 67) {
+      KvStep step{.session = opened.session.get(), .tokens = 67};
+      watch.Prepare({&step, 1});
+      ASSERT_EQ(step.readiness, Readiness::kReady);
+      const Feed feed{.session = step.session,
+                      .position = fed,
+                      .tokens = std::span(trained_->window.tokens).subspan(fed, 67),
+                      .logits = LogitRows::kNone};
+      trained_->model->Forward({&feed, 1});
+      step.session->Commit();
+    }
+  }
+
+  const Geometry g = trained_->geometry();
+  ASSERT_EQ(watch.layers().size(), g.layers);
+  uint64_t newly = 0;
+  for (uint32_t layer = 0; layer < g.layers; ++layer) {
+    uint32_t early = 0, late = 0, both = 0, unsure = 0;
+    for (uint32_t plane = layer * g.kv_heads; plane < (layer + 1) * g.kv_heads; ++plane) {
+      const std::vector<StepMarks>& steps = oracle.marks(plane);
+      const std::vector<bool> before = ImportantTo(steps, 1, kHalf, kHalf, &unsure);
+      const std::vector<bool> after = ImportantTo(steps, kHalf + 1, kLength, kHalf, &unsure);
+      for (uint32_t key = 0; key < kHalf; ++key) {
+        early += before[key] ? 1 : 0;
+        late += after[key] ? 1 : 0;
+        both += before[key] && after[key] ? 1 : 0;
+      }
+    }
+    const PersistenceCounts& counts = watch.layers()[layer];
+    EXPECT_EQ(counts.keys, 2 * kHalf * g.kv_heads);
+    EXPECT_NEAR(static_cast<double>(counts.early), 2 * early, 2 * unsure);
+    EXPECT_NEAR(static_cast<double>(counts.late), 2 * late, 2 * unsure);
+    EXPECT_NEAR(static_cast<double>(counts.both), 2 * both, 2 * unsure);
+    EXPECT_LT(unsure, 10u);
+    EXPECT_DOUBLE_EQ(counts.Persistence(), static_cast<double>(counts.both) / counts.late);
+    EXPECT_DOUBLE_EQ(counts.Important(), static_cast<double>(counts.early) / counts.keys);
+    newly += counts.late - counts.both;
+  }
+  EXPECT_GT(newly, 10u) << "the test should see keys that become important late";
 }
 
 // P6: all layers together hold no more than even ones, and layers differ.
