@@ -50,7 +50,6 @@ class ModelSession final : public KvSession {
  public:
   ModelSession(TrainedModel& trained, const Policy& policy, const SessionPlan& plan)
       : trained_(trained),
-        policy_(policy),
         plan_(plan),
         rule_(policy.Needs().profile),
         session_(std::make_unique<PolicySession>(trained.geometry(), policy, plan, 1)) {
@@ -120,7 +119,6 @@ class ModelSession final : public KvSession {
   }
 
   TrainedModel& trained_;
-  const Policy& policy_;
   const SessionPlan plan_;
   const std::optional<ProfileRule> rule_;
   const std::unique_ptr<PolicySession> session_;
