@@ -85,6 +85,9 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                              "Sessions failed because their page list did not check out.")),
       bad_profiles_(Single(metrics_, "kvpool_agent_bad_profiles_total",
                            "Prompt profiles refused because they did not check out.")),
+      missing_profiles_(Single(metrics_, "kvpool_agent_missing_profiles_total",
+                               "Sessions whose prompt ended without the profile that their policy "
+                               "needs.")),
       bad_returns_(
           Single(metrics_, "kvpool_agent_bad_returns_total", "Rubbish found in return rings.")),
       unscored_(Single(metrics_, "kvpool_agent_unscored_queries_total",
@@ -186,6 +189,7 @@ std::string AgentMetrics::Page(const Sources& sources) {
   const Hostilities hostilities = sources.workers->hostilities();
   bad_page_lists_.RaiseTo(static_cast<double>(hostilities.bad_page_lists));
   bad_profiles_.RaiseTo(static_cast<double>(hostilities.bad_profiles));
+  missing_profiles_.RaiseTo(static_cast<double>(hostilities.missing_profiles));
   bad_returns_.RaiseTo(static_cast<double>(hostilities.bad_returns));
   unscored_.RaiseTo(static_cast<double>(hostilities.unscored));
   bad_orders_.RaiseTo(static_cast<double>(sources.link->bad_orders()));

@@ -78,6 +78,7 @@ class AgentMetrics {
   Counter reserve_waits_;
   Counter bad_page_lists_;
   Counter bad_profiles_;
+  Counter missing_profiles_;
   Counter bad_returns_;
   Counter unscored_;
   Counter bad_orders_;

@@ -200,10 +200,19 @@ absl::Status Attachment::Snapshot(AgentSession* session) {
   return absl::OkStatus();
 }
 
-// A profile that is not what was asked for is refused for good: its session stays full.
+// A profile that is not what was asked for is refused for good: its session stays full. One that is
+// not there when the prompt has ended will not come: `profiled` is read after `committed`, and
+// written before it.
 bool Attachment::TakeProfile(AgentSession* session) {
   if (!session->needs.profile.has_value() || !session->head_classes.empty()) return false;
-  if (session->profiled == 0 || session->bad_profile) return false;
+  if (session->profiled == 0) {
+    if (session->committed >= session->plan.prompt_tokens && !session->missing_profile) {
+      session->missing_profile = true;
+      ++missing_profiles_;
+    }
+    return false;
+  }
+  if (session->bad_profile) return false;
   std::vector<uint8_t> classes = regions_->ReadProfileClasses(session->slot);
   const bool known = std::all_of(classes.begin(), classes.end(), [](uint8_t c) {
     return c <= static_cast<uint8_t>(HeadClass::kFull);

@@ -80,6 +80,7 @@ class Attachment {
   uint64_t bad_returns() const { return bad_returns_; }
   uint64_t bad_page_lists() const { return bad_page_lists_; }
   uint64_t bad_profiles() const { return bad_profiles_; }
+  uint64_t missing_profiles() const { return missing_profiles_; }
 
   // ResourceExhausted when no slot is free.
   absl::StatusOr<AgentSession*> Open(const TenantState& tenant, const SessionPlan& plan,
@@ -177,6 +178,7 @@ class Attachment {
   uint64_t bad_returns_ = 0;
   uint64_t bad_page_lists_ = 0;
   uint64_t bad_profiles_ = 0;
+  uint64_t missing_profiles_ = 0;
   uint64_t unscored_ = 0;
 };
 

@@ -48,6 +48,7 @@ struct AgentSession {
   std::vector<uint8_t> head_classes;    // what its policy found in the prompt; see PolicyState
   uint32_t profiled = 0;                // as last read: prompt tokens that its profile covers
   bool bad_profile = false;             // it was offered one that did not check out
+  bool missing_profile = false;         // its prompt ended without one
 
   enum class Job : uint8_t { kNone, kDrain, kCompaction } job = Job::kNone;
   bool closed = false;  // its capability is gone; freed when the job ends

@@ -158,6 +158,7 @@ uint32_t Workers::WantedSlabs(TenantId tenant, TimePoint now) const {
 void Workers::Count(const Attachment& attachment, Hostilities* sum) {
   sum->bad_page_lists += attachment.bad_page_lists();
   sum->bad_profiles += attachment.bad_profiles();
+  sum->missing_profiles += attachment.missing_profiles();
   sum->bad_returns += attachment.bad_returns();
   sum->unscored += attachment.unscored();
 }

@@ -63,10 +63,11 @@ struct WorkerCounts {
   uint32_t sessions = 0;
 };
 
-// Signs of workers that write rubbish, since the agent started.
+// Signs of workers that write rubbish, or do not give what was asked for, since the agent started.
 struct Hostilities {
   uint64_t bad_page_lists = 0;
   uint64_t bad_profiles = 0;
+  uint64_t missing_profiles = 0;
   uint64_t bad_returns = 0;
   uint64_t unscored = 0;  // queries
 };

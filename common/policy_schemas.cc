@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kMaxTokens = 1 << 20;
 // R-KV compares each key with up to 2048 others of its head (kernels/policy/rkv.h), on one thread.
 constexpr int64_t kMaxCompared = 4096;
+constexpr int64_t kExpectedAttentionSinks = 4;
 
 absl::Status ScissorhandsRules(PolicySpec& spec) {
   const int64_t budget = spec.Integer("budget"), recent = spec.Integer("recent");
@@ -65,6 +66,17 @@ absl::Status WindowWithinBudget(PolicySpec& spec) {
       absl::StrCat("kernel must be odd, got ", spec.Integer("kernel")));
 }
 
+// What expected-attention names besides, adakv names for it.
+absl::Status AdaKvRules(PolicySpec& spec) {
+  if (absl::Status status = WindowWithinBudget(spec); !status.ok()) return status;
+  const int64_t budget = spec.Integer("budget"), window = spec.Integer("window");
+  if (spec.Choice("scorer") != "expected-attention") return absl::OkStatus();
+  if (kExpectedAttentionSinks + window <= budget) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "with expected-attention its ", kExpectedAttentionSinks,
+      " sinks and the window must not exceed budget, got window ", window, " of ", budget));
+}
+
 std::vector<PolicyParameter> FastGenParameters() {
   return {{"recovery", "", "T: share of the prompt's attention that a head must keep",
            NumberRange{0.95, 0, 1}},
@@ -74,7 +86,7 @@ std::vector<PolicyParameter> FastGenParameters() {
            Choices{{"min", "mean"}}},
           {"profile", "", "exact: every row of the prompt; sampled: one in 8, approximate",
            Choices{{"exact", "sampled"}}},
-          {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}};
+          {"slack", "tokens", "growth between two compactions", IntegerRange{64, 1, kMaxTokens}}};
 }
 
 // Policies that keep a session within bounds as it grows, by attention or by place.
@@ -88,7 +100,7 @@ std::vector<PolicySchema> GrowthPolicies() {
        "StreamingLLM (arXiv 2309.17453): the first `sinks` and the last `recent` keys.",
        {{"sinks", "tokens", "first keys that always stay", IntegerRange{4, 0, kMaxTokens}},
         {"recent", "tokens", "newest keys that always stay", IntegerRange{252, 1, kMaxTokens}},
-        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 1, kMaxTokens}}}},
       {"scissorhands",
        "Scissorhands (arXiv 2305.17118, Alg. 1 and 2): at most `budget` keys a head.",
        {{"budget", "tokens", "B: most keys a head may hold", IntegerRange{256, 32, kMaxTokens}},
@@ -104,19 +116,19 @@ std::vector<PolicySchema> GrowthPolicies() {
        "CORM (arXiv 2404.15949): keys that one of the last `window` queries found important.",
        {{"window", "queries", "w: how many last queries vote", IntegerRange{256, 1, 32768}},
         {"recent", "tokens", "r: newest keys that always stay", IntegerRange{256, 1, kMaxTokens}},
-        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 1, kMaxTokens}},
         {"threshold", "", "important is alpha >= 1 / step, or 1 / keys seen",
          Choices{{"inv_step", "inv_cached"}}}}},
       {"h2o",
        "H2O (arXiv 2306.14048): the newest keys and those that got most attention so far.",
        {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
         {"recent", "tokens", "newest keys among them", IntegerRange{128, 1, kMaxTokens}},
-        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 1, kMaxTokens}}},
        RecentWithinBudget},
       {"tova",
        "TOVA (arXiv 2401.06104): keys that the last query looked at, the same in all heads.",
        {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
-        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}}}},
+        {"slack", "tokens", "growth between two compactions", IntegerRange{64, 1, kMaxTokens}}}},
   };
 }
 
@@ -133,12 +145,15 @@ std::vector<PolicySchema> PromptPolicies() {
              IntegerRange{20, 1, 1024}}}),
        WindowWithinBudget},
       {"adakv", "Ada-KV (arXiv 2407.11550): the heads of a layer share its budget by their scores.",
-       ObservationParameters(1024, 32, 7, "max",
-                             {{"scorer", "", "whose scores: attention of the window, or its square",
-                               Choices{{"snapkv", "kvcompress"}}},
-                              {"floor", "", "part of its even share that a head keeps at least",
-                               NumberRange{0.2, 0, 1}}}),
-       WindowWithinBudget},
+       ObservationParameters(
+           1024, 32, 7, "max",
+           {{"scorer", "", "the policy whose scores rank the keys; only the first two are smoothed",
+             Choices{{"snapkv", "kvcompress", "h2o", "knorm", "keydiff", "expected-attention"}}},
+            {"floor", "", "part of its even share that a head keeps at least",
+             NumberRange{0.2, 0, 1}},
+            {"rope_theta", "", "for expected-attention: the model's base of rotation",
+             NumberRange{10000, 1, 1e9}}}),
+       AdaKvRules},
       {"kvcompress",
        "KV-Compress (arXiv 2410.00161): best squared attention over all layers and heads.",
        ObservationParameters(1024, 8, 7, "max",
@@ -176,7 +191,8 @@ std::vector<PolicySchema> KeyPolicies() {
       {"expected-attention",
        "Expected Attention (arXiv 2510.00636): keys that future queries are expected to look at.",
        {{"budget", "tokens", "keys that stay", IntegerRange{256, 16, kMaxTokens}},
-        {"sinks", "tokens", "first keys among them", IntegerRange{4, 0, kMaxTokens}},
+        {"sinks", "tokens", "first keys among them",
+         IntegerRange{kExpectedAttentionSinks, 0, kMaxTokens}},
         {"recent", "tokens", "newest keys among them", IntegerRange{28, 1, kMaxTokens}},
         {"slack", "tokens", "growth between two compactions", IntegerRange{64, 16, kMaxTokens}},
         {"horizon", "tokens", "T: future positions that are averaged over",

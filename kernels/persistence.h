@@ -21,9 +21,9 @@ namespace kvpool {
 std::vector<double> LayerPersistence(const Geometry& geometry, const Planes& planes,
                                      uint32_t window);
 
-// Divides `mean` keys a head times the number of layers in proportion to 1 + gain * (1 -
-// persistence); each layer gets at least `least` (<= mean). The sum is never above the whole, and
-// below it by less than one for each layer.
+// Divides `mean` keys a head times the number of layers: each layer gets `least` (<= mean), and of
+// the rest a share in proportion to 1 + gain * (1 - persistence). The sum is never above the whole,
+// and below it by less than one for each layer.
 std::vector<uint32_t> ShareByPersistence(const std::vector<double>& persistence, double gain,
                                          uint32_t mean, uint32_t least);
 

@@ -22,7 +22,8 @@ inline constexpr uint32_t kDrainQueries = 32;
 inline constexpr uint32_t kMaxHitWindow = 32768;
 
 // A key is important to a query when its probability alpha is at least this; t is the absolute
-// step, n the number of keys that the query saw.
+// step, n the number of keys that the query saw: its own among them, also for a query that masks it
+// (Geometry::self_masked), because readers of one cached layer may do so or not.
 enum class Threshold : uint8_t { kInverseStep, kInverseCached };
 
 // Which statistics a session keeps. `positions` and `mass` are always kept: positions because

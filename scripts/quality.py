@@ -89,7 +89,7 @@ def tenants_file(policies, room):
 
 
 def measure(cluster, args, shape, policies):
-    """The rows, in the order of the policies."""
+    """The rows, in the order of the policies; the first one also has the model's persistence by layer."""
     room = -(-tenant_bytes(args.model, shape) // SLAB) * SLAB
     cluster.start_manager()
     cluster.start_agent("agent", len(policies) * room // MIB)
@@ -103,9 +103,15 @@ def measure(cluster, args, shape, policies):
     rows = {}
     for line in run_program(cluster, "--model", args.model, "--agent", cluster.folder / "agent.sock", *flags):
         found = json.loads(line)
-        policy, params = tenants[found["tenant"]]
-        rows[found.pop("tenant")] = row = {"policy": policy, "params": params,
-                                           "format": str(params.get("format", "native")), **found}
+        if "persistence" in found:
+            persistence = found
+            continue
+        tenant = found.pop("tenant")
+        policy, params = tenants[tenant]
+        rows[tenant] = row = {"policy": policy, "params": params, "format": str(params.get("format", "native")),
+                              **found}
+        if tenant == next(iter(tenants)):
+            row |= persistence
         print(f"  {len(rows):2}/{len(policies)}  {quality_report.label(row)}: {row['kept_ratio']:.1%} of the keys, "
               f"perplexity {row['ppl_delta']:+.2%}, recall {row['recall']:.0%}", flush=True)
     for tenant, recovery in recoveries(cluster, tenants).items():
@@ -164,7 +170,7 @@ def run(args, cluster):
     found = quality_report.verdicts(rows)
     print(f"\n{quality_report.table(rows)}\n\nPerplexity of the full cache {rows[0]['ppl_full']:.2f} over "
           f"{rows[0]['positions']} tokens; it recalls {rows[0]['recall_full']:.0%} of {rows[0]['asked']} facts.\n"
-          f"\n{quality_report.gates_text(found)}")
+          f"\n{quality_report.persistence_text(rows)}\n\n{quality_report.gates_text(found)}")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     if args.svg:

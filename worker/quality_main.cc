@@ -1,6 +1,7 @@
 // kvpool-quality: what tenants' policies do to a model's predictions. Feeds the same windows of
 // text through a full cache in this process and through each tenant's cache at an agent, and
-// prints how they differ, a line of JSON a tenant. scripts/quality starts it, and says what for.
+// prints how they differ, a line of JSON a tenant, after one of what the full cache's own queries
+// find important. scripts/quality starts it, and says what for.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
@@ -18,6 +19,7 @@
 #include "worker/checkpoint.h"
 #include "worker/llama.h"
 #include "worker/math.h"
+#include "worker/persistence_watch.h"
 #include "worker/pool_kv.h"
 #include "worker/private_kv.h"
 #include "worker/quality_compare.h"
@@ -38,7 +40,8 @@ constexpr const char* kAbout =
     "\n"
     "Windows of the text, with facts planted in them, are fed through a full cache and through "
     "each\n"
-    "tenant's, one tenant after the other. Prints a line of JSON for each tenant.\n";
+    "tenant's, one tenant after the other. Prints a line of JSON of the persistence of important "
+    "keys\nby layer, then one for each tenant.\n";
 
 struct Flags {
   std::string model, agent = "/run/kvpool/agent.sock";
@@ -118,14 +121,27 @@ absl::Status PlanWindows(const Flags& flags, Setting& setting) {
   return absl::OkStatus();
 }
 
-absl::Status RunFull(const Flags& flags, Setting& setting, FullRun& full) {
+// What the full cache's queries find important, by cached layer.
+absl::StatusOr<std::vector<PersistenceCounts>> RunFull(const Flags& flags, Setting& setting,
+                                                       FullRun& full) {
   const Geometry geometry = setting.model->config().CacheGeometry(Dtype::kBf16);
   const uint32_t pages = flags.plan.windows * CeilDiv(flags.plan.context, kPageTokens);
   absl::StatusOr<std::unique_ptr<PrivateKv>> kv =
       PrivateKv::Make({.geometry = geometry, .max_pages = pages});
   if (!kv.ok()) return kv.status();
-  return ForceWindows(*setting.model, **kv, setting.waiter, setting.windows, flags.forcing, full)
-      .status();
+  PersistenceWatch watch(**kv, flags.plan.context);
+  const absl::StatusOr<double> seconds =
+      ForceWindows(*setting.model, watch, setting.waiter, setting.windows, flags.forcing, full);
+  if (!seconds.ok()) return seconds.status();
+  return watch.layers();
+}
+
+boost::json::object PersistenceJson(const std::vector<PersistenceCounts>& layers) {
+  boost::json::array lines;
+  for (const PersistenceCounts& layer : layers) {
+    lines.push_back({{"persistence", layer.Persistence()}, {"important", layer.Important()}});
+  }
+  return {{"persistence", std::move(lines)}};
 }
 
 boost::json::object TenantJson(const std::string& tenant, const QualityFigures& f,
@@ -194,7 +210,9 @@ absl::Status Run(const Flags& flags) {
   setting.model = *std::move(model);
   if (absl::Status status = PlanWindows(flags, setting); !status.ok()) return status;
   FullRun full(setting.windows);
-  if (absl::Status status = RunFull(flags, setting, full); !status.ok()) return status;
+  const absl::StatusOr<std::vector<PersistenceCounts>> layers = RunFull(flags, setting, full);
+  if (!layers.ok()) return layers.status();
+  std::cout << boost::json::serialize(PersistenceJson(*layers)) << std::endl;
 
   absl::StatusOr<std::unique_ptr<Connection>> agent =
       Connection::Open({.socket = flags.agent, .worker = "kvpool-quality"});

@@ -1,14 +1,24 @@
 // adakv: Ada-KV (arXiv 2407.11550, section 3, Algorithm 1): the heads of a layer share its budget;
 // the best keys of all of them stay, so that heads whose attention is spread keep more than those
-// whose attention is narrow. Every head keeps at least a part of its even share. The scores may be
-// those of any scorer that looks at the prompt once.
+// whose attention is narrow. Every head keeps at least a part of its even share.
+//
+// It wraps any scorer that gives each key of the prompt a number of its own head: snapkv
+// (attention of the window) and kvcompress (its square), smoothed along positions as they are; h2o
+// (attention of the whole prompt), knorm, keydiff and expected-attention as they rank, not
+// smoothed. expected-attention tells the distribution from the window's queries, keeps its sinks,
+// and has its own defaults but for rope_theta. Scores of different heads are compared as they are:
+// norms and cosines are no shares of attention, and a head of large keys may lose more by them.
+//
+// Not wrapped: tova ranks a layer's keys alike for all its heads, which leaves nothing to share;
+// rkv compares keys with each other, which is dear for a whole prompt (it bounds its own budget for
+// that); pyramidkv's scores are snapkv's; the others keep sets or counts and rank nothing.
 //
 // Parameters: budget (keys of the prompt that stay, the window among them, as the mean over heads),
-// scorer (snapkv: attention of the window; kvcompress: its square), floor (part of its even share
-// that a head keeps at least), window, pooling, kernel.
+// scorer, floor (part of its even share that a head keeps at least), window, pooling, kernel,
+// rope_theta.
 //
-// Queries: the last `window` of the prompt, exactly (QueryNeed::kPrompt); after it one in 16, for
-// recovery only. Immutable, any thread.
+// Queries: those of the prompt that the scorer looks at, exactly (QueryNeed::kPrompt): the last
+// `window`, all, or none; after it one in 16, for recovery only. Immutable, any thread.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -20,7 +30,7 @@ namespace kvpool {
 class AdaKvPolicy : public Policy {
  public:
   explicit AdaKvPolicy(const PolicySpec& spec);
-  PolicyNeeds Needs() const override { return observed_.Needs(); }
+  PolicyNeeds Needs() const override { return needs_; }
   uint32_t PeakTokens(const SessionPlan& plan) const override { return once_.PeakTokens(plan); }
   std::optional<uint32_t> NextCompactAt(const PolicyState& state) const override {
     return once_.NextCompactAt(state);
@@ -29,8 +39,9 @@ class AdaKvPolicy : public Policy {
 
  private:
   const PromptOnce once_;
-  const ObservationWindow observed_;
-  const RowScore::Kind kind_;
+  const uint32_t window_;
+  const RowScore score_;
+  const PolicyNeeds needs_;
   const double floor_;
 };
 

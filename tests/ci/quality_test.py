@@ -37,7 +37,8 @@ def row(policy, ratio, delta, recall=0.5, data_format="native", **params):
             "recall_full": 1.0, "recovery": 0.9, "us_per_token": 250.0}
 
 
-BASE = [row("full", 1.0, 0.0, 1.0), row("random", 0.25, 0.16), row("random", 0.5, 0.04),
+PERSISTENCE = [{"persistence": 0.96, "important": 0.25}, {"persistence": 0.875, "important": 1.0}]
+BASE = [row("full", 1.0, 0.0, 1.0) | {"persistence": PERSISTENCE}, row("random", 0.25, 0.16), row("random", 0.5, 0.04),
         row("streaming", 0.25, 0.08), row("streaming", 0.5, 0.02)]
 
 
@@ -127,6 +128,8 @@ class ReportTest(unittest.TestCase):
                 self.assertIn(quality_report.label(one), text)
         self.assertIn("| corm window=64 | 10.0% | 10.0% | 10.0% | +30.00% | 0.10% | - | - | 0.0300 | - | - |", page)
         self.assertNotRegex(page, r"[{}]")
+        self.assertIn("| 1 | 87.5% | 100.0% |", page)
+        self.assertRegex(quality_report.persistence_text(rows), r"\n +0 +96.0% +25.0%\n +1 +87.5% +100.0%$")
 
 
 class PictureTest(unittest.TestCase):
@@ -201,7 +204,13 @@ class QuickRunTest(unittest.TestCase):
                 self.assertTrue(math.isfinite(one[key]), (key, one))
             self.assertGreater(one["us_per_token"], 0)
             self.assertEqual(one["format"], "native")
+            self.assertNotIn("tenant", one)
         full, *others = rows
+        self.assertEqual(len(full["persistence"]), 6)  # layers
+        for layer in full["persistence"]:
+            self.assertTrue(0.3 < layer["important"] <= 1 and 0.3 < layer["persistence"] <= 1, layer)
+            self.assertIn(f"{layer['persistence']:.1%}", done.stdout)
+        self.assertFalse(any("persistence" in one for one in others))
         self.assertEqual(full["params"], {})
         self.assertEqual((full["kept_ratio"], full["agreement"], full["recovery"]), (1, 1, None))
         self.assertAlmostEqual(full["bytes_ratio"], 1)

@@ -240,6 +240,7 @@ TEST_F(FastGenTest, APromptThatIsSealedWhileItIsFedHasItsProfile) {
     EXPECT_EQ(loop_->compactions()[0].sealing, CompactionOutcome::Sealing::kSealed);
     ASSERT_TRUE(Feed(1).ok());
     EXPECT_EQ(loop_->attachment().bad_profiles(), 0u);
+    EXPECT_EQ(loop_->attachment().missing_profiles(), 0u) << "it came with the last chunk";
     ASSERT_EQ(agent().head_classes, (std::vector<uint8_t>{3, 4, 3, 4})) << format;
     EXPECT_EQ(agent().planes.rows(1), kPrompt);
     const auto kept = Sums(0);
@@ -263,6 +264,10 @@ TEST_F(FastGenTest, WithoutAProfileASessionStaysFull) {
   EXPECT_TRUE(loop_->compactions().empty());
   EXPECT_GE(agent().planes.rows(0), 480u);  // as of the last drain
   EXPECT_EQ(loop_->attachment().bad_profiles(), 0u);
+  EXPECT_EQ(loop_->attachment().missing_profiles(), 1u);
+  loop_->attachment().AskHandOver(0);
+  ASSERT_TRUE(Feed(1).ok());
+  EXPECT_EQ(loop_->attachment().missing_profiles(), 1u) << "a session once";
 }
 
 TEST_F(FastGenTest, ASampledProfileFindsTheSameHeads) {

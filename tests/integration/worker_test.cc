@@ -233,6 +233,7 @@ TEST_P(WorkerDtypeTest, FastGenCompactsEachPromptByItsOwnProfile) {
   EXPECT_GT(freed, 10 * 48 * 1024) << answer.body;
   const std::string metrics = Cluster::CallAt(cluster_.agent_http("a"), "GET", "/metrics").body;
   EXPECT_NE(metrics.find("kvpool_agent_bad_profiles_total 0"), std::string::npos);
+  EXPECT_NE(metrics.find("kvpool_agent_missing_profiles_total 0"), std::string::npos);
 }
 
 TEST_F(WorkerTest, AnLckvModelGivesTheSameTokensFromThePoolAsFromPrivateMemory) {

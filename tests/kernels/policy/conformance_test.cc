@@ -1,5 +1,6 @@
-// What every policy of the registry must do, whatever its paper: a policy that is added to the
-// table of schemas is tested here without an edit.
+// What every policy of the registry must do, whatever its paper, with its defaults, with every
+// other choice that it offers, and as its paper has it, compacted at every step: a policy that is
+// added to the table of schemas is tested here without an edit.
 //
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
@@ -14,18 +15,26 @@ namespace {
 const Geometry kGeometry = TestGeometry(2, 4, 2, 16, 16, Dtype::kF32);
 constexpr SessionPlan kPlan{.prompt_tokens = 130, .max_tokens = 420, .chunk = 48};
 
+// A policy and one choice of it, or none: its defaults.
+struct Variant {
+  PolicySchema schema;
+  PolicyValues chosen;
+};
+
 // Parameters small enough for a short session: an eighth of each default, as far as it is allowed.
-PolicySpec SmallSpec(const PolicySchema& schema) {
-  PolicyValues values;
+PolicySpec SmallSpec(const Variant& variant) {
+  const PolicySchema& schema = variant.schema;
+  PolicyValues values = variant.chosen;
   for (const PolicyParameter& parameter : schema.parameters) {
     const auto* range = std::get_if<IntegerRange>(&parameter.allowed);
     if (range == nullptr || range->default_value < 64) continue;
+    if (values.contains(parameter.name)) continue;
     values[parameter.name] = std::max(range->min, range->default_value / 8);
   }
   return *MakePolicySpec(schema.name, values);
 }
 
-class PolicyConformance : public testing::TestWithParam<PolicySchema> {
+class PolicyConformance : public testing::TestWithParam<Variant> {
  protected:
   const std::unique_ptr<const Policy> policy_ = MakePolicy(SmallSpec(GetParam()));
 };
@@ -165,7 +174,7 @@ TEST_P(PolicyConformance, AnyGeometryWillDo) {
 
 // Every bound of every parameter makes a policy whose numbers hang together.
 TEST_P(PolicyConformance, TakesEveryValueThatItsSchemaAllows) {
-  for (const PolicyParameter& parameter : GetParam().parameters) {
+  for (const PolicyParameter& parameter : GetParam().schema.parameters) {
     std::vector<PolicyValue> values;
     if (const auto* range = std::get_if<IntegerRange>(&parameter.allowed)) {
       values = {range->min, range->max};
@@ -177,7 +186,7 @@ TEST_P(PolicyConformance, TakesEveryValueThatItsSchemaAllows) {
       }
     }
     for (const PolicyValue& value : values) {
-      const auto spec = MakePolicySpec(GetParam().name, {{parameter.name, value}});
+      const auto spec = MakePolicySpec(GetParam().schema.name, {{parameter.name, value}});
       if (!spec.ok()) continue;  // a rule between parameters
       const auto policy = MakePolicy(*spec);
       ASSERT_NE(policy, nullptr);
@@ -198,13 +207,37 @@ TEST_P(PolicyConformance, TakesEveryValueThatItsSchemaAllows) {
   }
 }
 
-std::string NameOf(const testing::TestParamInfo<PolicySchema>& info) {
-  std::string name = info.param.name;
+// Of every policy, its defaults, each choice beside them, and a slack of 1 where that is allowed.
+// Formats: what is sealed is tested in each of them.
+std::vector<Variant> Variants() {
+  std::vector<Variant> variants;
+  for (const PolicySchema& schema : PolicySchemas()) {
+    variants.push_back({.schema = schema, .chosen = {}});
+    for (const PolicyParameter& parameter : schema.parameters) {
+      const auto* range = std::get_if<IntegerRange>(&parameter.allowed);
+      if (parameter.name == "slack" && range->min == 1) {
+        variants.push_back({.schema = schema, .chosen = {{"slack", 1}}});
+      }
+      const auto* choices = std::get_if<Choices>(&parameter.allowed);
+      if (choices == nullptr || parameter.name == "format") continue;
+      for (size_t i = 1; i < choices->names.size(); ++i) {
+        variants.push_back({.schema = schema, .chosen = {{parameter.name, choices->names[i]}}});
+      }
+    }
+  }
+  return variants;
+}
+
+std::string NameOf(const testing::TestParamInfo<Variant>& info) {
+  std::string name = info.param.schema.name;
+  for (const auto& [parameter, value] : info.param.chosen) {
+    name += "_" + parameter + "_" + ToString(value);
+  }
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Registry, PolicyConformance, testing::ValuesIn(PolicySchemas()), NameOf);
+INSTANTIATE_TEST_SUITE_P(Registry, PolicyConformance, testing::ValuesIn(Variants()), NameOf);
 
 TEST(PolicyRegistry, EverySchemaHasAClassAndNoOtherNameDoes) {
   std::set<std::string> names;

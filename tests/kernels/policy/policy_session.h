@@ -1,7 +1,8 @@
 // A session that lives under a policy: fed chunk by chunk with random rows and queries, drained,
 // compacted and sealed in the order that client and agent keep, with the real kernels on a small
-// pool. Queries have a direction in common, so that most agree on which keys are important. Knows
-// what each row must hold, by its position.
+// pool. Queries have a direction in common, so that most agree on which keys are important; or a
+// model's own rows and queries, through BeginStep and EndStep. Knows what each row must hold, by
+// its position.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -12,6 +13,7 @@
 #include <cmath>
 #include <numeric>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "kernels/compaction.h"
@@ -41,6 +43,16 @@ class PolicySession {
     for (uint32_t i = pages; i > 0; --i) free_.push_back(layout_.Page(SlabIndex(i - 1), 0));
     compact_at_ = policy.NextCompactAt(State());
   }
+
+  // What a worker's profile has found, instead of what this session makes up: classes of the heads,
+  // and what each key of the prompt was given, [planes][prompt tokens].
+  void SetProfile(const std::vector<HeadClass>& classes,
+                  const std::vector<std::vector<float>>& frequency) {
+    for (HeadClass c : classes) classes_.push_back(static_cast<uint8_t>(c));
+    for (uint32_t p = 0; p < planes_.planes(); ++p) planes_.SetSums(p, frequency[p]);
+  }
+  // Flags of the newest tokens. Requires a policy that declares them.
+  void SetNewestFlags(std::span<const uint8_t> flags) { planes_.SetNewestFlags(flags); }
 
   // What is sealed from now on, at every hand-over and each time that kSealBatch rows have come.
   void SealAs(const SealRule& rule) { seal_ = rule; }
@@ -73,9 +85,10 @@ class PolicySession {
             .head_classes = HeadClasses()};
   }
 
-  // What a worker's profile may have found: one head after the other of each class.
+  // What a worker's profile has found or may have: one head after the other of each class.
   std::vector<uint8_t> HeadClasses() const {
-    std::vector<uint8_t> classes;
+    std::vector<uint8_t> classes = classes_;
+    if (!classes.empty()) return classes;
     if (!needs_.profile.has_value() || committed_ < plan_.prompt_tokens) return classes;
     for (uint32_t p = 0; p < planes_.planes(); ++p) {
       classes.push_back(static_cast<uint8_t>((p + 3) % 5));
@@ -99,27 +112,55 @@ class PolicySession {
   // One append of `tokens` tokens, after a hand-over when it is due. Returns its queries,
   // [tokens][model_layers][query_heads][key_dim].
   std::vector<float> Feed(uint32_t tokens) {
+    BeginStep(tokens);
+    for (uint32_t i = 0; i < tokens; ++i) StoreRandomRows(fresh_ - tokens + i);
+    const Geometry& g = geometry();
+    const size_t floats = size_t{g.model_layers()} * g.query_heads * g.key_dim;
+    std::vector<float> queries = Random(tokens * floats, 2);
+    for (size_t i = 0; i < queries.size(); ++i) queries[i] += i % g.key_dim < 4 ? 3.0f : 0.0f;
+    EndStep(tokens, queries);
+    return queries;
+  }
+
+  // The two halves of an append, for a caller that stores the rows: as a worker does, into the last
+  // `tokens` fresh rows of View() between them. Queries as Feed() returns them.
+  void BeginStep(uint32_t tokens) {
     if (compact_at_.has_value() && fresh_ > 0 && Longest() + tokens > *compact_at_) HandOver();
     if (seal_.format != SealedFormat::kNone && fresh_ >= kSealBatch) Move();
     while (fresh_pages_.size() * kPageTokens < fresh_ + tokens) {
       fresh_pages_.push_back(free_.back());
       free_.pop_back();
     }
-    const Geometry& g = geometry();
-    for (uint32_t i = 0; i < tokens; ++i) Append();
+    fresh_ += tokens;
+  }
+
+  void EndStep(uint32_t tokens, const std::vector<float>& queries) {
+    for (uint32_t row = fresh_ - tokens; row < fresh_; ++row) RememberRows(row);
+    committed_ += tokens;
     planes_.Append(committed_ - tokens, tokens);
-    const size_t floats = size_t{g.model_layers()} * g.query_heads * g.key_dim;
-    std::vector<float> queries = Random(tokens * floats, 2);
-    for (size_t i = 0; i < queries.size(); ++i) queries[i] += i % g.key_dim < 4 ? 3.0f : 0.0f;
+    const Geometry& g = geometry();
+    const auto floats =
+        static_cast<ptrdiff_t>(size_t{g.model_layers()} * g.query_heads) * g.key_dim;
     for (uint32_t i = 0; i < tokens; ++i) {
       const uint32_t position = committed_ - tokens + i;
       if (!Wanted(position, i, tokens)) continue;
       pending_positions_.push_back(position);
-      pending_.insert(pending_.end(), queries.begin() + static_cast<ptrdiff_t>(i * floats),
-                      queries.begin() + static_cast<ptrdiff_t>((i + 1) * floats));
+      pending_.insert(pending_.end(), queries.begin() + i * floats,
+                      queries.begin() + (i + 1) * floats);
       if (pending_positions_.size() == kDrainQueries) Drain();
     }
-    return queries;
+  }
+
+  const Layout& layout() const { return layout_; }
+  std::byte* base() { return pool_.data(); }
+  SessionView View() const {
+    return {.compacted_lengths = compacted_.lengths.data(),
+            .compacted_blocks = blocks_.data(),
+            .compacted_stride = stride_,
+            .sealed_lengths = compacted_.sealed_lengths.data(),
+            .sealed_format = compacted_.format,
+            .fresh_pages = fresh_pages_.data(),
+            .fresh_tokens = fresh_};
   }
 
   void Drain() {
@@ -212,31 +253,32 @@ class PolicySession {
     return tokens == 1 || tokens - index <= needs_.prompt_rows;
   }
 
-  void Append() {
-    const Geometry& g = geometry();
-    for (uint32_t p = 0; p < g.planes(); ++p) {
-      rows_[p].push_back({Random(g.key_dim, 1), Random(g.value_dim, 1)});
-      const float importance = Random(1, 1.5f).front();
-      for (uint32_t d = 0; d < 4; ++d) rows_[p].back().key[d] += importance;
-      const BlockId block =
-          layout_.Block(fresh_pages_[fresh_ / kPageTokens], p / g.kv_heads, p % g.kv_heads);
-      StoreRow(layout_, pool_.data(), block, fresh_ % kPageTokens, rows_[p].back().key.data(),
-               rows_[p].back().value.data());
-      LoadRow(layout_, pool_.data(), block, fresh_ % kPageTokens, rows_[p].back().key.data(),
-              rows_[p].back().value.data());
-    }
-    ++fresh_;
-    ++committed_;
+  BlockId FreshBlock(uint32_t plane, uint32_t row) const {
+    const uint32_t heads = geometry().kv_heads;
+    return layout_.Block(fresh_pages_[row / kPageTokens], plane / heads, plane % heads);
   }
 
-  SessionView View() const {
-    return {.compacted_lengths = compacted_.lengths.data(),
-            .compacted_blocks = blocks_.data(),
-            .compacted_stride = stride_,
-            .sealed_lengths = compacted_.sealed_lengths.data(),
-            .sealed_format = compacted_.format,
-            .fresh_pages = fresh_pages_.data(),
-            .fresh_tokens = fresh_};
+  void StoreRandomRows(uint32_t fresh_row) {
+    const Geometry& g = geometry();
+    for (uint32_t p = 0; p < g.planes(); ++p) {
+      std::vector<float> key = Random(g.key_dim, 1);
+      const std::vector<float> value = Random(g.value_dim, 1);
+      const float importance = Random(1, 1.5f).front();
+      for (uint32_t d = 0; d < 4; ++d) key[d] += importance;
+      StoreRow(layout_, pool_.data(), FreshBlock(p, fresh_row), fresh_row % kPageTokens, key.data(),
+               value.data());
+    }
+  }
+
+  void RememberRows(uint32_t fresh_row) {
+    const Geometry& g = geometry();
+    for (uint32_t p = 0; p < g.planes(); ++p) {
+      Row& row = rows_[p].emplace_back();
+      row.key.resize(g.key_dim);
+      row.value.resize(g.value_dim);
+      LoadRow(layout_, pool_.data(), FreshBlock(p, fresh_row), fresh_row % kPageTokens,
+              row.key.data(), row.value.data());
+    }
   }
 
   void Compact(const Selection& selection) {
@@ -310,6 +352,7 @@ class PolicySession {
   const PolicyNeeds needs_;
   const SessionPlan plan_;
   SealRule seal_;
+  std::vector<uint8_t> classes_;  // [planes], when they were set
   std::mt19937 random_;
   const Layout layout_;
   Planes planes_;

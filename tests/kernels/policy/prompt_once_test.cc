@@ -4,8 +4,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/policy/prompt_once.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <numeric>
 #include <set>
 
 #include "tests/kernels/policy/step_oracle.h"
@@ -17,16 +19,40 @@ const Geometry kGeometry = TestGeometry(3, 4, 2, 16, 16, Dtype::kF32);
 constexpr SessionPlan kPlan{.prompt_tokens = 200, .max_tokens = 240, .chunk = 37};
 constexpr uint32_t kWindow = 16;
 
+template <typename T>
+double Norm(const std::vector<T>& x) {
+  return std::sqrt(std::inner_product(x.begin(), x.end(), x.begin(), 0.0));
+}
+
+// What KNorm and KeyDiff think of the prompt's keys before the window, [positions].
+std::vector<double> KeyScores(const PolicySession& session, uint32_t plane, RowScore::Kind kind) {
+  std::vector<double> anchor(kGeometry.key_dim), scores;
+  for (uint32_t p = 0; p < kPlan.prompt_tokens; ++p) {
+    const std::vector<float>& key = session.key(plane, p);
+    for (size_t d = 0; d < key.size(); ++d) anchor[d] += key[d] / Norm(key) / kPlan.prompt_tokens;
+  }
+  for (uint32_t p = 0; p < kPlan.prompt_tokens - kWindow; ++p) {
+    const std::vector<float>& key = session.key(plane, p);
+    const double dot = std::inner_product(key.begin(), key.end(), anchor.begin(), 0.0);
+    scores.push_back(kind == RowScore::Kind::kKeyNorm ? -Norm(key)
+                                                      : -dot / Norm(key) / Norm(anchor));
+  }
+  return scores;
+}
+
 // Smoothed scores of the prompt's keys before the window, [positions]: the sum over the window's
 // queries, as the code of SnapKV has it (zeros beyond the ends, the average over the whole kernel).
 std::vector<double> Scores(const StepOracle& oracle, uint32_t plane, RowScore::Kind kind,
                            RowScore::Pooling pooling, int kernel) {
-  const uint32_t voters = kind == RowScore::Kind::kSquareSum ? kPlan.prompt_tokens : kWindow;
+  const bool all = kind == RowScore::Kind::kSquareSum || kind == RowScore::Kind::kSum;
+  const bool squares =
+      kind == RowScore::Kind::kSquareSum || kind == RowScore::Kind::kWindowSquareSum;
+  const uint32_t voters = all ? kPlan.prompt_tokens : kWindow;
   const int n = static_cast<int>(kPlan.prompt_tokens - kWindow);
   std::vector<double> raw(n), smooth(n);
   for (const StepMarks& step : oracle.marks(plane)) {
     if (step.step <= kPlan.prompt_tokens - voters || step.step > kPlan.prompt_tokens) continue;
-    const auto& source = kind == RowScore::Kind::kWindowSum ? step.sum : step.squares;
+    const auto& source = squares ? step.squares : step.sum;
     const int saw = std::min(n, static_cast<int>(step.step));
     for (int p = 0; p < saw; ++p) raw[p] += source[p];
   }
@@ -50,7 +76,9 @@ class PromptRun {
     LiveBeside(&session_, kPlan, kPlan.max_tokens, [&](const StepOracle& oracle, uint32_t now) {
       ASSERT_EQ(now, kPlan.prompt_tokens);
       for (uint32_t plane = 0; plane < kGeometry.planes(); ++plane) {
-        scores_.push_back(Scores(oracle, plane, kind, pooling, kernel));
+        const bool by_key = kind == RowScore::Kind::kKeyNorm || kind == RowScore::Kind::kKeyDiff;
+        scores_.push_back(by_key ? KeyScores(session_, plane, kind)
+                                 : Scores(oracle, plane, kind, pooling, kernel));
         std::vector<uint32_t> kept = KeptBefore(session_, plane, now);
         ASSERT_GE(kept.size(), kWindow);
         for (uint32_t i = 0; i < kWindow; ++i) {
@@ -71,7 +99,8 @@ class PromptRun {
   // Among the keys of heads first .. last, none that went had a better score than one that stayed,
   // but for the best `floor` of each head, which stay anyway.
   void ExpectBest(uint32_t first, uint32_t last, uint32_t floor) const {
-    double worst = std::numeric_limits<double>::infinity(), best_gone = 0;
+    const auto near = [](double score) { return 1e-5 * std::abs(score); };
+    double worst = std::numeric_limits<double>::infinity(), best_gone = -worst;
     for (uint32_t plane = first; plane <= last; ++plane) {
       ASSERT_GE(kept(plane), floor);
       std::vector<double> of_head;
@@ -87,10 +116,10 @@ class PromptRun {
       // Within a head the better ones stay in any case.
       for (uint32_t p = 0; p < scores_[plane].size() && !of_head.empty(); ++p) {
         if (kept_[plane].contains(p)) continue;
-        EXPECT_LE(scores_[plane][p], of_head.back() * (1 + 1e-5));
+        EXPECT_LE(scores_[plane][p], of_head.back() + near(of_head.back()));
       }
     }
-    EXPECT_LE(best_gone, worst * (1 + 1e-5));
+    EXPECT_LE(best_gone, worst + near(worst));
   }
 
  private:
@@ -159,21 +188,67 @@ TEST(PyramidKv, BudgetsOfAnyNumberOfLayersAddUp) {
 }
 
 TEST(AdaKv, TheHeadsOfALayerShareItsBudget) {
-  for (const char* scorer : {"snapkv", "kvcompress"}) {
+  using Kind = RowScore::Kind;
+  const struct {
+    const char* scorer;
+    Kind kind;
+    RowScore::Pooling pooling;
+  } cases[] = {{"snapkv", Kind::kWindowSum, RowScore::Pooling::kMax},
+               {"kvcompress", Kind::kWindowSquareSum, RowScore::Pooling::kMax},
+               {"h2o", Kind::kSum, RowScore::Pooling::kNone},
+               {"knorm", Kind::kKeyNorm, RowScore::Pooling::kNone},
+               {"keydiff", Kind::kKeyDiff, RowScore::Pooling::kNone}};
+  for (const auto& c : cases) {
     for (double floor : {0.0, 0.5}) {
-      const PromptRun run("adakv", {{"budget", 60}, {"scorer", scorer}, {"floor", floor}},
-                          scorer == std::string("snapkv") ? RowScore::Kind::kWindowSum
-                                                          : RowScore::Kind::kWindowSquareSum,
-                          RowScore::Pooling::kMax, 7);
+      const PromptRun run("adakv", {{"budget", 60}, {"scorer", c.scorer}, {"floor", floor}}, c.kind,
+                          c.pooling, c.pooling == RowScore::Pooling::kNone ? 1 : 7);
       bool uneven = false;
       for (uint32_t layer = 0; layer < kGeometry.layers; ++layer) {
-        EXPECT_EQ(run.kept(2 * layer) + run.kept(2 * layer + 1), 2 * (60 - kWindow));
+        EXPECT_EQ(run.kept(2 * layer) + run.kept(2 * layer + 1), 2 * (60 - kWindow)) << c.scorer;
         uneven = uneven || run.kept(2 * layer) != run.kept(2 * layer + 1);
         run.ExpectBest(2 * layer, 2 * layer + 1, static_cast<uint32_t>(floor * (60 - kWindow)));
       }
-      EXPECT_TRUE(uneven);
+      EXPECT_TRUE(uneven) << c.scorer;
     }
   }
+}
+
+// The scores themselves: tests/kernels/scores/expected_attention_test.cc.
+TEST(AdaKv, WrapsExpectedAttentionAtTheEndOfThePrompt) {
+  const PolicyValues values = {
+      {"budget", 60}, {"window", kWindow}, {"scorer", "expected-attention"}, {"rope_theta", 500.0}};
+  const auto policy = MakePolicy(*MakePolicySpec("adakv", values));
+  EXPECT_EQ(policy->Needs().planes, PlaneSet{.window_queries = kWindow});
+  EXPECT_EQ(policy->Needs().queries, QueryNeed::kPrompt);
+  const auto selection =
+      policy->Compact({.geometry = &kGeometry, .plan = kPlan, .step = 200, .length = 200});
+  ASSERT_TRUE(selection.has_value());
+  EXPECT_EQ(selection->scope, Selection::Scope::kLayer);
+  EXPECT_EQ(selection->heads,
+            (std::vector<HeadRule>{{.first = 4, .recent = kWindow, .total = 60}}));
+  const RowScore right{
+      .kind = RowScore::Kind::kExpectedAttention,
+      .window = kWindow,
+      .future = {.from = 200, .horizon = 512, .sinks = 4, .epsilon = 0.02, .rope_theta = 500}};
+  EXPECT_EQ(selection->score, right);
+  PolicySession session(kGeometry, *policy, kPlan, 4);
+  while (session.committed() < kPlan.max_tokens) session.Feed(20);
+  EXPECT_EQ(session.compactions(), 1u);
+  for (uint32_t layer = 0; layer < kGeometry.layers; ++layer) {
+    EXPECT_EQ(
+        KeptBefore(session, 2 * layer, 200).size() + KeptBefore(session, 2 * layer + 1, 200).size(),
+        2 * 60u);
+  }
+}
+
+TEST(AdaKv, SinksAndWindowMustFitTheBudget) {
+  PolicyValues values = {{"budget", 60}, {"window", 57}};
+  EXPECT_TRUE(MakePolicySpec("adakv", values).ok());
+  values["scorer"] = "expected-attention";
+  EXPECT_THAT(MakePolicySpec("adakv", values).status().ToString(),
+              testing::HasSubstr("its 4 sinks and the window must not exceed budget"));
+  values["window"] = 56;
+  EXPECT_TRUE(MakePolicySpec("adakv", values).ok());
 }
 
 TEST(AdaKv, AWholeFloorIsSnapKv) {

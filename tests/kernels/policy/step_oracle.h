@@ -87,20 +87,28 @@ class StepOracle {
 // Feeds a prompt in chunks and then single tokens until `tokens`, with an oracle beside it. Calls
 // check(oracle) after each append in which the session was compacted, before the oracle has the
 // queries of that append: what it knows then is what the compaction knew.
-template <typename Check>
-void LiveBeside(PolicySession* session, const SessionPlan& plan, uint32_t tokens, Check check) {
+// `feed(tokens)` appends and returns the queries, as PolicySession::Feed does.
+template <typename Feed, typename Check>
+void LiveBeside(const PolicySession* session, const SessionPlan& plan, uint32_t tokens, Feed feed,
+                Check check) {
   StepOracle oracle(*session);
   while (session->committed() < tokens) {
     const uint32_t now = session->committed(), before = session->compactions();
     const uint32_t prompt = plan.prompt_tokens - std::min(plan.prompt_tokens, now);
     const uint32_t step = prompt > 0 ? std::min(prompt, plan.chunk) : 1;
-    const std::vector<float> queries = session->Feed(step);
+    const std::vector<float> queries = feed(step);
     if (session->compactions() != before) {
       check(oracle, now);
       if (testing::Test::HasFatalFailure()) return;
     }
     oracle.Feed(queries, step);
   }
+}
+
+template <typename Check>
+void LiveBeside(PolicySession* session, const SessionPlan& plan, uint32_t tokens, Check check) {
+  LiveBeside(
+      session, plan, tokens, [session](uint32_t step) { return session->Feed(step); }, check);
 }
 
 // The positions of head `plane` that were there before position `end`, ascending.
