@@ -61,15 +61,13 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
       connections_refused_(metrics_.CounterFamily("kvpool_agent_connections_refused_total",
                                                   "Workers' connections cut, by reason.")),
       http_(metrics_.CounterFamily("kvpool_agent_http_requests_total",
-                                   "Requests of operators by outcome; bad ones could not be "
-                                   "read.")),
+                                   "Requests of operators by outcome; bad ones: unreadable.")),
       reclaims_(metrics_.CounterFamily("kvpool_agent_reclaims_total",
                                        "Reclaims by step of the reclaim order and reason.")),
       reclaimed_bytes_(metrics_.CounterFamily("kvpool_agent_reclaimed_bytes_total",
                                               "Bytes freed, or refused, by step.")),
-      failed_sealings_(metrics_.CounterFamily(
-          "kvpool_agent_failed_sealings_total",
-          "Requantisations of sessions that stopped short, because no page would come free.")),
+      failed_sealings_(metrics_.CounterFamily("kvpool_agent_failed_sealings_total",
+                                              "Requantisations that would free no page.")),
       recovery_(metrics_.HistogramFamily("kvpool_agent_recovery_ratio",
                                          "Mean recovery over heads of each compaction.",
                                          kRecoveryBuckets)),

@@ -518,342 +518,342 @@ TEST_F(ManagerTest, AnAgentDrains) {
   ASSERT_EQ(agent.Connect(), "ok");
   EXPECT_TRUE(Eventually([&] { return agent.Exchange().ok() && agent.tenant("a").lease >= 10; }));
   EXPECT_EQ(Get("/v1/audit?limit=1").at("entries").at(0).at("action"), "agent.undrain");
-  TEST_F(ManagerTest, AnAgentIsToldTheGraceAndATenantsOverageIsShown) {
-    Put("a", 0, 40);
-    Put("b", 0, 40);
-    ASSERT_EQ(Call("PUT", "/v1/tenants/b",
-                   R"({"guaranteed":0,"limit":"40 MiB","grace":{"cold":"250 ms","running":"3 s"},)"
-                   R"("over_deadline":"preempt"})")
-                  .status,
-              200);
-    FakeAgent agent(AgentOptions("gpu-0")), other(AgentOptions("gpu-1"));
-    ASSERT_EQ(agent.Connect(), "ok");
-    ASSERT_EQ(other.Connect(), "ok");
-    ASSERT_TRUE(agent.Exchange().ok());
-    ASSERT_TRUE(other.Exchange().ok());
-    EXPECT_EQ(agent.tenant("a").grace_cold_millis, 2000u);
-    EXPECT_EQ(agent.tenant("a").grace_running_millis, 15'000u);
-    EXPECT_EQ(agent.tenant("a").over_deadline, rpc::OverDeadline::HOLD);
-    EXPECT_EQ(agent.tenant("b").grace_cold_millis, 250u);
-    EXPECT_EQ(agent.tenant("b").grace_running_millis, 3000u);
-    EXPECT_EQ(agent.tenant("b").over_deadline, rpc::OverDeadline::PREEMPT);
+}
 
-    agent.tenant("a").held = other.tenant("a").held = 2;
-    const auto report = [](FakeAgent& from, uint64_t over_millis, bool past_deadline) {
-      return from.Exchange([=](rpc::Report::Builder report) {
-        report.getTenants()[0].setOverMillis(over_millis);
-        report.getTenants()[0].setPastDeadline(past_deadline);
-      });
-    };
-    ASSERT_TRUE(report(agent, 700, false).ok());
-    ASSERT_TRUE(report(other, 16'000, true).ok());
-    json::value tenant = Get("/v1/tenants/a");
-    EXPECT_EQ(tenant.at("over_ms").as_int64(), 16'000) << "the longest of all agents";
-    EXPECT_TRUE(tenant.at("past_deadline").as_bool());
-    EXPECT_EQ(tenant.at("over_deadline").as_string(), "hold");
-    EXPECT_EQ(tenant.at("agents").at(0).at("over_ms").as_int64(), 700);
-    EXPECT_FALSE(tenant.at("agents").at(0).at("past_deadline").as_bool());
-    EXPECT_TRUE(tenant.at("agents").at(1).at("past_deadline").as_bool());
-    EXPECT_FALSE(Get("/v1/tenants/b").at("past_deadline").as_bool());
-    const std::string metrics = Call("GET", "/metrics").body;
-    EXPECT_THAT(metrics, HasSubstr("kvpool_tenant_over_deadline{tenant=\"a\"} 1\n"));
-    EXPECT_THAT(metrics, HasSubstr("kvpool_tenant_over_deadline{tenant=\"b\"} 0\n"));
-    ASSERT_TRUE(report(other, ~uint64_t{0}, true).ok());
-    EXPECT_EQ(Get("/v1/tenants/a").at("over_ms").as_int64(), int64_t{365} * 24 * 3600 * 1000);
-    ASSERT_TRUE(report(agent, 0, false).ok());
-    ASSERT_TRUE(report(other, 0, false).ok());
-    tenant = Get("/v1/tenants/a");
-    EXPECT_EQ(tenant.at("over_ms").as_int64(), 0);
-    EXPECT_FALSE(tenant.at("past_deadline").as_bool());
-  }
+TEST_F(ManagerTest, AnAgentIsToldTheGraceAndATenantsOverageIsShown) {
+  Put("a", 0, 40);
+  Put("b", 0, 40);
+  ASSERT_EQ(Call("PUT", "/v1/tenants/b",
+                 R"({"guaranteed":0,"limit":"40 MiB","grace":{"cold":"250 ms","running":"3 s"},)"
+                 R"("over_deadline":"preempt"})")
+                .status,
+            200);
+  FakeAgent agent(AgentOptions("gpu-0")), other(AgentOptions("gpu-1"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_EQ(other.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  ASSERT_TRUE(other.Exchange().ok());
+  EXPECT_EQ(agent.tenant("a").grace_cold_millis, 2000u);
+  EXPECT_EQ(agent.tenant("a").grace_running_millis, 15'000u);
+  EXPECT_EQ(agent.tenant("a").over_deadline, rpc::OverDeadline::HOLD);
+  EXPECT_EQ(agent.tenant("b").grace_cold_millis, 250u);
+  EXPECT_EQ(agent.tenant("b").grace_running_millis, 3000u);
+  EXPECT_EQ(agent.tenant("b").over_deadline, rpc::OverDeadline::PREEMPT);
 
-  TEST_F(ManagerTest, ReclaimsCanBeAskedFor) {
-    Put("a", 0, 40);
-    FakeAgent agent(AgentOptions("gpu-0"));
-    ASSERT_EQ(agent.Connect(), "ok");
-    ASSERT_TRUE(agent.Exchange().ok());
-    agent.AddReclaim("a", 7);
-    ASSERT_TRUE(agent.Exchange().ok());
-    ASSERT_TRUE(agent
-                    .Exchange([&](rpc::Report::Builder report) {
-                      auto refusal = report.initReclaims(1)[0];
-                      refusal.setTenant(agent.tenant("a").id);
-                      refusal.setStep(rpc::ReclaimStep::REFUSAL);
-                      refusal.setReason(rpc::ReclaimReason::LEASE_GROWING);
-                      refusal.setCount(3);
-                      refusal.setRecovery(-1);
-                    })
-                    .ok());
-    for (uint32_t i = 0; i < 5; ++i) agent.AddReclaim("a", 10);
-    ASSERT_TRUE(agent.Exchange().ok());
-    const json::value reclaims = Get("/v1/tenants/a/reclaims");
-    ASSERT_EQ(reclaims.at("reclaims").as_array().size(), 2u);
-    const json::value& refusal = reclaims.at("reclaims").at(1);
-    EXPECT_EQ(refusal.at("reason").as_string(), "lease-growing");
-    EXPECT_EQ(refusal.at("count").as_int64(), 3);
-    EXPECT_TRUE(refusal.at("bytes_before").is_null()) << "nothing got smaller";
-    EXPECT_TRUE(refusal.at("bytes_after").is_null());
-    EXPECT_TRUE(refusal.at("recovery").is_null());
-    EXPECT_TRUE(refusal.at("recovery_min").is_null());
-    EXPECT_TRUE(refusal.at("cumulative_recovery").is_null());
-    const json::value& last = reclaims.at("reclaims").at(0);
-    EXPECT_EQ(last.at("count").as_int64(), 6);
-    EXPECT_EQ(last.at("bytes").as_int64(), 57);
-    EXPECT_EQ(last.at("bytes_before").as_int64(), 57 * 4);
-    EXPECT_EQ(last.at("bytes_after").as_int64(), 57 * 3);
-    EXPECT_GE(last.at("first_age_ms").as_int64(), last.at("age_ms").as_int64());
-    EXPECT_EQ(last.at("step").as_string(), "compaction");
-    EXPECT_EQ(last.at("reason").as_string(), "lease-shrink");
-    EXPECT_EQ(last.at("agent").as_string(), "gpu-0");
-    EXPECT_EQ(last.at("recovery").as_double(), 0.5);
-    EXPECT_EQ(last.at("recovery_min").as_double(), 0.25);
-    EXPECT_EQ(last.at("cumulative_recovery").as_double(), 0.125);
-    EXPECT_EQ(last.at("cumulative_recovery_min").as_double(), 0.0625);
-    EXPECT_EQ(Call("GET", "/v1/tenants/b/reclaims").status, 404);
-  }
+  agent.tenant("a").held = other.tenant("a").held = 2;
+  const auto report = [](FakeAgent& from, uint64_t over_millis, bool past_deadline) {
+    return from.Exchange([=](rpc::Report::Builder report) {
+      report.getTenants()[0].setOverMillis(over_millis);
+      report.getTenants()[0].setPastDeadline(past_deadline);
+    });
+  };
+  ASSERT_TRUE(report(agent, 700, false).ok());
+  ASSERT_TRUE(report(other, 16'000, true).ok());
+  json::value tenant = Get("/v1/tenants/a");
+  EXPECT_EQ(tenant.at("over_ms").as_int64(), 16'000) << "the longest of all agents";
+  EXPECT_TRUE(tenant.at("past_deadline").as_bool());
+  EXPECT_EQ(tenant.at("over_deadline").as_string(), "hold");
+  EXPECT_EQ(tenant.at("agents").at(0).at("over_ms").as_int64(), 700);
+  EXPECT_FALSE(tenant.at("agents").at(0).at("past_deadline").as_bool());
+  EXPECT_TRUE(tenant.at("agents").at(1).at("past_deadline").as_bool());
+  EXPECT_FALSE(Get("/v1/tenants/b").at("past_deadline").as_bool());
+  const std::string metrics = Call("GET", "/metrics").body;
+  EXPECT_THAT(metrics, HasSubstr("kvpool_tenant_over_deadline{tenant=\"a\"} 1\n"));
+  EXPECT_THAT(metrics, HasSubstr("kvpool_tenant_over_deadline{tenant=\"b\"} 0\n"));
+  ASSERT_TRUE(report(other, ~uint64_t{0}, true).ok());
+  EXPECT_EQ(Get("/v1/tenants/a").at("over_ms").as_int64(), int64_t{365} * 24 * 3600 * 1000);
+  ASSERT_TRUE(report(agent, 0, false).ok());
+  ASSERT_TRUE(report(other, 0, false).ok());
+  tenant = Get("/v1/tenants/a");
+  EXPECT_EQ(tenant.at("over_ms").as_int64(), 0);
+  EXPECT_FALSE(tenant.at("past_deadline").as_bool());
+}
 
-  TEST_F(ManagerTest, ARecordWeighsAsManyCompactionsAsItMeasured) {
-    Put("a", 0, 40);
-    FakeAgent agent(AgentOptions("gpu-0"));
-    ASSERT_EQ(agent.Connect(), "ok");
-    ASSERT_TRUE(agent.Exchange().ok());
-    ASSERT_TRUE(agent
-                    .Exchange([&](rpc::Report::Builder report) {
-                      auto reclaims = report.initReclaims(2);
-                      for (auto reclaim : reclaims) {
-                        reclaim.setTenant(agent.tenant("a").id);
-                        reclaim.setStep(rpc::ReclaimStep::COMPACTION);
-                      }
-                      reclaims[0].setRecovery(0.9);
-                      reclaims[0].setMeasured(8);
-                      reclaims[1].setRecovery(0.45);  // of an agent that does not tell how many
-                    })
-                    .ok());
-    const json::value reclaims = Get("/v1/tenants/a/reclaims");
-    ASSERT_EQ(reclaims.at("reclaims").as_array().size(), 1u);
-    EXPECT_NEAR(reclaims.at("reclaims").at(0).at("recovery").as_double(), 0.85, 1e-12);
-  }
+TEST_F(ManagerTest, ReclaimsCanBeAskedFor) {
+  Put("a", 0, 40);
+  FakeAgent agent(AgentOptions("gpu-0"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  agent.AddReclaim("a", 7);
+  ASSERT_TRUE(agent.Exchange().ok());
+  ASSERT_TRUE(agent
+                  .Exchange([&](rpc::Report::Builder report) {
+                    auto refusal = report.initReclaims(1)[0];
+                    refusal.setTenant(agent.tenant("a").id);
+                    refusal.setStep(rpc::ReclaimStep::REFUSAL);
+                    refusal.setReason(rpc::ReclaimReason::LEASE_GROWING);
+                    refusal.setCount(3);
+                    refusal.setRecovery(-1);
+                  })
+                  .ok());
+  for (uint32_t i = 0; i < 5; ++i) agent.AddReclaim("a", 10);
+  ASSERT_TRUE(agent.Exchange().ok());
+  const json::value reclaims = Get("/v1/tenants/a/reclaims");
+  ASSERT_EQ(reclaims.at("reclaims").as_array().size(), 2u);
+  const json::value& refusal = reclaims.at("reclaims").at(1);
+  EXPECT_EQ(refusal.at("reason").as_string(), "lease-growing");
+  EXPECT_EQ(refusal.at("count").as_int64(), 3);
+  EXPECT_TRUE(refusal.at("bytes_before").is_null()) << "nothing got smaller";
+  EXPECT_TRUE(refusal.at("bytes_after").is_null());
+  EXPECT_TRUE(refusal.at("recovery").is_null());
+  EXPECT_TRUE(refusal.at("recovery_min").is_null());
+  EXPECT_TRUE(refusal.at("cumulative_recovery").is_null());
+  const json::value& last = reclaims.at("reclaims").at(0);
+  EXPECT_EQ(last.at("count").as_int64(), 6);
+  EXPECT_EQ(last.at("bytes").as_int64(), 57);
+  EXPECT_EQ(last.at("bytes_before").as_int64(), 57 * 4);
+  EXPECT_EQ(last.at("bytes_after").as_int64(), 57 * 3);
+  EXPECT_GE(last.at("first_age_ms").as_int64(), last.at("age_ms").as_int64());
+  EXPECT_EQ(last.at("step").as_string(), "compaction");
+  EXPECT_EQ(last.at("reason").as_string(), "lease-shrink");
+  EXPECT_EQ(last.at("agent").as_string(), "gpu-0");
+  EXPECT_EQ(last.at("recovery").as_double(), 0.5);
+  EXPECT_EQ(last.at("recovery_min").as_double(), 0.25);
+  EXPECT_EQ(last.at("cumulative_recovery").as_double(), 0.125);
+  EXPECT_EQ(last.at("cumulative_recovery_min").as_double(), 0.0625);
+  EXPECT_EQ(Call("GET", "/v1/tenants/b/reclaims").status, 404);
+}
 
-  TEST_F(ManagerTest, AnImpossibleReportCutsItsAgentOff) {
-    Put("a", 0, 40);
-    using Edit = std::function<void(rpc::Report::Builder)>;
-    const std::vector<Edit> edits = {
-        [](rpc::Report::Builder report) { report.getTenants()[0].setTenant(0); },
-        [](rpc::Report::Builder report) { report.getTenants()[0].setLeaseSlabs(21); },
-        [](rpc::Report::Builder report) { report.getTenants()[0].setHeldSlabs(21); },
-        [](rpc::Report::Builder report) { report.getTenants()[0].setChargedSlabs(21); },
-        [](rpc::Report::Builder report) { report.getTenants()[0].setUsedBytes(~uint64_t{0}); },
-        [](rpc::Report::Builder report) { report.getTenants()[0].setRecoverySum(0.0 / 0.0); },
-        [](rpc::Report::Builder report) { report.getTenants()[0].setRecoveryMin(-1); },
-        [](rpc::Report::Builder report) { report.getTenants()[0].setOverMillis(1); },
-        [](rpc::Report::Builder report) { report.getTenants()[0].setPastDeadline(true); },
-        [](rpc::Report::Builder report) { report.initTenants(limits::kTenants + 1); },
-        [](rpc::Report::Builder report) { report.initReclaims(limits::kReclaimsPerReport + 1); },
-        [](rpc::Report::Builder report) { report.initReclaims(1)[0].setBytes(~uint64_t{0}); },
-        [](rpc::Report::Builder report) { report.initReclaims(1)[0].setBytesBefore(~uint64_t{0}); },
-        [](rpc::Report::Builder report) {  // freed more than there was
-          auto reclaim = report.initReclaims(1)[0];
-          reclaim.setBytes(10);
-          reclaim.setBytesBefore(9);
-        },
-        [](rpc::Report::Builder report) {
-          auto twice = report.initTenants(2);
-          for (auto line : twice) {
-            line.setTenant(1);
-            line.setRecoveryMin(1);
-          }
-        },
-    };
-    FakeAgent other(AgentOptions("other"));
-    ASSERT_EQ(other.Connect(), "ok");
-    for (size_t i = 0; i < edits.size(); ++i) {
-      FakeAgent agent(AgentOptions("a"));
-      ASSERT_EQ(agent.Connect(), "ok");
-      ASSERT_TRUE(agent.Exchange().ok());
-      EXPECT_FALSE(agent.Exchange(edits[i]).ok()) << i;
-      EXPECT_FALSE(agent.Exchange().ok()) << i;
-      EXPECT_TRUE(other.Exchange().ok()) << i;
-    }
-    EXPECT_THAT(
-        Call("GET", "/metrics").body,
-        HasSubstr("kvpool_manager_reports_total{outcome=\"bad\"} " + std::to_string(edits.size())));
-  }
+TEST_F(ManagerTest, ARecordWeighsAsManyCompactionsAsItMeasured) {
+  Put("a", 0, 40);
+  FakeAgent agent(AgentOptions("gpu-0"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  ASSERT_TRUE(agent
+                  .Exchange([&](rpc::Report::Builder report) {
+                    auto reclaims = report.initReclaims(2);
+                    for (auto reclaim : reclaims) {
+                      reclaim.setTenant(agent.tenant("a").id);
+                      reclaim.setStep(rpc::ReclaimStep::COMPACTION);
+                    }
+                    reclaims[0].setRecovery(0.9);
+                    reclaims[0].setMeasured(8);
+                    reclaims[1].setRecovery(0.45);  // of an agent that does not tell how many
+                  })
+                  .ok());
+  const json::value reclaims = Get("/v1/tenants/a/reclaims");
+  ASSERT_EQ(reclaims.at("reclaims").as_array().size(), 1u);
+  EXPECT_NEAR(reclaims.at("reclaims").at(0).at("recovery").as_double(), 0.85, 1e-12);
+}
 
-  TEST_F(ManagerTest, LongTextOfAnAgentIsCutAndMadePrintable) {
-    Put("a", 0, 40);
-    FakeAgentOptions options = AgentOptions("a");
-    options.device = "gpu\x1b" + std::string(limits::kPolicyTextBytes, 'x');
-    FakeAgent agent(options);
+TEST_F(ManagerTest, AnImpossibleReportCutsItsAgentOff) {
+  Put("a", 0, 40);
+  using Edit = std::function<void(rpc::Report::Builder)>;
+  const std::vector<Edit> edits = {
+      [](rpc::Report::Builder report) { report.getTenants()[0].setTenant(0); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setLeaseSlabs(21); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setHeldSlabs(21); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setChargedSlabs(21); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setUsedBytes(~uint64_t{0}); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setRecoverySum(0.0 / 0.0); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setRecoveryMin(-1); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setOverMillis(1); },
+      [](rpc::Report::Builder report) { report.getTenants()[0].setPastDeadline(true); },
+      [](rpc::Report::Builder report) { report.initTenants(limits::kTenants + 1); },
+      [](rpc::Report::Builder report) { report.initReclaims(limits::kReclaimsPerReport + 1); },
+      [](rpc::Report::Builder report) { report.initReclaims(1)[0].setBytes(~uint64_t{0}); },
+      [](rpc::Report::Builder report) { report.initReclaims(1)[0].setBytesBefore(~uint64_t{0}); },
+      [](rpc::Report::Builder report) {  // freed more than there was
+        auto reclaim = report.initReclaims(1)[0];
+        reclaim.setBytes(10);
+        reclaim.setBytesBefore(9);
+      },
+      [](rpc::Report::Builder report) {
+        auto twice = report.initTenants(2);
+        for (auto line : twice) {
+          line.setTenant(1);
+          line.setRecoveryMin(1);
+        }
+      },
+  };
+  FakeAgent other(AgentOptions("other"));
+  ASSERT_EQ(other.Connect(), "ok");
+  for (size_t i = 0; i < edits.size(); ++i) {
+    FakeAgent agent(AgentOptions("a"));
     ASSERT_EQ(agent.Connect(), "ok");
     ASSERT_TRUE(agent.Exchange().ok());
-    EXPECT_EQ(Get("/v1/agents/a").at("device").as_string(),
-              "gpu?" + std::string(limits::kPolicyTextBytes - 4, 'x'));
-    agent.AddReclaim("a", 1);
-    ASSERT_TRUE(agent
-                    .Exchange([](rpc::Report::Builder report) {
-                      report.getReclaims()[0].setPolicy(
-                          std::string(limits::kPolicyTextBytes + 1, 'p'));
-                    })
-                    .ok());
-    EXPECT_EQ(Get("/v1/tenants/a/reclaims").at("reclaims").at(0).at("policy").as_string(),
-              std::string(limits::kPolicyTextBytes, 'p'));
+    EXPECT_FALSE(agent.Exchange(edits[i]).ok()) << i;
+    EXPECT_FALSE(agent.Exchange().ok()) << i;
+    EXPECT_TRUE(other.Exchange().ok()) << i;
   }
+  EXPECT_THAT(
+      Call("GET", "/metrics").body,
+      HasSubstr("kvpool_manager_reports_total{outcome=\"bad\"} " + std::to_string(edits.size())));
+}
 
-  TEST_F(ManagerTest, AMessageThatIsTooLargeCutsItsAgentAndIsCounted) {
-    FakeAgent other(AgentOptions("other"));
-    ASSERT_EQ(other.Connect(), "ok");
-    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    const sockaddr_in name{.sin_family = AF_INET,
-                           .sin_port = htons(std::get<HostPort>(manager_->agents_address()).port),
-                           .sin_addr = {htonl(INADDR_LOOPBACK)}};
-    ASSERT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&name), sizeof(name)), 0);
-    const uint32_t frame[] = {0, limits::kMessageWords + 1, 0, 0};
-    ASSERT_EQ(send(fd, frame, sizeof(frame), MSG_NOSIGNAL), static_cast<ssize_t>(sizeof(frame)));
-    EXPECT_TRUE(Eventually([&] {
-      return Call("GET", "/metrics", "", "")
-                 .body.find("kvpool_manager_connections_refused_total{reason=\"garbage\"} 1") !=
-             std::string::npos;
-    }));
-    close(fd);
-    EXPECT_TRUE(other.Exchange().ok());
-  }
+TEST_F(ManagerTest, LongTextOfAnAgentIsCutAndMadePrintable) {
+  Put("a", 0, 40);
+  FakeAgentOptions options = AgentOptions("a");
+  options.device = "gpu\x1b" + std::string(limits::kPolicyTextBytes, 'x');
+  FakeAgent agent(options);
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  EXPECT_EQ(Get("/v1/agents/a").at("device").as_string(),
+            "gpu?" + std::string(limits::kPolicyTextBytes - 4, 'x'));
+  agent.AddReclaim("a", 1);
+  ASSERT_TRUE(agent
+                  .Exchange([](rpc::Report::Builder report) {
+                    report.getReclaims()[0].setPolicy(
+                        std::string(limits::kPolicyTextBytes + 1, 'p'));
+                  })
+                  .ok());
+  EXPECT_EQ(Get("/v1/tenants/a/reclaims").at("reclaims").at(0).at("policy").as_string(),
+            std::string(limits::kPolicyTextBytes, 'p'));
+}
 
-  TEST_F(ManagerTest, ANewerConnectionTakesOver) {
-    FakeAgent old(AgentOptions("a")), fresh(AgentOptions("a"));
-    ASSERT_EQ(old.Connect(), "ok");
-    ASSERT_EQ(fresh.Connect(), "ok");
-    EXPECT_FALSE(old.Exchange().ok());
-    EXPECT_TRUE(fresh.Exchange().ok());
-    EXPECT_TRUE(Get("/v1/agents/a").at("connected").as_bool());
-  }
+TEST_F(ManagerTest, AMessageThatIsTooLargeCutsItsAgentAndIsCounted) {
+  FakeAgent other(AgentOptions("other"));
+  ASSERT_EQ(other.Connect(), "ok");
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const sockaddr_in name{.sin_family = AF_INET,
+                         .sin_port = htons(std::get<HostPort>(manager_->agents_address()).port),
+                         .sin_addr = {htonl(INADDR_LOOPBACK)}};
+  ASSERT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&name), sizeof(name)), 0);
+  const uint32_t frame[] = {0, limits::kMessageWords + 1, 0, 0};
+  ASSERT_EQ(send(fd, frame, sizeof(frame), MSG_NOSIGNAL), static_cast<ssize_t>(sizeof(frame)));
+  EXPECT_TRUE(Eventually([&] {
+    return Call("GET", "/metrics", "", "")
+               .body.find("kvpool_manager_connections_refused_total{reason=\"garbage\"} 1") !=
+           std::string::npos;
+  }));
+  close(fd);
+  EXPECT_TRUE(other.Exchange().ok());
+}
 
-  TEST_F(ManagerTest, AgentsCanBeForgotten) {
-    auto agent = std::make_unique<FakeAgent>(AgentOptions("a"));
+TEST_F(ManagerTest, ANewerConnectionTakesOver) {
+  FakeAgent old(AgentOptions("a")), fresh(AgentOptions("a"));
+  ASSERT_EQ(old.Connect(), "ok");
+  ASSERT_EQ(fresh.Connect(), "ok");
+  EXPECT_FALSE(old.Exchange().ok());
+  EXPECT_TRUE(fresh.Exchange().ok());
+  EXPECT_TRUE(Get("/v1/agents/a").at("connected").as_bool());
+}
+
+TEST_F(ManagerTest, AgentsCanBeForgotten) {
+  auto agent = std::make_unique<FakeAgent>(AgentOptions("a"));
+  ASSERT_EQ(agent->Connect(), "ok");
+  EXPECT_THAT(Error(Call("DELETE", "/v1/agents/a"), 409), HasSubstr("is connected"));
+  agent.reset();
+  EXPECT_TRUE(Eventually([&] { return Call("DELETE", "/v1/agents/a").status == 200; }));
+  EXPECT_EQ(Call("GET", "/v1/agents/a").status, 404);
+}
+
+TEST_F(ManagerTest, ARestartKeepsTenantsAndLearnsLeases) {
+  Put("a", 10, 40);
+  FakeAgent one(AgentOptions("one")), two(AgentOptions("two"));
+  for (FakeAgent* agent : {&one, &two}) {
     ASSERT_EQ(agent->Connect(), "ok");
-    EXPECT_THAT(Error(Call("DELETE", "/v1/agents/a"), 409), HasSubstr("is connected"));
-    agent.reset();
-    EXPECT_TRUE(Eventually([&] { return Call("DELETE", "/v1/agents/a").status == 200; }));
-    EXPECT_EQ(Call("GET", "/v1/agents/a").status, 404);
+    ASSERT_TRUE(agent->Exchange().ok());
+    agent->tenant("a").wanted = 10;
   }
-
-  TEST_F(ManagerTest, ARestartKeepsTenantsAndLearnsLeases) {
-    Put("a", 10, 40);
-    FakeAgent one(AgentOptions("one")), two(AgentOptions("two"));
-    for (FakeAgent* agent : {&one, &two}) {
-      ASSERT_EQ(agent->Connect(), "ok");
-      ASSERT_TRUE(agent->Exchange().ok());
-      agent->tenant("a").wanted = 10;
-    }
-    for (FakeAgent* agent : {&one, &two, &one, &two, &one, &two, &one, &two}) {
-      ASSERT_TRUE(agent->Exchange().ok());  // head-room comes back at its pace
-    }
-    const uint32_t before = one.tenant("a").lease;
-    EXPECT_EQ(before, 10u);
-
-    StopManager();
-    StartManager();
-    EXPECT_EQ(Get("/v1/tenants").at("epoch").as_int64(), 2);
-    EXPECT_EQ(Get("/v1/tenants/a").at("guaranteed").as_int64(), 10 * kMiB);
-    EXPECT_THAT(Error(Call("GET", "/readyz"), 503), HasSubstr("learning"));
-    for (FakeAgent* agent : {&one, &two}) agent->options().manager = manager_->agents_address();
-    ASSERT_EQ(one.Connect(), "ok");
-    ASSERT_TRUE(one.Exchange().ok());
-    EXPECT_FALSE(one.complete());
-    EXPECT_TRUE(one.Knows("a"));
-    ASSERT_EQ(two.Connect(), "ok");
-    ASSERT_TRUE(two.Exchange().ok());
-    EXPECT_EQ(Call("GET", "/readyz").status, 200);
-    ASSERT_TRUE(one.Exchange().ok());
-    EXPECT_TRUE(one.complete());
-    EXPECT_EQ(one.tenant("a").lease, before);
-    EXPECT_EQ(one.tenant("a").epoch, 2u);
+  for (FakeAgent* agent : {&one, &two, &one, &two, &one, &two, &one, &two}) {
+    ASSERT_TRUE(agent->Exchange().ok());  // head-room comes back at its pace
   }
+  const uint32_t before = one.tenant("a").lease;
+  EXPECT_EQ(before, 10u);
 
-  // Every tenant there can be, with every token and the policy that has most parameters.
-  TEST_F(ManagerTest, TheLargestOrdersFitIntoAMessage) {
-    const PolicySchema& largest =
-        *std::max_element(PolicySchemas().begin(), PolicySchemas().end(),
-                          [](const PolicySchema& a, const PolicySchema& b) {
-                            return a.parameters.size() < b.parameters.size();
-                          });
-    json::array tenants;
-    std::vector<Tenant> stored;
-    for (uint32_t i = 0; i < limits::kTenants; ++i) {
-      const std::string name = std::string(limits::kNameBytes - 4, 'x') + std::to_string(1000 + i);
-      Tenant tenant{.id = TenantId(i + 1),
-                    .spec = {.name = name, .policy = WithoutDefaults(largest)},
-                    .revision = 1};
-      for (uint32_t t = 0; t < limits::kTokensPerTenant; ++t) {
-        tenant.tokens.push_back(Sha256(name + std::to_string(t)));
-      }
-      stored.push_back(std::move(tenant));
-    }
-    StopManager();
-    auto store = SqliteStore::Open(config_.database);
-    ASSERT_TRUE(store.ok());
-    ASSERT_TRUE((*store)->Write(SaveTenants(stored, TenantId(1))).ok());
-    store->reset();
-    StartManager();
-    FakeAgent agent(AgentOptions("a"));
-    ASSERT_EQ(agent.Connect(), "ok");
-    for (int i = 0; i < 2; ++i) {
-      const absl::Status status = agent.Exchange();
-      ASSERT_TRUE(status.ok()) << status;
-    }
-    EXPECT_TRUE(agent.complete());
-    EXPECT_EQ(agent.tenant_count(), limits::kTenants);
-  }
+  StopManager();
+  StartManager();
+  EXPECT_EQ(Get("/v1/tenants").at("epoch").as_int64(), 2);
+  EXPECT_EQ(Get("/v1/tenants/a").at("guaranteed").as_int64(), 10 * kMiB);
+  EXPECT_THAT(Error(Call("GET", "/readyz"), 503), HasSubstr("learning"));
+  for (FakeAgent* agent : {&one, &two}) agent->options().manager = manager_->agents_address();
+  ASSERT_EQ(one.Connect(), "ok");
+  ASSERT_TRUE(one.Exchange().ok());
+  EXPECT_FALSE(one.complete());
+  EXPECT_TRUE(one.Knows("a"));
+  ASSERT_EQ(two.Connect(), "ok");
+  ASSERT_TRUE(two.Exchange().ok());
+  EXPECT_EQ(Call("GET", "/readyz").status, 200);
+  ASSERT_TRUE(one.Exchange().ok());
+  EXPECT_TRUE(one.complete());
+  EXPECT_EQ(one.tenant("a").lease, before);
+  EXPECT_EQ(one.tenant("a").epoch, 2u);
+}
 
-  TEST_F(ManagerTest, MetricsHaveATenantsNumbersWhileItExists) {
-    Put("chat", 4, 10);
-    FakeAgent agent(AgentOptions("a"));
-    ASSERT_EQ(agent.Connect(), "ok");
-    ASSERT_TRUE(agent.Exchange().ok());
-    agent.tenant("chat").used = 5;
-    agent.tenant("chat").held = 1;
-    agent.tenant("chat").charged = 2;
-    agent.tenant("chat").wanted = 2;
-    ASSERT_TRUE(agent.Exchange().ok());
-    const std::string page = Call("GET", "/metrics", "", "").body;
-    for (const char* line :
-         {"kvpool_tenant_guaranteed_bytes{tenant=\"chat\"} 4194304",
-          "kvpool_tenant_limit_bytes{tenant=\"chat\"} 10485760",
-          "kvpool_tenant_leased_bytes{tenant=\"chat\"} 6291456",
-          "kvpool_tenant_held_bytes{tenant=\"chat\"} 2097152",
-          "kvpool_tenant_used_bytes{tenant=\"chat\"} 5",
-          "kvpool_tenant_charged_bytes{tenant=\"chat\"} 4194304",
-          "kvpool_tenant_wanted_bytes{tenant=\"chat\"} 4194304",
-          "kvpool_manager_agents{state=\"connected\"} 1", "kvpool_manager_epoch 1",
-          "kvpool_manager_learning 0", "kvpool_manager_capacity_bytes 41943040"}) {
-      EXPECT_THAT(page, HasSubstr(line));
+// Every tenant there can be, with every token and the policy that has most parameters.
+TEST_F(ManagerTest, TheLargestOrdersFitIntoAMessage) {
+  const PolicySchema& largest =
+      *std::max_element(PolicySchemas().begin(), PolicySchemas().end(),
+                        [](const PolicySchema& a, const PolicySchema& b) {
+                          return a.parameters.size() < b.parameters.size();
+                        });
+  json::array tenants;
+  std::vector<Tenant> stored;
+  for (uint32_t i = 0; i < limits::kTenants; ++i) {
+    const std::string name = std::string(limits::kNameBytes - 4, 'x') + std::to_string(1000 + i);
+    Tenant tenant{.id = TenantId(i + 1),
+                  .spec = {.name = name, .policy = WithoutDefaults(largest)},
+                  .revision = 1};
+    for (uint32_t t = 0; t < limits::kTokensPerTenant; ++t) {
+      tenant.tokens.push_back(Sha256(name + std::to_string(t)));
     }
-    Put("chat", 0, 0);
-    agent.tenant("chat") = {.id = agent.tenant("chat").id};
-    ASSERT_TRUE(agent.Exchange().ok());
-    ASSERT_TRUE(agent.Exchange().ok());
-    ASSERT_EQ(Call("DELETE", "/v1/tenants/chat").status, 200);
-    EXPECT_THAT(Call("GET", "/metrics", "", "").body, Not(HasSubstr("tenant=\"chat\"")));
+    stored.push_back(std::move(tenant));
   }
+  StopManager();
+  auto store = SqliteStore::Open(config_.database);
+  ASSERT_TRUE(store.ok());
+  ASSERT_TRUE((*store)->Write(SaveTenants(stored, TenantId(1))).ok());
+  store->reset();
+  StartManager();
+  FakeAgent agent(AgentOptions("a"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  for (int i = 0; i < 2; ++i) {
+    const absl::Status status = agent.Exchange();
+    ASSERT_TRUE(status.ok()) << status;
+  }
+  EXPECT_TRUE(agent.complete());
+  EXPECT_EQ(agent.tenant_count(), limits::kTenants);
+}
 
-  TEST_F(ManagerTest, AFirstOperatorTokenIsMadeOnce) {
-    StopManager();
-    secrets_.operator_token.reset();
-    StartManager();
-    ASSERT_TRUE(manager_->new_operator_token().has_value());
-    const std::string token = *manager_->new_operator_token();
-    EXPECT_EQ(Call("GET", "/v1/tenants", "", token).status, 200);
-    EXPECT_EQ(Call("GET", "/v1/tenants", "", "operator-token").status, 401);
-    StopManager();
-    StartManager();
-    EXPECT_FALSE(manager_->new_operator_token().has_value());
-    EXPECT_EQ(Call("GET", "/v1/tenants", "", token).status, 200);
-    const HttpResponse operators = Call("GET", "/v1/operators", "", token);
-    const std::string name(
-        json::parse(operators.body).at("operators").at(0).at("name").as_string());
-    EXPECT_EQ(name, "admin-" + TokenId(Sha256(token)));
-    EXPECT_THAT(Error(Call("DELETE", "/v1/operators/" + name, "", token), 409),
-                HasSubstr("last admin"));
+TEST_F(ManagerTest, MetricsHaveATenantsNumbersWhileItExists) {
+  Put("chat", 4, 10);
+  FakeAgent agent(AgentOptions("a"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("chat").used = 5;
+  agent.tenant("chat").held = 1;
+  agent.tenant("chat").charged = 2;
+  agent.tenant("chat").wanted = 2;
+  ASSERT_TRUE(agent.Exchange().ok());
+  const std::string page = Call("GET", "/metrics", "", "").body;
+  for (const char* line : {"kvpool_tenant_guaranteed_bytes{tenant=\"chat\"} 4194304",
+                           "kvpool_tenant_limit_bytes{tenant=\"chat\"} 10485760",
+                           "kvpool_tenant_leased_bytes{tenant=\"chat\"} 6291456",
+                           "kvpool_tenant_held_bytes{tenant=\"chat\"} 2097152",
+                           "kvpool_tenant_used_bytes{tenant=\"chat\"} 5",
+                           "kvpool_tenant_charged_bytes{tenant=\"chat\"} 4194304",
+                           "kvpool_tenant_wanted_bytes{tenant=\"chat\"} 4194304",
+                           "kvpool_manager_agents{state=\"connected\"} 1", "kvpool_manager_epoch 1",
+                           "kvpool_manager_learning 0", "kvpool_manager_capacity_bytes 41943040"}) {
+    EXPECT_THAT(page, HasSubstr(line));
   }
+  Put("chat", 0, 0);
+  agent.tenant("chat") = {.id = agent.tenant("chat").id};
+  ASSERT_TRUE(agent.Exchange().ok());
+  ASSERT_TRUE(agent.Exchange().ok());
+  ASSERT_EQ(Call("DELETE", "/v1/tenants/chat").status, 200);
+  EXPECT_THAT(Call("GET", "/metrics", "", "").body, Not(HasSubstr("tenant=\"chat\"")));
+}
+
+TEST_F(ManagerTest, AFirstOperatorTokenIsMadeOnce) {
+  StopManager();
+  secrets_.operator_token.reset();
+  StartManager();
+  ASSERT_TRUE(manager_->new_operator_token().has_value());
+  const std::string token = *manager_->new_operator_token();
+  EXPECT_EQ(Call("GET", "/v1/tenants", "", token).status, 200);
+  EXPECT_EQ(Call("GET", "/v1/tenants", "", "operator-token").status, 401);
+  StopManager();
+  StartManager();
+  EXPECT_FALSE(manager_->new_operator_token().has_value());
+  EXPECT_EQ(Call("GET", "/v1/tenants", "", token).status, 200);
+  const HttpResponse operators = Call("GET", "/v1/operators", "", token);
+  const std::string name(json::parse(operators.body).at("operators").at(0).at("name").as_string());
+  EXPECT_EQ(name, "admin-" + TokenId(Sha256(token)));
+  EXPECT_THAT(Error(Call("DELETE", "/v1/operators/" + name, "", token), 409),
+              HasSubstr("last admin"));
+}
 
 }  // namespace
 }  // namespace kvpool
