@@ -421,6 +421,20 @@ absl::StatusOr<AgentSession*> Attachment::FindBusy(uint32_t slot) {
   return session;
 }
 
+absl::Status Attachment::BeginWait(uint32_t slot) {
+  const absl::StatusOr<AgentSession*> busy = FindBusy(slot);
+  if (busy.ok()) (*busy)->job = AgentSession::Job::kWaiting;
+  return busy.status();
+}
+
+bool Attachment::EndWait(uint32_t slot) {
+  AgentSession* session = Find(slot);
+  session->job = AgentSession::Job::kNone;
+  if (!session->closed) return true;
+  Free(session);
+  return false;
+}
+
 absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
     uint32_t slot, shm::State resting, std::vector<PageId> reserve) {
   const absl::StatusOr<AgentSession*> busy = FindBusy(slot);

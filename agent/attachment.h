@@ -123,6 +123,12 @@ class Attachment {
   // Errors, in the outcome, as BeginCompaction.
   CompactionOutcome End(uint32_t slot);
 
+  // A BUSY session waits for the reserve before its compaction begins: until EndWait it has a job,
+  // so nobody drains it, hands it over again or gives its slot away. Errors as BeginCompaction.
+  absl::Status BeginWait(uint32_t slot);
+  // Whether it goes on; false when it was closed meanwhile: then it is freed now.
+  bool EndWait(uint32_t slot);
+
   bool IsIdle(uint32_t slot) const;
   // Pages that a compaction would free now, by what was last checked; 0 when its policy has nothing
   // to drop.

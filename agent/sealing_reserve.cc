@@ -10,15 +10,15 @@
 namespace kvpool {
 
 SealingReserve::SealingReserve(uint32_t pool_slabs, uint32_t slabs) : size_(slabs) {
-  for (uint32_t i = 0; i < slabs; ++i) free_.emplace_back(pool_slabs - slabs + i);
+  for (uint32_t i = 0; i < slabs; ++i) state_->free.emplace_back(pool_slabs - slabs + i);
 }
 
-SealingReserve::Hold::Hold(SealingReserve& reserve, std::vector<SlabIndex> slabs)
-    : reserve_(reserve), slabs_(std::move(slabs)) {}
+SealingReserve::Hold::Hold(std::shared_ptr<State> state, std::vector<SlabIndex> slabs)
+    : state_(std::move(state)), slabs_(std::move(slabs)) {}
 
 SealingReserve::Hold::~Hold() {
-  reserve_.free_.insert(reserve_.free_.end(), slabs_.begin(), slabs_.end());
-  reserve_.ServeWaiting();
+  state_->free.insert(state_->free.end(), slabs_.begin(), slabs_.end());
+  ServeWaiting(state_);
 }
 
 std::vector<PageId> SealingReserve::Hold::Pages(const Layout& layout, uint32_t count) const {
@@ -31,27 +31,29 @@ std::vector<PageId> SealingReserve::Hold::Pages(const Layout& layout, uint32_t c
   return pages;
 }
 
-kj::Own<SealingReserve::Hold> SealingReserve::HoldNow(uint32_t slabs) {
-  std::vector<SlabIndex> taken(free_.end() - slabs, free_.end());
-  free_.resize(free_.size() - slabs);
-  return kj::heap<Hold>(*this, std::move(taken));
+kj::Own<SealingReserve::Hold> SealingReserve::HoldNow(const std::shared_ptr<State>& state,
+                                                      uint32_t slabs) {
+  std::vector<SlabIndex>& free = state->free;
+  std::vector<SlabIndex> taken(free.end() - slabs, free.end());
+  free.resize(free.size() - slabs);
+  return kj::heap<Hold>(state, std::move(taken));
 }
 
 kj::Promise<kj::Own<SealingReserve::Hold>> SealingReserve::Take(uint32_t slabs) {
   KJ_REQUIRE(slabs > 0 && slabs <= size_, slabs, size_);
-  if (waiting_.empty() && slabs <= free_.size()) return HoldNow(slabs);
+  if (state_->waiting.empty() && slabs <= state_->free.size()) return HoldNow(state_, slabs);
   ++waits_;
   auto pair = kj::newPromiseAndFulfiller<kj::Own<Hold>>();
-  waiting_.push_back({.slabs = slabs, .fulfiller = kj::mv(pair.fulfiller)});
+  state_->waiting.push_back({.slabs = slabs, .fulfiller = kj::mv(pair.fulfiller)});
   return kj::mv(pair.promise);
 }
 
-void SealingReserve::ServeWaiting() {
-  while (!waiting_.empty() && waiting_.front().slabs <= free_.size()) {
-    Waiting next = std::move(waiting_.front());
-    waiting_.pop_front();
+void SealingReserve::ServeWaiting(const std::shared_ptr<State>& state) {
+  while (!state->waiting.empty() && state->waiting.front().slabs <= state->free.size()) {
+    Waiting next = std::move(state->waiting.front());
+    state->waiting.pop_front();
     // Whoever waited may be gone: then the hold would go at once, and serve the next from here.
-    if (next.fulfiller->isWaiting()) next.fulfiller->fulfill(HoldNow(next.slabs));
+    if (next.fulfiller->isWaiting()) next.fulfiller->fulfill(HoldNow(state, next.slabs));
   }
 }
 

@@ -3,8 +3,8 @@
 // wait in the order in which they asked. What lies in them is never read again after that, and no
 // worker ever maps them.
 //
-// Makes no memory and knows no session. Lives on the RPC thread; must outlive its holds and
-// promises.
+// Makes no memory and knows no session. Lives on the RPC thread. Holds and promises may outlive it,
+// as those of calls that end with the connection do.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <vector>
 
 #include "common/ids.h"
@@ -22,6 +23,8 @@
 namespace kvpool {
 
 class SealingReserve {
+  struct State;
+
  public:
   // The last `slabs` of a pool of `pool_slabs`.
   SealingReserve(uint32_t pool_slabs, uint32_t slabs);
@@ -31,7 +34,7 @@ class SealingReserve {
   // Slabs taken, given back by the destructor.
   class Hold {
    public:
-    Hold(SealingReserve& reserve, std::vector<SlabIndex> slabs);
+    Hold(std::shared_ptr<State> state, std::vector<SlabIndex> slabs);
     ~Hold();
     Hold(const Hold&) = delete;
     Hold& operator=(const Hold&) = delete;
@@ -40,7 +43,7 @@ class SealingReserve {
     std::vector<PageId> Pages(const Layout& layout, uint32_t count) const;
 
    private:
-    SealingReserve& reserve_;
+    const std::shared_ptr<State> state_;
     const std::vector<SlabIndex> slabs_;
   };
   // Resolves when so many slabs are free and all who asked before have theirs. Requires
@@ -48,7 +51,7 @@ class SealingReserve {
   kj::Promise<kj::Own<Hold>> Take(uint32_t slabs);
 
   uint32_t size() const { return size_; }
-  uint32_t in_use() const { return size_ - static_cast<uint32_t>(free_.size()); }
+  uint32_t in_use() const { return size_ - static_cast<uint32_t>(state_->free.size()); }
   uint64_t waits() const { return waits_; }  // takes so far that had to wait
 
  private:
@@ -57,12 +60,16 @@ class SealingReserve {
     kj::Own<kj::PromiseFulfiller<kj::Own<Hold>>> fulfiller;
   };
 
-  kj::Own<Hold> HoldNow(uint32_t slabs);
-  void ServeWaiting();
+  struct State {
+    std::vector<SlabIndex> free;
+    std::deque<Waiting> waiting;
+  };
+
+  static kj::Own<Hold> HoldNow(const std::shared_ptr<State>& state, uint32_t slabs);
+  static void ServeWaiting(const std::shared_ptr<State>& state);
 
   const uint32_t size_;
-  std::vector<SlabIndex> free_;
-  std::deque<Waiting> waiting_;
+  const std::shared_ptr<State> state_ = std::make_shared<State>();
   uint64_t waits_ = 0;
 };
 

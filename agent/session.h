@@ -50,7 +50,8 @@ struct AgentSession {
   bool bad_profile = false;             // it was offered one that did not check out
   bool missing_profile = false;         // its prompt ended without one
 
-  enum class Job : uint8_t { kNone, kDrain, kCompaction } job = Job::kNone;
+  // kWaiting: BUSY, for its turn at the reserve; nothing runs.
+  enum class Job : uint8_t { kNone, kDrain, kWaiting, kCompaction } job = Job::kNone;
   bool closed = false;  // its capability is gone; freed when the job ends
   bool failed = false;
   bool ending = false;  // to be ended when it is handed over

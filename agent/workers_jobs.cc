@@ -43,11 +43,24 @@ kj::Promise<absl::Status> Workers::Drain(WorkerId id, DrainArgs args) {
 
 kj::Promise<CompactionOutcome> Workers::RunCompaction(WorkerId id, uint32_t slot,
                                                       shm::State resting) {
-  const Attachment& attachment = *workers_.at(id).attachment;
+  Attachment& attachment = *workers_.at(id).attachment;
   const uint32_t pages = attachment.ReservePages(slot);
   if (pages == 0) return CompactThrough(id, slot, resting, nullptr);
+  if (absl::Status waits = attachment.BeginWait(slot); !waits.ok()) {
+    return CompactionOutcome{.status = std::move(waits)};
+  }
   return deps_.reserve->Take(CeilDiv(pages, attachment.layout().pages_per_slab()))
-      .then([this, id, slot, resting](kj::Own<SealingReserve::Hold> hold) {
+      .then([this, id, slot,
+             resting](kj::Own<SealingReserve::Hold> hold) -> kj::Promise<CompactionOutcome> {
+        // The worker is still there: RemoveIfDone waits for sessions with jobs.
+        Attachment& attachment = *workers_.at(id).attachment;
+        if (!attachment.EndWait(slot)) {
+          RemoveIfDone(id);
+          return CompactionOutcome{.status = absl::FailedPreconditionError("closed meanwhile")};
+        }
+        if (resting == shm::State::kRunning && ShallEnd(attachment, slot)) {
+          return attachment.End(slot);
+        }
         return CompactThrough(id, slot, resting, kj::mv(hold));
       });
 }
@@ -55,11 +68,7 @@ kj::Promise<CompactionOutcome> Workers::RunCompaction(WorkerId id, uint32_t slot
 kj::Promise<CompactionOutcome> Workers::CompactThrough(
     WorkerId id, uint32_t slot, shm::State resting, kj::Maybe<kj::Own<SealingReserve::Hold>> hold) {
   const Turn turn(deps_.metrics);
-  const auto worker = workers_.find(id);  // it may have gone while the session waited
-  if (worker == workers_.end()) {
-    return CompactionOutcome{.status = absl::FailedPreconditionError("detached")};
-  }
-  Attachment& attachment = *worker->second.attachment;
+  Attachment& attachment = *workers_.at(id).attachment;
   std::vector<PageId> reserve;
   KJ_IF_MAYBE (held, hold) {
     reserve = (*held)->Pages(attachment.layout(), attachment.ReservePages(slot));

@@ -11,7 +11,8 @@
 //
 // Not wrapped: tova ranks a layer's keys alike for all its heads, which leaves nothing to share;
 // rkv compares keys with each other, which is dear for a whole prompt (it bounds its own budget for
-// that); pyramidkv's scores are snapkv's; the others keep sets or counts and rank nothing.
+// that); pyramidkv's scores are snapkv's, and its budgets by layer are not shared here; the others
+// choose by sets or by counts of steps, in which equal keys are many and shares say little.
 //
 // Parameters: budget (keys of the prompt that stay, the window among them, as the mean over heads),
 // scorer, floor (part of its even share that a head keeps at least), window, pooling, kernel,

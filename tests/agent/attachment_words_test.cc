@@ -126,6 +126,27 @@ TEST_F(AttachmentWords, AnHonestListIsAdopted) {
   EXPECT_EQ(agent_session().planes.rows(0), 20u);
 }
 
+// It is BUSY and nothing runs: whoever asks for it meanwhile must find it taken.
+TEST_F(AttachmentWords, ASessionThatWaitsForTheReserveIsNobodyElses) {
+  List(Take(1), 10);
+  EXPECT_FALSE(attachment().BeginWait(0).ok()) << "not BUSY";
+  regions().SetState(0, shm::State::kBusy);
+  ASSERT_TRUE(attachment().BeginWait(0).ok());
+  EXPECT_FALSE(attachment().BeginWait(0).ok());
+  EXPECT_FALSE(attachment().BeginDrain(0, 0, 0, 1).ok());
+  EXPECT_FALSE(attachment().BeginCompaction(0, shm::State::kRunning, {}).ok());
+  EXPECT_TRUE(attachment().EndWait(0));
+  EXPECT_TRUE(attachment().BeginCompaction(0, shm::State::kRunning, {}).ok());
+
+  regions().SetState(0, shm::State::kBusy);
+  ASSERT_TRUE(attachment().BeginWait(0).ok());
+  attachment().Close(0);
+  ASSERT_NE(attachment().Find(0), nullptr) << "its slot is not free before it stops waiting";
+  EXPECT_FALSE(attachment().EndWait(0));
+  EXPECT_EQ(attachment().Find(0), nullptr);
+  EXPECT_TRUE(loop_.ledger().CheckInvariants().ok());
+}
+
 TEST_F(AttachmentWords, CommittedMustNotGoBack) {
   const std::vector<PageId> pages = Take(2);
   List(pages, 20);

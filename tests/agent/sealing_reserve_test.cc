@@ -7,6 +7,8 @@
 #include <gtest/gtest.h>
 #include <kj/async.h>
 
+#include <memory>
+
 namespace kvpool {
 namespace {
 
@@ -55,6 +57,16 @@ TEST_F(SealingReserveTest, WhoeverIsGoneHoldsNothingUp) {
     EXPECT_EQ(reserve.in_use(), 1u);
   }
   EXPECT_EQ(reserve.in_use(), 0u);
+}
+
+TEST_F(SealingReserveTest, HoldsAndPromisesMayOutliveIt) {
+  auto reserve = std::make_unique<SealingReserve>(4, 1);
+  Hold first = reserve->Take(1).wait(wait_);
+  auto next = reserve->Take(1);
+  reserve.reset();
+  first = nullptr;
+  Hold second = next.wait(wait_);
+  EXPECT_NE(second.get(), nullptr);
 }
 
 TEST_F(SealingReserveTest, PagesLieInTheLastSlabsOfThePool) {
