@@ -13,7 +13,6 @@ namespace kvpool {
 namespace {
 
 using Hold = kj::Own<SealingReserve::Hold>;
-using testing::ElementsAre;
 
 class SealingReserveTest : public testing::Test {
  public:
