@@ -172,7 +172,8 @@ TEST_F(WorkerTest, SequencesWhoseSessionsTheAgentEndsFinishAllTheSame) {
   cluster_.PutTenant("library", R"({"guaranteed": 0, "limit": "24 MiB"})");
   cluster_.MakeToken("library");
   AwaitLease("library");
-  const std::vector<std::string> args = {"--prompts", kPrompts, "--max-tokens", "80",
+  // So many tokens that none ends by itself while its limit comes down.
+  const std::vector<std::string> args = {"--prompts", kPrompts, "--max-tokens", "200",
                                          "--batch",   "16",     "-o",           "json"};
   std::vector<std::string> private_args = {"--kv", "private"}, pool_args = PoolArgs("library");
   private_args.insert(private_args.end(), args.begin(), args.end());
