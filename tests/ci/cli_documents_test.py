@@ -103,4 +103,4 @@ class CliDocumentsTest(unittest.TestCase):
 
 if __name__ == "__main__":
     PROGRAM = sys.argv[1:]
-    unittest.main(argv=sys.argv[:1])
+    unittest.main(argv=sys.argv[:1], verbosity=2)
