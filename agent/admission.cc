@@ -114,4 +114,29 @@ uint32_t SlabsFor(const Layout& layout, const Charge& charge) {
          OverheadSlabs(layout, charge);
 }
 
+void TenantCharges::Add(const Layout& layout, const Charge& charge) {
+  auto same = std::find_if(layouts_.begin(), layouts_.end(),
+                           [&](const OfLayout& one) { return *one.layout == layout; });
+  if (same == layouts_.end()) same = layouts_.insert(same, OfLayout{&layout, {}});
+  same->charge += charge;
+}
+
+uint32_t TenantCharges::Slabs() const {
+  uint32_t slabs = 0;
+  for (const auto& [layout, charge] : layouts_) slabs += SlabsFor(*layout, charge);
+  return slabs;
+}
+
+uint32_t TenantCharges::WantedSlabs() const {
+  uint32_t slabs = 0;
+  for (const auto& [layout, charge] : layouts_) slabs += std::max(1u, SlabsFor(*layout, charge));
+  return slabs;
+}
+
+uint32_t TenantCharges::UsableSlabs(uint32_t lease_slabs) const {
+  uint32_t overhead = 0;
+  for (const auto& [layout, charge] : layouts_) overhead += OverheadSlabs(*layout, charge);
+  return lease_slabs > overhead ? lease_slabs - overhead : 0;
+}
+
 }  // namespace kvpool

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "common/policy_spec.h"
@@ -60,5 +61,26 @@ absl::Status CheckQueries(const PolicySpec& spec, const Policy& policy, QueryOff
 uint32_t SlabsFor(const Layout& layout, const Charge& charge);
 // The overhead part of SlabsFor: slabs of the lease that must stay unused for it.
 uint32_t OverheadSlabs(const Layout& layout, const Charge& charge);
+
+// What the workers of one tenant are charged in all. Slabs are whole for each layout, because no
+// slab serves two. Each layout must outlive this.
+class TenantCharges {
+ public:
+  void Add(const Layout& layout, const Charge& charge);
+
+  // That admission counts against the lease.
+  uint32_t Slabs() const;
+  // That the tenant could use: one at least for each layout, also of a worker without a session.
+  uint32_t WantedSlabs() const;
+  // Of a lease, for pages: the rest must stay unused for the overhead.
+  uint32_t UsableSlabs(uint32_t lease_slabs) const;
+
+ private:
+  struct OfLayout {
+    const Layout* layout;
+    Charge charge;
+  };
+  std::vector<OfLayout> layouts_;
+};
 
 }  // namespace kvpool

@@ -120,39 +120,25 @@ void Workers::RemoveIfDone(WorkerId worker) {
 
 // ---- Admission ----------------------------------------------------------------------------------
 
-std::vector<Workers::Group> Workers::Groups(TenantId tenant, std::optional<TimePoint> now) const {
-  std::vector<Group> groups;
+TenantCharges Workers::Charges(TenantId tenant, std::optional<TimePoint> now) const {
+  TenantCharges charges;
   for (const auto& [id, worker] : workers_) {
     const Attachment& attachment = *worker.attachment;
     if (attachment.setup().tenant != tenant) continue;
-    auto group = std::find_if(groups.begin(), groups.end(),
-                              [&](const Group& g) { return *g.layout == attachment.layout(); });
-    if (group == groups.end()) {
-      group = groups.insert(groups.end(), Group{&attachment.layout(), {}, {}});
-    }
-    group->charge += attachment.charge();
+    charges.Add(attachment.layout(), attachment.charge());
     if (now.has_value() && *now - worker.waiting_since < kWaitingCounts) {
-      group->waiting += worker.waiting;
+      charges.Add(attachment.layout(), worker.waiting);
     }
   }
-  return groups;
+  return charges;
 }
 
 uint32_t Workers::ChargedSlabs(TenantId tenant) const {
-  uint32_t slabs = 0;
-  for (const Group& group : Groups(tenant, std::nullopt)) {
-    slabs += SlabsFor(*group.layout, group.charge);
-  }
-  return slabs;
+  return Charges(tenant, std::nullopt).Slabs();
 }
 
 uint32_t Workers::WantedSlabs(TenantId tenant, TimePoint now) const {
-  uint32_t slabs = 0;
-  for (Group& group : Groups(tenant, now)) {
-    group.charge += group.waiting;
-    slabs += std::max(1u, SlabsFor(*group.layout, group.charge));
-  }
-  return slabs;
+  return Charges(tenant, now).WantedSlabs();
 }
 
 void Workers::Count(const Attachment& attachment, Hostilities* sum) {
@@ -201,11 +187,7 @@ Bytes Workers::UsedBytes(TenantId tenant) const {
 }
 
 uint32_t Workers::UsableSlabs(const TenantState& tenant) const {
-  uint32_t overhead = 0;
-  for (const Group& group : Groups(tenant.id, std::nullopt)) {
-    overhead += OverheadSlabs(*group.layout, group.charge);
-  }
-  return tenant.lease_slabs > overhead ? tenant.lease_slabs - overhead : 0;
+  return Charges(tenant.id, std::nullopt).UsableSlabs(tenant.lease_slabs);
 }
 
 absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
@@ -250,11 +232,9 @@ absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
                                               " slabs under ", ToString(tenant->spec), "; tenant ",
                                               tenant->name, " can have at most ", most, " here"));
   }
-  uint32_t needed = 0;
-  for (Group& group : Groups(setup.tenant, std::nullopt)) {
-    if (*group.layout == setup.layout) group.charge += charge;
-    needed += SlabsFor(*group.layout, group.charge);
-  }
+  TenantCharges charges = Charges(setup.tenant, std::nullopt);
+  charges.Add(setup.layout, charge);
+  const uint32_t needed = charges.Slabs();
   if (needed > tenant->lease_slabs || tenant->PastDeadline(BootClock::now())) {
     return RefuseSession(worker, charge, needed, most);
   }

@@ -152,13 +152,8 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   uint32_t WantedSlabs(TenantId tenant, TimePoint now) const;
 
  private:
-  struct Group {  // workers of one tenant with one layout
-    const Layout* layout;
-    Charge charge;
-    Charge waiting;
-  };
   // With `now` also the demand that waits then.
-  std::vector<Group> Groups(TenantId tenant, std::optional<TimePoint> now) const;
+  TenantCharges Charges(TenantId tenant, std::optional<TimePoint> now) const;
   uint32_t UsableSlabs(const TenantState& tenant) const;
 
   std::vector<SlabIndex> MakeSlabs(WorkerId worker, const TenantState& tenant, size_t count);

@@ -174,5 +174,31 @@ TEST(Admission, ChargesAddUpAndComeBack) {
   EXPECT_EQ(sum, Charge());
 }
 
+TEST(Admission, ATenantsSlabsAreWholeForEachLayout) {
+  const Layout a = SmallLayout(), same = SmallLayout();
+  const Layout b = Layout::Make({.layers = 1,
+                                 .query_heads = 1,
+                                 .kv_heads = 1,
+                                 .key_dim = 16,
+                                 .value_dim = 16,
+                                 .dtype = Dtype::kBf16,
+                                 .kv_of_layer = {0}},
+                                a.slab_bytes())
+                       .value();
+  TenantCharges charges;
+  EXPECT_EQ(charges.Slabs(), 0u);
+  EXPECT_EQ(charges.WantedSlabs(), 0u);
+  charges.Add(a, {.pages = 8});
+  charges.Add(same, {.pages = 8, .overhead = 1_B});  // of another worker
+  EXPECT_EQ(charges.Slabs(), 2u) << "16 pages fit a slab together, the overhead takes another";
+  charges.Add(b, {});
+  EXPECT_EQ(charges.Slabs(), 2u);
+  EXPECT_EQ(charges.WantedSlabs(), 3u) << "one to begin with";
+  charges.Add(b, {.pages = 1});
+  EXPECT_EQ(charges.Slabs(), 3u);
+  EXPECT_EQ(charges.UsableSlabs(5), 4u);
+  EXPECT_EQ(charges.UsableSlabs(0), 0u);
+}
+
 }  // namespace
 }  // namespace kvpool

@@ -18,21 +18,12 @@
 #include "tests/integration/fake_manager.h"
 #include "tests/integration/process.h"
 #include "tests/integration/raw_worker.h"
+#include "tests/integration/small_geometry.h"
 
 namespace kvpool {
 namespace {
 
 constexpr char kTenantToken[] = "kvp_tenant";
-
-Geometry SmallGeometry() {
-  return {.layers = 2,
-          .query_heads = 4,
-          .kv_heads = 2,
-          .key_dim = 32,
-          .value_dim = 32,
-          .dtype = Dtype::kBf16,
-          .kv_of_layer = {0, 1}};
-}
 
 class AgentTest : public testing::Test {
  protected:

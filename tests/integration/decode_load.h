@@ -17,22 +17,12 @@
 
 #include "absl/status/status.h"
 #include "client/kvpool.h"
+#include "tests/integration/small_geometry.h"
 
 namespace kvpool {
 
 class DecodeLoad {
  public:
-  // Pages of 8 KiB.
-  static Geometry SmallGeometry() {
-    return {.layers = 2,
-            .query_heads = 4,
-            .kv_heads = 2,
-            .key_dim = 32,
-            .value_dim = 32,
-            .dtype = Dtype::kBf16,
-            .kv_of_layer = {0, 1}};
-  }
-
   DecodeLoad(std::string socket, std::string token, uint32_t tokens_per_session)
       : socket_(std::move(socket)), token_(std::move(token)), tokens_(tokens_per_session) {
     thread_ = std::thread([this] { Finish(Run()); });

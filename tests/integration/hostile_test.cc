@@ -28,6 +28,7 @@
 #include "tests/integration/fake_manager.h"
 #include "tests/integration/process.h"
 #include "tests/integration/raw_worker.h"
+#include "tests/integration/small_geometry.h"
 
 namespace kvpool {
 namespace {
@@ -38,17 +39,6 @@ constexpr char kGoodToken[] = "kvp_good", kBadToken[] = "kvp_bad";
 constexpr uint32_t kGood = 1, kBad = 2;
 constexpr uint32_t kPagesPerSlab = 32;
 constexpr std::chrono::seconds kPatience(10);
-
-// Pages of 8 KiB: 32 in a slab of 256 KiB.
-Geometry SmallGeometry() {
-  return {.layers = 2,
-          .query_heads = 4,
-          .kv_heads = 2,
-          .key_dim = 32,
-          .value_dim = 32,
-          .dtype = Dtype::kBf16,
-          .kv_of_layer = {0, 1}};
-}
 
 absl::Status Advance(Tenant& tenant, Session* session, uint32_t tokens, float key_value,
                      float query_value) {

@@ -121,38 +121,24 @@ void AgentWorkers::RemoveIfDone(WorkerId id) {
 
 // ---- Admission ----------------------------------------------------------------------------------
 
-std::vector<AgentWorkers::Group> AgentWorkers::Groups(TenantId tenant,
-                                                      std::optional<TimePoint> now) const {
-  std::vector<Group> groups;
+TenantCharges AgentWorkers::Charges(TenantId tenant, std::optional<TimePoint> now) const {
+  TenantCharges charges;
   for (const auto& [id, worker] : workers_) {
     if (worker.tenant != tenant) continue;
-    auto group =
-        std::find_if(groups.begin(), groups.end(),
-                     [layout = worker.layout](const Group& g) { return *g.layout == *layout; });
-    if (group == groups.end()) group = groups.insert(groups.end(), Group{worker.layout, {}, {}});
-    group->charge += worker.charge;
+    charges.Add(*worker.layout, worker.charge);
     if (now.has_value() && *now - worker.waiting_since < kWaitingCounts) {
-      group->waiting += worker.waiting;
+      charges.Add(*worker.layout, worker.waiting);
     }
   }
-  return groups;
+  return charges;
 }
 
 uint32_t AgentWorkers::ChargedSlabs(TenantId tenant) const {
-  uint32_t slabs = 0;
-  for (const Group& group : Groups(tenant, std::nullopt)) {
-    slabs += SlabsFor(*group.layout, group.charge);
-  }
-  return slabs;
+  return Charges(tenant, std::nullopt).Slabs();
 }
 
 uint32_t AgentWorkers::WantedSlabs(TenantId tenant, TimePoint now) const {
-  uint32_t slabs = 0;
-  for (Group& group : Groups(tenant, now)) {
-    group.charge += group.waiting;
-    slabs += std::max(1u, SlabsFor(*group.layout, group.charge));
-  }
-  return slabs;
+  return Charges(tenant, now).WantedSlabs();
 }
 
 uint32_t AgentWorkers::Count(TenantId tenant) const {
@@ -182,11 +168,7 @@ Bytes AgentWorkers::UsedBytes(TenantId tenant) const {
 }
 
 uint32_t AgentWorkers::UsableSlabs(const TenantState& tenant) const {
-  uint32_t overhead = 0;
-  for (const Group& group : Groups(tenant.id, std::nullopt)) {
-    overhead += OverheadSlabs(*group.layout, group.charge);
-  }
-  return tenant.lease_slabs > overhead ? tenant.lease_slabs - overhead : 0;
+  return Charges(tenant.id, std::nullopt).UsableSlabs(tenant.lease_slabs);
 }
 
 absl::StatusOr<OpenedSession> AgentWorkers::Open(WorkerId id, const SessionPlan& plan) {
@@ -198,11 +180,9 @@ absl::StatusOr<OpenedSession> AgentWorkers::Open(WorkerId id, const SessionPlan&
   const PoolConfig& pool = deps_.ledger->config();
   const uint32_t most = std::min(tenant->limit_slabs, pool.slabs - pool.reserve_slabs);
   if (alone > most) return absl::OutOfRangeError("can never fit");
-  uint32_t needed = 0;
-  for (Group& group : Groups(worker->tenant, std::nullopt)) {
-    if (*group.layout == *worker->layout) group.charge += charge;
-    needed += SlabsFor(*group.layout, group.charge);
-  }
+  TenantCharges charges = Charges(worker->tenant, std::nullopt);
+  charges.Add(*worker->layout, charge);
+  const uint32_t needed = charges.Slabs();
   if (needed > tenant->lease_slabs) {
     worker->waiting = charge;
     worker->waiting_since = deps_.process->Now();

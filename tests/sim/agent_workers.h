@@ -129,17 +129,13 @@ class AgentWorkers {
   void CountAJobThatIsLost() { ++jobs_begun_; }  // for saboteurs
 
  private:
-  struct Group {
-    const Layout* layout;
-    Charge charge, waiting;
-  };
   struct Job {
     std::vector<PageId> dropped;  // released when it ends
     std::vector<PageId> kept;     // sorted: what its compacted segment is afterwards
   };
 
   AgentWorker* Find(WorkerId worker);
-  std::vector<Group> Groups(TenantId tenant, std::optional<TimePoint> now) const;
+  TenantCharges Charges(TenantId tenant, std::optional<TimePoint> now) const;
   uint32_t UsableSlabs(const TenantState& tenant) const;
   void Changed(TenantId tenant) {
     if (on_change_) on_change_(tenant);
