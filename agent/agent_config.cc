@@ -34,6 +34,9 @@ void Declare(AgentConfig* c, Settings* s) {
          &c->manager, CheckHostPorts);
   s->Add("manager_token", "the shared agent token", &c->manager_token);
   s->Add("manager_token_file", "file that holds the shared agent token", &c->manager_token_file);
+  s->Add("state_file",
+         "keeps floors, policies and token hashes over a restart; empty: nothing is kept",
+         &c->state_file);
   s->Add("http", "host:port for /metrics and /healthz", &c->http, CheckHostPort);
   s->AddChoice("device", "where the pool lies; auto takes an accelerator when there is one",
                &c->device, {"auto", "host"});

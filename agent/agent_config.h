@@ -17,6 +17,7 @@ struct AgentConfig {
   std::string manager = "127.0.0.1:7600";
   std::string manager_token;
   std::string manager_token_file;
+  std::string state_file;
   std::string http = "127.0.0.1:7611";
   std::string device = "auto";
   Bytes pool = 1_GiB;

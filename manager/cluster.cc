@@ -261,12 +261,16 @@ std::map<TenantId, int64_t> Cluster::Outlook() const {
 
 AgentOrders Cluster::OrdersFor(const std::string& agent) const {
   AgentOrders orders{.epoch = epoch()};
+  const int64_t pool = agents_.at(agent).info.slabs();
   std::map<TenantId, LeaseOrder> leases;
   for (const LeaseOrder& lease : ledger_.Orders(agent)) leases[lease.tenant] = lease;
   for (const auto& [name, tenant] : tenants_.by_name()) {
     const auto lease = leases.find(tenant.id);
     if (lease == leases.end()) continue;
-    orders.tenants.push_back({&tenant, lease->second, LimitSlabs(tenant)});
+    const auto floor = tenant.spec.floors.find(agent);
+    orders.tenants.push_back(
+        {&tenant, lease->second, LimitSlabs(tenant),
+         floor == tenant.spec.floors.end() ? 0 : std::min(floor->second / SlabBytes(), pool)});
   }
   // A tenant that is missing from complete orders is gone: one that was not planned yet is not.
   orders.complete = !ledger_.Learning() && orders.tenants.size() == tenants_.by_name().size();

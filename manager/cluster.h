@@ -74,6 +74,7 @@ struct TenantOrders {
   const Tenant* tenant;
   LeaseOrder lease;
   int64_t limit_slabs = 0;
+  int64_t floor_slabs = 0;  // at that agent
 };
 
 struct AgentOrders {

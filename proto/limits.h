@@ -56,6 +56,9 @@ inline constexpr uint32_t kReportMillis = 250;             // how often an agent
 // Files that an operator writes.
 inline constexpr uint32_t kConfigFileBytes = 1 << 20;  // a configuration or tenants file
 
+// The file that an agent keeps for its next start.
+inline constexpr uint32_t kStateFileBytes = 4 << 20;
+
 // Operator API.
 inline constexpr uint32_t kAuditKept = 1024;            // changes that the audit log keeps
 inline constexpr uint32_t kAuditReply = 256;            // of them in one answer
