@@ -81,6 +81,7 @@ class Agent {
         std::unique_ptr<Device> device);
 
   absl::Status Restore();
+  absl::Status BeginWith(const KeptOrders& kept);
   absl::Status Listen();
   void HandleHttp(HttpRequest request, HttpServer::Done done);
 
@@ -148,12 +149,19 @@ Agent::Agent(const AgentConfig& config, kj::AsyncIoContext& io, JournalMemory jo
 // What its last life kept, if it did.
 absl::Status Agent::Restore() {
   if (config_.state_file.empty()) return absl::OkStatus();
-  const auto kept =
-      ReadState(config_.state_file, {.agent = config_.name, .slab_bytes = config_.slab_bytes});
+  const StateOwner owner{.agent = config_.name, .slab_bytes = config_.slab_bytes};
+  const auto kept = ReadState(config_.state_file, owner);
   if (!kept.ok()) return kept.status();
-  if (!kept->has_value()) return absl::OkStatus();
+  if (kept->has_value()) {
+    if (absl::Status begun = BeginWith(**kept); !begun.ok()) return begun;
+  }
+  // Also tells now, not at the first shrink, that the file cannot be written.
+  return WriteState(config_.state_file, EncodeState(owner, book_.ToKeep()));
+}
+
+absl::Status Agent::BeginWith(const KeptOrders& kept) {
   const PoolConfig& pool = ledger_.config();
-  book_.Restore(**kept, pool.slabs - pool.reserve_slabs);
+  book_.Restore(kept, pool.slabs - pool.reserve_slabs);
   uint32_t slabs = 0;
   for (const auto& [id, tenant] : book_.tenants()) {
     if (absl::Status set = ledger_.SetLease(id, tenant.lease_slabs); !set.ok()) return set;

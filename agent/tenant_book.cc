@@ -162,11 +162,11 @@ void TenantBook::Restore(const KeptOrders& orders, uint32_t slabs) {
   for (TenantOrder order : orders.tenants) {
     TenantState& state = tenants_[order.tenant];
     state.id = order.tenant;
-    state.kept_slabs = order.lease_slabs;
     // Not of an epoch: whatever a manager orders is newer.
     order.seq = 1;
     order.lease_slabs = std::min(order.lease_slabs, slabs);
     slabs -= order.lease_slabs;
+    state.kept_slabs = order.lease_slabs;
     ApplyOrder(0, order, &state);
     state.lease_seq = 0;
   }

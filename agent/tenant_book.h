@@ -168,7 +168,8 @@ class TenantBook {
   void BeginKeeping(const KeptOrders& orders);
   void Kept(const KeptOrders& orders);
   // What was kept last, in a book that is empty; leases at most `slabs` in all, those of earlier
-  // tenants first.
+  // tenants first. What is kept must be what it says then: write ToKeep before anybody relies on
+  // it.
   void Restore(const KeptOrders& orders, uint32_t slabs);
 
   // What the tenant holds now, without STUCK slabs. To be told when that or its lease has changed.

@@ -158,6 +158,24 @@ TEST_F(AgentTest, AStateFileThatIsDamagedIsNotTakenForNone) {
       << text.str();
 }
 
+TEST_F(AgentTest, APoolThatHasBecomeSmallerBeginsWithAsManyFloorsAsItHolds) {
+  manager_.Set(
+      1,
+      {.name = "t", .token = kTenantToken, .lease_slabs = 9, .limit_slabs = 16, .floor_slabs = 8});
+  StartAgent();
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).lease_slabs == 9; }));
+  manager_.Set(
+      1,
+      {.name = "t", .token = kTenantToken, .lease_slabs = 8, .limit_slabs = 16, .floor_slabs = 8});
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).lease_slabs == 8; }));
+  agent_.Kill(SIGKILL);
+  agent_.Wait();
+  manager_.Set(1, {.name = "t", .token = kTenantToken, .lease_slabs = 2, .limit_slabs = 16});
+  StartAgentUnder(manager_.address(), 4);
+  // No report says more than the pool is, and the shrink is promised.
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).lease_slabs == 2; }));
+}
+
 TEST_F(AgentTest, SettingsThatDoNotFitTogetherAreNamed) {
   const auto start = [&](std::vector<std::string> args) {
     const std::string log = dir_ / "settings.log";
