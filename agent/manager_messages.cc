@@ -42,6 +42,8 @@ rpc::ReclaimReason ToCapnp(ReclaimReason reason) {
       return rpc::ReclaimReason::ADMISSION;
     case ReclaimReason::kLeaseGrowing:
       return rpc::ReclaimReason::LEASE_GROWING;
+    case ReclaimReason::kFloor:
+      return rpc::ReclaimReason::FLOOR;
   }
   return rpc::ReclaimReason::UNKNOWN;
 }
@@ -65,6 +67,15 @@ void Fill(const ReportedTenant& from, rpc::TenantUse::Builder to) {
   to.setOverMillis(
       static_cast<uint64_t>(std::chrono::ceil<std::chrono::milliseconds>(from.over).count()));
   to.setPastDeadline(from.past_deadline);
+  auto rungs = to.initRungs(static_cast<unsigned>(from.rungs.size()));
+  for (unsigned i = 0; i < rungs.size(); ++i) {
+    const RungCounters& rung = from.rungs[i];
+    rungs[i].setSessions(rung.sessions);
+    rungs[i].setCompactions(rung.compactions);
+    rungs[i].setFloorStops(rung.floor_stops);
+    rungs[i].setCumulativeSum(rung.cumulative_sum);
+    rungs[i].setCumulativeCount(rung.cumulative_count);
+  }
 }
 
 void Fill(const ReclaimRecord& from, TimePoint now, rpc::Reclaim::Builder to) {
@@ -99,6 +110,26 @@ absl::Status ReadGrace(rpc::TenantOrder::Reader reader, TenantOrder* order) {
   return absl::OkStatus();
 }
 
+// InvalidArgument: too many rungs, one that makes no sense, or numbers out of range.
+absl::Status ReadLadder(rpc::TenantOrder::Reader reader, TenantOrder* order) {
+  const auto rungs = reader.getLadder();
+  if (rungs.size() == 0) return absl::OkStatus();
+  if (rungs.size() > limits::kRungs || reader.getRung() >= rungs.size()) {
+    return absl::InvalidArgumentError("a ladder with too many rungs, or without its rung");
+  }
+  PolicyLadder ladder{.min_recovery = reader.getMinRecovery()};
+  for (const auto rung : rungs) {
+    absl::StatusOr<PolicySpec> policy = FromProto(rung);
+    if (!policy.ok()) return policy.status();
+    ladder.rungs.push_back(*std::move(policy));
+  }
+  if (absl::Status status = CheckLadder(ladder); !status.ok()) return status;
+  order->rung = reader.getRung();
+  order->policy = ladder.rungs[order->rung];
+  order->ladder = std::move(ladder);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<TenantOrder> CheckedOrder(rpc::TenantOrder::Reader reader) {
   absl::StatusOr<PolicySpec> policy = FromProto(reader.getPolicy());
   if (!policy.ok()) return policy.status();
@@ -109,6 +140,7 @@ absl::StatusOr<TenantOrder> CheckedOrder(rpc::TenantOrder::Reader reader) {
                     .limit_slabs = reader.getLimitSlabs(),
                     .policy = *std::move(policy)};
   if (absl::Status grace = ReadGrace(reader, &order); !grace.ok()) return grace;
+  if (absl::Status ladder = ReadLadder(reader, &order); !ladder.ok()) return ladder;
   if (order.tenant.value() == 0 || reader.getTokenHashes().size() > limits::kTokensPerTenant) {
     return absl::InvalidArgumentError("a tenant without an id, or with too many tokens");
   }
