@@ -12,7 +12,7 @@
 namespace kvpool {
 
 // {"tenant", "revision", "leaving", "requested", "effective": {"guaranteed", "limit"}, "wanted",
-// "leased", "ordered", "held", "charged", "used", "overage", "why": ["It wants ..."],
+// "leased", "ordered", "held", "charged", "used", "overage", "ladder", "why": ["It wants ..."],
 // "short": [{"agent", "wanted", "ordered", "others": [{"tenant", "ordered"}]}], "reclaims"}:
 // `short` are the agents where it is ordered less than it wants, and who has the rest, most first.
 boost::json::object ExplainView(const Cluster& cluster, const Tenant& tenant, TimePoint now);
