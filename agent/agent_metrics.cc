@@ -84,8 +84,7 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                                               "Requantisations that would free no page.")),
       floor_stops_(FloorStops(metrics_)),
       rung_(metrics_.GaugeFamily("kvpool_agent_tenant_rung",
-                                 "The rung of a tenant's ladder that its sessions follow; 0 is the "
-                                 "mildest, and a fixed policy.")),
+                                 "Rung that its sessions follow; 0: the mildest, or no ladder.")),
       recovery_(metrics_.HistogramFamily("kvpool_agent_recovery_ratio",
                                          "Mean recovery over heads of each compaction.",
                                          kRecoveryBuckets)),
