@@ -28,20 +28,19 @@ Charge& Charge::operator-=(const Charge& other) {
   return *this;
 }
 
-Charge PeakCharge(const Layout& layout, const Policy& policy, const SealRule& seal,
-                  const SessionPlan& plan) {
+namespace {
+
+enum class Compacts : uint8_t { kNo, kYes };
+
+Charge ChargeFor(const Layout& layout, uint32_t tokens, Compacts compacts, const PolicyNeeds& needs,
+                 const SealRule& seal, const SessionPlan& plan) {
   const Geometry& geometry = layout.geometry();
-  const uint32_t tokens = policy.PeakTokens(plan);
-  const bool seals = seal.format != SealedFormat::kNone;
-  const bool compacts =
-      seals || policy.NextCompactAt({.geometry = &geometry, .plan = plan}).has_value();
   Charge charge;
   // A compacted segment's last block and the first fresh page may each be partly empty.
-  charge.pages = CeilDiv(tokens, kPageTokens) + (compacts ? 1 : 0);
-  if (seals) charge.pages += ReservePages(layout, seal.format);
-  const PolicyNeeds needs = policy.Needs();
+  charge.pages = CeilDiv(tokens, kPageTokens) + (compacts == Compacts::kYes ? 1 : 0);
+  if (seal.format != SealedFormat::kNone) charge.pages += ReservePages(layout, seal.format);
   uint64_t overhead = PlaneBytes(geometry, needs.planes, tokens);
-  if (compacts) {
+  if (compacts == Compacts::kYes) {
     // Two epochs of tables: a length, the blocks' ids and the rows' positions, 4 bytes each.
     overhead += 2 * 4 * uint64_t{geometry.planes()} * (1 + CeilDiv(tokens, kPageTokens) + tokens);
   }
@@ -57,6 +56,34 @@ Charge PeakCharge(const Layout& layout, const Policy& policy, const SealRule& se
   }
   charge.overhead = Bytes(static_cast<int64_t>(overhead));
   return charge;
+}
+
+}  // namespace
+
+Charge PeakCharge(const Layout& layout, const Policy& policy, const SealRule& seal,
+                  const SessionPlan& plan) {
+  return PeakCharge(layout, policy, policy.Needs(), seal, plan);
+}
+
+Charge PeakCharge(const Layout& layout, const Policy& policy, const PolicyNeeds& needs,
+                  const SealRule& seal, const SessionPlan& plan) {
+  const bool compacts =
+      seal.format != SealedFormat::kNone ||
+      policy.NextCompactAt({.geometry = &layout.geometry(), .plan = plan}).has_value();
+  return ChargeFor(layout, policy.PeakTokens(plan), compacts ? Compacts::kYes : Compacts::kNo,
+                   needs, seal, plan);
+}
+
+Charge WholeCharge(const Layout& layout, const PolicyNeeds& needs, const SealRule& seal,
+                   const SessionPlan& plan) {
+  return ChargeFor(layout, plan.max_tokens, Compacts::kYes, needs, seal, plan);
+}
+
+absl::Status CheckMeasurable(double min_recovery, QueryOffer offer) {
+  if (offer == QueryOffer::kAll || min_recovery <= 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "policy auto measures by a session's queries what its compactions keep, and this worker said "
+      "at attach that it pushes none; give the tenant a fixed policy, or min_recovery 0");
 }
 
 absl::Status CheckQueries(const PolicySpec& spec, const Policy& policy, QueryOffer offer) {
@@ -114,28 +141,47 @@ uint32_t SlabsFor(const Layout& layout, const Charge& charge) {
          OverheadSlabs(layout, charge);
 }
 
-void TenantCharges::Add(const Layout& layout, const Charge& charge) {
+TenantCharges::OfLayout& TenantCharges::Of(const Layout& layout) {
   auto same = std::find_if(layouts_.begin(), layouts_.end(),
                            [&](const OfLayout& one) { return *one.layout == layout; });
-  if (same == layouts_.end()) same = layouts_.insert(same, OfLayout{&layout, {}});
-  same->charge += charge;
+  if (same == layouts_.end()) same = layouts_.insert(same, OfLayout{&layout, {}, {}});
+  return *same;
+}
+
+void TenantCharges::Add(const Layout& layout, const Charge& charge) { Of(layout).charge += charge; }
+
+void TenantCharges::AddHeadroom(const Layout& layout, const Charge& growth) {
+  if (growth != Charge()) Of(layout).growths.push_back(growth);
+}
+
+uint32_t TenantCharges::HeadroomSlabs() const {
+  uint32_t most = 0;
+  for (const OfLayout& one : layouts_) {
+    const uint32_t now = SlabsFor(*one.layout, one.charge);
+    for (const Charge& growth : one.growths) {
+      Charge grown = one.charge;
+      grown += growth;
+      most = std::max(most, SlabsFor(*one.layout, grown) - now);
+    }
+  }
+  return most;
 }
 
 uint32_t TenantCharges::Slabs() const {
-  uint32_t slabs = 0;
-  for (const auto& [layout, charge] : layouts_) slabs += SlabsFor(*layout, charge);
+  uint32_t slabs = HeadroomSlabs();
+  for (const OfLayout& one : layouts_) slabs += SlabsFor(*one.layout, one.charge);
   return slabs;
 }
 
 uint32_t TenantCharges::WantedSlabs() const {
-  uint32_t slabs = 0;
-  for (const auto& [layout, charge] : layouts_) slabs += std::max(1u, SlabsFor(*layout, charge));
+  uint32_t slabs = HeadroomSlabs();
+  for (const OfLayout& one : layouts_) slabs += std::max(1u, SlabsFor(*one.layout, one.charge));
   return slabs;
 }
 
 uint32_t TenantCharges::UsableSlabs(uint32_t lease_slabs) const {
   uint32_t overhead = 0;
-  for (const auto& [layout, charge] : layouts_) overhead += OverheadSlabs(*layout, charge);
+  for (const OfLayout& one : layouts_) overhead += OverheadSlabs(*one.layout, one.charge);
   return lease_slabs > overhead ? lease_slabs - overhead : 0;
 }
 

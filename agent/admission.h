@@ -35,6 +35,12 @@ struct Charge {
 // may leave partly empty.
 Charge PeakCharge(const Layout& layout, const Policy& policy, const SealRule& seal,
                   const SessionPlan& plan);
+// The same of a session that keeps and pushes what `needs` says: more than its policy asks for.
+Charge PeakCharge(const Layout& layout, const Policy& policy, const PolicyNeeds& needs,
+                  const SealRule& seal, const SessionPlan& plan);
+// The same of one whose every row stays to its end, although it may have been compacted before.
+Charge WholeCharge(const Layout& layout, const PolicyNeeds& needs, const SealRule& seal,
+                   const SessionPlan& plan);
 
 // Pages of the agent's reserve that a sealing goes through: room for one block of every head.
 // Requires that blocks of this format fit a page.
@@ -56,6 +62,9 @@ enum class QueryOffer : uint8_t { kAll, kNone };
 // InvalidArgument when the policy cannot do without queries and the worker has none to offer; the
 // message names the policies that can.
 absl::Status CheckQueries(const PolicySpec& spec, const Policy& policy, QueryOffer offer);
+// InvalidArgument when the recovery of a worker's sessions has to be measured, and it pushes no
+// queries to measure it by.
+absl::Status CheckMeasurable(double min_recovery, QueryOffer offer);
 
 // Slabs that a charge needs: whole slabs of pages, and whole slabs' worth of overhead.
 uint32_t SlabsFor(const Layout& layout, const Charge& charge);
@@ -67,6 +76,8 @@ uint32_t OverheadSlabs(const Layout& layout, const Charge& charge);
 class TenantCharges {
  public:
   void Add(const Layout& layout, const Charge& charge);
+  // Room for one of the sessions to be charged so much more: of all that is said here, the most.
+  void AddHeadroom(const Layout& layout, const Charge& growth);
 
   // That admission counts against the lease.
   uint32_t Slabs() const;
@@ -79,7 +90,11 @@ class TenantCharges {
   struct OfLayout {
     const Layout* layout;
     Charge charge;
+    std::vector<Charge> growths;
   };
+  OfLayout& Of(const Layout& layout);
+  uint32_t HeadroomSlabs() const;
+
   std::vector<OfLayout> layouts_;
 };
 

@@ -215,6 +215,7 @@ absl::Status Agent::Listen() {
                          .incarnation = *incarnation,
                          .device = device_->info().name},
       [this] {
+        workers_.ClimbSessions();
         for (const auto& [id, tenant] : book_.tenants()) reclaimer_.Look(id);
         for (const auto& [id, worker] : workers_.all()) workers_.TopUp(id);
         keeper_.Look();

@@ -26,6 +26,20 @@ Gauge SingleGauge(Metrics& metrics, const std::string& name, const std::string& 
   return metrics.GaugeFamily(name, help).With();
 }
 
+MetricFamily<Counter> FloorStops(Metrics& metrics) {
+  return metrics.CounterFamily(
+      "kvpool_agent_floor_stops_total",
+      "Compactions not carried out, because a session would have lost more than its tenant's "
+      "min_recovery allows.");
+}
+
+MetricFamily<Histogram> CumulativeRecovery(Metrics& metrics) {
+  return metrics.HistogramFamily(
+      "kvpool_agent_cumulative_recovery_ratio",
+      "Mean over heads of a session's recovery since it was opened, at each compaction.",
+      kCumulativeBuckets);
+}
+
 double ToDouble(Bytes bytes) { return static_cast<double>(bytes.value()); }
 
 }  // namespace
@@ -68,13 +82,13 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                                               "Bytes freed, or refused, by step.")),
       failed_sealings_(metrics_.CounterFamily("kvpool_agent_failed_sealings_total",
                                               "Requantisations that would free no page.")),
+      floor_stops_(FloorStops(metrics_)),
+      rung_(metrics_.GaugeFamily("kvpool_agent_tenant_rung",
+                                 "Rung that its sessions follow; 0: the mildest, or no ladder.")),
       recovery_(metrics_.HistogramFamily("kvpool_agent_recovery_ratio",
                                          "Mean recovery over heads of each compaction.",
                                          kRecoveryBuckets)),
-      cumulative_recovery_(metrics_.HistogramFamily(
-          "kvpool_agent_cumulative_recovery_ratio",
-          "Mean over heads of a session's recovery since it was opened, at each compaction.",
-          kCumulativeBuckets)),
+      cumulative_recovery_(CumulativeRecovery(metrics_)),
       epoch_(SingleGauge(metrics_, "kvpool_agent_manager_epoch_info",
                          "Highest manager epoch this agent has accepted.")),
       reserve_waits_(Single(metrics_, "kvpool_agent_reserve_waits_total",
@@ -124,7 +138,9 @@ void AgentMetrics::ObserveReclaim(const TenantState& tenant, const ReclaimRecord
   reclaims_.With({{"tenant", tenant.name}, {"step", step}, {"reason", reason}}).Add();
   reclaimed_bytes_.With({{"tenant", tenant.name}, {"step", step}})
       .Add(static_cast<double>(record.bytes));
-  if (record.step == ReclaimStep::kRefusal) {
+  if (record.reason == ReclaimReason::kFloor) {
+    floor_stops_.With({{"tenant", tenant.name}}).Add(record.sessions);
+  } else if (record.step == ReclaimStep::kRefusal) {
     refusals_.With({{"tenant", tenant.name}, {"reason", reason}}).Add();
   }
 }
@@ -152,6 +168,7 @@ void AgentMetrics::UpdateTenant(const Sources& sources, const TenantState& tenan
   const WorkerCounts counts = sources.workers->Count(tenant.id);
   sessions_.With(labels).Set(counts.sessions);
   workers_.With(labels).Set(counts.workers);
+  rung_.With(labels).Set(tenant.rung);
   compactions_.With(labels).RaiseTo(static_cast<double>(tenant.counters.compactions));
 }
 

@@ -75,6 +75,8 @@ class AgentMetrics {
   MetricFamily<Counter> reclaims_;
   MetricFamily<Counter> reclaimed_bytes_;
   MetricFamily<Counter> failed_sealings_;
+  MetricFamily<Counter> floor_stops_;
+  MetricFamily<Gauge> rung_;
   MetricFamily<Histogram> recovery_;
   MetricFamily<Histogram> cumulative_recovery_;
   Gauge epoch_;

@@ -20,6 +20,12 @@ constexpr uint32_t kSealBatch = 64;
 // After each sealing in a row that failed a session waits for twice as many rows, so often at most.
 constexpr uint32_t kSealDoublings = 5;
 
+RecoveryFloor FloorOf(const AgentSession& session) {
+  if (!session.ladder) return {};
+  return {.min_recovery = session.ladder.ladder->said.min_recovery,
+          .product = session.recovery_product};
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Attachment>> Attachment::Make(AttachmentSetup setup,
@@ -139,8 +145,8 @@ void Attachment::Close(uint32_t slot) {
 void Attachment::GiveBack(AgentSession* session) {
   if (session->needs.profile.has_value()) regions_->DropProfile(session->slot);
   (void)ledger_->CloseSession(session->id);  // the ledger has every session that has not ended
-  charge_ -= session->charge;
-  session->charge = {};
+  SetCharge(session, {});
+  session->ladder = {};
 }
 
 void Attachment::Free(AgentSession* session) {
@@ -250,6 +256,7 @@ void Attachment::SetCompactAt(AgentSession* session) {
     session->policy_at = session->policy->NextCompactAt(session->State(setup_.layout.geometry()));
     session->policy_asked = false;
   }
+  if (session->whole) session->policy_at.reset();
   std::optional<uint32_t> at = session->policy_at;
   // Only where the step after it cannot pass what the policy waits for: else both in one hand-over.
   if (const std::optional<uint32_t> seal_at = SealAt(*session);
@@ -262,8 +269,7 @@ void Attachment::SetCompactAt(AgentSession* session) {
 // Whether the policy has its say in a hand-over at this length. Without a format it always has.
 bool Attachment::PolicyTurn(const AgentSession& session, Pressure pressure) {
   if (session.seal.format == SealedFormat::kNone || pressure == Pressure::kYes) return true;
-  return session.policy_at.has_value() &&
-         session.cache_tokens() + session.plan.chunk > *session.policy_at;
+  return DueByPolicy(session);
 }
 
 // ---- Drain ------------------------------------------------------------------------------------
@@ -307,7 +313,8 @@ void Attachment::EndDrain(uint32_t slot, DrainJob job) {
   session->planes = std::move(job.planes);
   session->job = AgentSession::Job::kNone;
   (void)ledger_->Unpin(session->id);
-  if (session->closed) Free(session);
+  if (session->closed) return Free(session);
+  ClimbNow(session);
 }
 
 // ---- Compaction and moves -----------------------------------------------------------------------
@@ -318,6 +325,7 @@ bool Attachment::IsIdle(uint32_t slot) const {
 }
 
 uint32_t Attachment::PagesFreedByCompaction(const AgentSession& session) const {
+  if (!MayCompact(session)) return 0;
   const std::optional<Selection> selection =
       session.policy->Compact(session.State(setup_.layout.geometry()));
   const uint64_t rows = session.cache_tokens();
@@ -328,7 +336,7 @@ uint32_t Attachment::PagesFreedByCompaction(const AgentSession& session) const {
   uint64_t then = CeilDiv<uint64_t>(selection->expected - sealed, kPageTokens);
   if (sealed > 0) {
     then += CeilDiv(sealed * setup_.layout.geometry().planes(),
-                    RowsPerPage(setup_.layout, session.seal.format));
+                    RowsPerPage(setup_.layout, session.sealed_format));
   }
   return static_cast<uint32_t>(now > then ? now - then : 0);
 }
@@ -342,15 +350,22 @@ uint32_t Attachment::PagesFreedBySealing(const AgentSession& session,
                                          const std::optional<Selection>& selection) const {
   const uint32_t planes = setup_.layout.geometry().planes();
   const uint32_t places = PagePlaces(setup_.layout, session.seal.format).per_page();
-  if (session.sealable_tokens() == 0 || places == 0) return 0;
+  // Rows that are sealed in another format are sealed anew.
+  const uint32_t anew = session.other_format_tokens();
+  if (session.sealable_tokens() + anew == 0 || places == 0) return 0;
   // What the policy drops first is not there to be sealed.
   uint32_t sealed = session.sealable_tokens();
   if (selection.has_value()) {
     const uint32_t rows = session.cache_tokens();
     sealed -= std::min(sealed, rows - std::min(rows, selection->expected));
   }
-  const uint32_t now = sealed / kPageTokens;
-  const uint32_t then = CeilDiv(sealed / kSealedRows * planes, places);
+  uint32_t now = sealed / kPageTokens;
+  uint32_t then = CeilDiv(sealed / kSealedRows * planes, places);
+  if (anew > 0) {
+    now += static_cast<uint32_t>(CeilDiv<uint64_t>(
+        uint64_t{anew} * planes, RowsPerPage(setup_.layout, session.sealed_format)));
+    then += CeilDiv(CeilDiv(anew, kSealedRows) * planes, places);
+  }
   return now > then ? now - then : 0;
 }
 
@@ -430,9 +445,12 @@ absl::Status Attachment::BeginWait(uint32_t slot) {
 bool Attachment::EndWait(uint32_t slot) {
   AgentSession* session = Find(slot);
   session->job = AgentSession::Job::kNone;
-  if (!session->closed) return true;
-  Free(session);
-  return false;
+  if (session->closed) {
+    Free(session);
+    return false;
+  }
+  ClimbNow(session);
+  return true;
 }
 
 absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
@@ -457,13 +475,14 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
   const bool pressed = asked || resting == shm::State::kIdle;
   session->policy_asked = PolicyTurn(*session, pressed ? Pressure::kYes : Pressure::kNo);
   std::optional<Selection> selection;
-  if (session->policy_asked) {
+  if (session->policy_asked && (MayCompact(*session) || DueByPolicy(*session))) {
     selection = session->policy->Compact(session->State(setup_.layout.geometry()));
   }
   if (PagesFreedBySealing(*session, selection) == 0) reserve.clear();
   if (!selection.has_value() && evacuate.empty() && reserve.empty()) {
     if (profile) regions_->DropProfile(slot);
     SetCompactAt(session);
+    SettleCharge(session);
     regions_->SetState(slot, resting);
     return std::nullopt;
   }
@@ -476,6 +495,7 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
                        .session_pages = std::move(pages),
                        .selection = std::move(selection),
                        .selected_step = session->selected_step,
+                       .floor = FloorOf(*session),
                        .profile = profile ? ProfileSource{regions_.get(), slot,
                                                           session->head_classes, session->profiled}
                                           : ProfileSource{},
@@ -508,6 +528,7 @@ void Attachment::TakeResult(AgentSession* session, const CompactionJob& job,
     session->open_tokens =
         std::max(session->open_tokens, length - job.result.sealed_lengths[plane]);
   }
+  session->sealed_format = job.result.format;
   ++session->epoch;
 }
 
@@ -519,7 +540,13 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
   CompactionOutcome outcome{.status = job.status,
                             .sealed = job.sealed,
                             .policy = session->policy_text,
-                            .recovery = StatsOf(job.recovery)};
+                            .recovery = StatsOf(job.recovery),
+                            .ladder = session->ladder.ladder,
+                            .rung = session->rung};
+  if (job.verdict == CompactionJob::Verdict::kUntouched) {
+    TakeHeld(session, resting, &outcome);
+    return outcome;
+  }
   std::vector<PageId> unused = job.replacements;
   if (job.status.ok()) {
     TakeResult(session, job, &outcome);
@@ -533,14 +560,24 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
       outcome.cumulative = StatsOf(session->recovery_product);
       session->selected_step = session->committed;
       session->selected_tokens = session->compacted_tokens;
+      session->selected_observed = session->planes.observed();
     }
     session->failed_sealings = job.sealed.ok() ? 0 : session->failed_sealings + 1;
     SetCompactAt(session);
     regions_->Publish(slot, session->epoch, session->fresh_start, job.result, session->planes);
   }
   (void)ledger_->Release(session->id, unused);
+  if (job.status.ok() && job.verdict == CompactionJob::Verdict::kHeld) {
+    TakeHeld(session, resting, &outcome);
+    return outcome;
+  }
   regions_->SetState(slot, resting);
-  if (session->closed) Free(session);
+  if (session->closed) {
+    Free(session);
+    return outcome;
+  }
+  SettleCharge(session);
+  ClimbNow(session);
   return outcome;
 }
 

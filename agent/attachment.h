@@ -54,6 +54,14 @@ struct CompactionOutcome {
   // kEnded: `freed_pages` is all it had, and `status` what its worker is told (Cancelled).
   enum class Effect : uint8_t { kNothing, kMoved, kCompacted, kEnded } effect = Effect::kNothing;
   enum class Sealing : uint8_t { kNone, kSealed } sealing = Sealing::kNone;
+  // kHeld: the floor of recovery did not allow a compaction that would have freed about
+  // `held_pages`. kHeldAgain: likewise, and it has not grown since that was said.
+  enum class Floor : uint8_t { kKept, kHeld, kHeldAgain } floor = Floor::kKept;
+  uint32_t held_pages = 0;
+  // kAwaited: it was due, so the session waits BUSY for its whole charge: until GoOn.
+  enum class Room : uint8_t { kEnough, kAwaited } room = Room::kEnough;
+  std::shared_ptr<const Ladder> ladder;  // the session's, if it has one
+  uint32_t rung = 0;                     // of it
 };
 
 class Attachment {
@@ -85,6 +93,9 @@ class Attachment {
   // ResourceExhausted when no slot is free.
   absl::StatusOr<AgentSession*> Open(const TenantState& tenant, const SessionPlan& plan,
                                      const Charge& charge);
+  // The same of a tenant with a ladder: on its rung, and charged as that says.
+  absl::StatusOr<AgentSession*> Open(const TenantState& tenant, const SessionPlan& plan,
+                                     SessionLadder ladder);
   // Frees the session's pages now, or when its job ends.
   void Close(uint32_t slot);
   // Takes up what the workers wrote since the last job, for sessions without one.
@@ -112,6 +123,17 @@ class Attachment {
   absl::StatusOr<std::optional<CompactionJob>> BeginCompaction(uint32_t slot, shm::State resting,
                                                                std::vector<PageId> reserve);
   CompactionOutcome EndCompaction(uint32_t slot, CompactionJob job, shm::State resting);
+
+  // Sessions of this ladder climb to this rung, now or when their job ends: policy, format and when
+  // they are due are the rung's from then on, and the charge once they fit it. Nobody comes down.
+  // Returns IDLE ones that are due under it now.
+  std::vector<SessionId> Climb(const Ladder* ladder, uint32_t rung);
+  // Of a session that waits for room: it is charged its whole length now and goes on, or it goes on
+  // waiting in its worker's hands. False when it was closed meanwhile: then it is freed.
+  enum class Going : uint8_t { kWhole, kAsItWas };
+  bool GoOn(uint32_t slot, shm::State resting, Going going);
+  // Open sessions of this ladder on each of its rungs.
+  void CountRungs(const Ladder* ladder, std::vector<RungCounters>* rungs) const;
 
   // 0 for a slot whose session has no format, or that has no session.
   uint32_t ReservePages(uint32_t slot) const;
@@ -145,6 +167,15 @@ class Attachment {
   absl::Status Snapshot(AgentSession* session);
   absl::Status FailForPageList(AgentSession* session, const std::string& why);
   void Fail(AgentSession* session, shm::Failure why);
+  void SetCharge(AgentSession* session, const Charge& charge);
+  void ClimbNow(AgentSession* session);
+  // Charges a session what its rung says, if it surely stays within that from now on.
+  void SettleCharge(AgentSession* session);
+  // Whether its policy may have its say: not when the floor holds the session.
+  static bool MayCompact(const AgentSession& session);
+  static bool DueByPolicy(const AgentSession& session);
+  // A compaction that the floor held: what becomes of the session.
+  void TakeHeld(AgentSession* session, shm::State resting, CompactionOutcome* outcome);
   // The session in a slot that is BUSY without a job, for a hand-over. Errors as BeginCompaction.
   absl::StatusOr<AgentSession*> FindBusy(uint32_t slot);
   // Takes up the classes of a profile that the worker has published since the last hand-over.

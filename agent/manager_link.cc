@@ -205,6 +205,7 @@ OutgoingReport ManagerLink::MakeReport(TimePoint now) {
                               .sessions = counts.sessions,
                               .workers = counts.workers,
                               .counters = tenant.counters,
+                              .rungs = deps_.workers->CountRungs(tenant),
                               .over = tenant.overage.Lasted(now),
                               .past_deadline = tenant.PastDeadline(now)});
   }

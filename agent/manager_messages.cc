@@ -42,6 +42,8 @@ rpc::ReclaimReason ToCapnp(ReclaimReason reason) {
       return rpc::ReclaimReason::ADMISSION;
     case ReclaimReason::kLeaseGrowing:
       return rpc::ReclaimReason::LEASE_GROWING;
+    case ReclaimReason::kFloor:
+      return rpc::ReclaimReason::FLOOR;
   }
   return rpc::ReclaimReason::UNKNOWN;
 }
@@ -65,6 +67,15 @@ void Fill(const ReportedTenant& from, rpc::TenantUse::Builder to) {
   to.setOverMillis(
       static_cast<uint64_t>(std::chrono::ceil<std::chrono::milliseconds>(from.over).count()));
   to.setPastDeadline(from.past_deadline);
+  auto rungs = to.initRungs(static_cast<unsigned>(from.rungs.size()));
+  for (unsigned i = 0; i < rungs.size(); ++i) {
+    const RungCounters& rung = from.rungs[i];
+    rungs[i].setSessions(rung.sessions);
+    rungs[i].setCompactions(rung.compactions);
+    rungs[i].setFloorStops(rung.floor_stops);
+    rungs[i].setCumulativeSum(rung.cumulative_sum);
+    rungs[i].setCumulativeCount(rung.cumulative_count);
+  }
 }
 
 void Fill(const ReclaimRecord& from, TimePoint now, rpc::Reclaim::Builder to) {
@@ -113,6 +124,7 @@ void Fill(const TenantOrder& from, rpc::TenantOrder::Builder to) {
   to.setLimitSlabs(from.limit_slabs);
   to.setFloorSlabs(from.floor_slabs);
   ToProto(from.policy, to.initPolicy());
+  if (from.ladder.has_value()) ToProto(*from.ladder, from.rung, to);
   auto hashes = to.initTokenHashes(static_cast<unsigned>(from.token_hashes.size()));
   for (unsigned i = 0; i < hashes.size(); ++i) {
     const TokenHash& hash = from.token_hashes[i];
@@ -123,6 +135,26 @@ void Fill(const TenantOrder& from, rpc::TenantOrder::Builder to) {
   to.setGraceRunningMillis(Millis(from.grace.running));
   to.setOverDeadline(from.over_deadline == OverDeadline::kPreempt ? rpc::OverDeadline::PREEMPT
                                                                   : rpc::OverDeadline::HOLD);
+}
+
+// InvalidArgument: too many rungs, one that makes no sense, or numbers out of range.
+absl::Status ReadLadder(rpc::TenantOrder::Reader reader, TenantOrder* order) {
+  const auto rungs = reader.getLadder();
+  if (rungs.size() == 0) return absl::OkStatus();
+  if (rungs.size() > limits::kRungs || reader.getRung() >= rungs.size()) {
+    return absl::InvalidArgumentError("a ladder with too many rungs, or without its rung");
+  }
+  PolicyLadder ladder{.min_recovery = reader.getMinRecovery()};
+  for (const auto rung : rungs) {
+    absl::StatusOr<PolicySpec> policy = FromProto(rung);
+    if (!policy.ok()) return policy.status();
+    ladder.rungs.push_back(*std::move(policy));
+  }
+  if (absl::Status status = CheckLadder(ladder); !status.ok()) return status;
+  order->rung = reader.getRung();
+  order->policy = ladder.rungs[order->rung];
+  order->ladder = std::move(ladder);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<TenantOrder> CheckedOrder(rpc::TenantOrder::Reader reader) {
@@ -136,6 +168,7 @@ absl::StatusOr<TenantOrder> CheckedOrder(rpc::TenantOrder::Reader reader) {
                     .policy = *std::move(policy),
                     .floor_slabs = reader.getFloorSlabs()};
   if (absl::Status grace = ReadGrace(reader, &order); !grace.ok()) return grace;
+  if (absl::Status ladder = ReadLadder(reader, &order); !ladder.ok()) return ladder;
   if (order.tenant.value() == 0 || reader.getTokenHashes().size() > limits::kTokensPerTenant) {
     return absl::InvalidArgumentError("a tenant without an id, or with too many tokens");
   }

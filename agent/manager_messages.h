@@ -31,8 +31,9 @@ struct ReportedTenant {
   uint32_t sessions = 0;
   uint32_t workers = 0;
   TenantCounters counters;
-  Duration over{};             // for how long it has held more than its lease
-  bool past_deadline = false;  // for longer than its grace
+  std::vector<RungCounters> rungs;  // of its ladder, if it has one
+  Duration over{};                  // for how long it has held more than its lease
+  bool past_deadline = false;       // for longer than its grace
 };
 
 struct OutgoingReport {

@@ -41,6 +41,18 @@ ReclaimRecord Sealed(ReclaimRecord record, Bytes page, const Outcomes& outcomes)
   return record;
 }
 
+// Compactions that the floor of recovery has refused.
+ReclaimRecord Held(ReclaimRecord record, Bytes page, const Outcomes& outcomes) {
+  record.step = ReclaimStep::kRefusal;
+  record.reason = ReclaimReason::kFloor;
+  for (const CompactionOutcome* outcome : outcomes) {
+    if (outcome->floor == CompactionOutcome::Floor::kHeld) {
+      Add(0, outcome->held_pages, page, &record);
+    }
+  }
+  return record;
+}
+
 ReclaimRecord Ended(ReclaimRecord record, Bytes page, const Outcomes& outcomes) {
   record.step = ReclaimStep::kPreemption;
   for (const CompactionOutcome* outcome : outcomes) {
@@ -61,8 +73,8 @@ std::vector<ReclaimRecord> RecordsOf(const ReclaimRecord& common, Bytes page,
   for (const auto& [policy, same] : by_policy) {
     ReclaimRecord record = common;
     record.policy = policy;
-    for (const ReclaimRecord& made :
-         {Compacted(record, page, same), Sealed(record, page, same), Ended(record, page, same)}) {
+    for (const ReclaimRecord& made : {Compacted(record, page, same), Sealed(record, page, same),
+                                      Held(record, page, same), Ended(record, page, same)}) {
       if (made.sessions > 0) records.push_back(made);
     }
   }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "agent/admission.h"
+#include "agent/ladder.h"
 #include "agent/tenant_book.h"
 #include "common/ids.h"
 #include "kernels/planes.h"
@@ -29,6 +30,12 @@ struct AgentSession {
   PolicyNeeds needs;
   SealRule seal;
   Charge charge;
+  SessionLadder ladder;      // of a policy `auto`; then the four above are of its rung
+  uint32_t rung = 0;         // of the ladder
+  uint32_t wanted_rung = 0;  // to climb to when it has no job
+  bool held = false;         // by the floor, until it is due or on another rung
+  uint32_t held_at = 0;      // tokens fed when that was seen last
+  bool whole = false;        // by the floor, for good: charged its whole length, never compacted
 
   Planes planes;
   uint64_t epoch = 0;
@@ -40,6 +47,8 @@ struct AgentSession {
   std::vector<PageId> fresh_pages;      // as last checked
   uint32_t selected_step = 0;           // tokens fed when its policy last compacted it
   uint32_t selected_tokens = 0;         // rows of the longest head that this left
+  uint64_t selected_observed = 0;       // queries scored until then
+  SealedFormat sealed_format = SealedFormat::kNone;  // of its sealed rows
   std::optional<uint32_t> policy_at;    // rows of the longest head at which its policy is due
   bool policy_asked = false;            // by the last hand-over
   uint32_t failed_sealings = 0;         // one after the other
@@ -50,7 +59,7 @@ struct AgentSession {
   bool bad_profile = false;             // it was offered one that did not check out
   bool missing_profile = false;         // its prompt ended without one
 
-  // kWaiting: BUSY, for its turn at the reserve; nothing runs.
+  // kWaiting: BUSY, for its turn at the reserve or for room; nothing runs.
   enum class Job : uint8_t { kNone, kDrain, kWaiting, kCompaction } job = Job::kNone;
   bool closed = false;  // its capability is gone; freed when the job ends
   bool failed = false;
@@ -61,11 +70,24 @@ struct AgentSession {
   uint32_t open_now() const { return open_tokens + committed - fresh_start; }
   // Sealed rows of the longest head, at least: another one may have more open rows.
   uint32_t sealed_tokens() const { return compacted_tokens - open_tokens; }
-  // Rows of a head that a sealing would seal now; in whole blocks.
+  // What more it may come to be charged, because the floor may hold it at any length.
+  Charge Growth() const {
+    Charge growth;
+    if (!ladder || whole || ladder.ladder->said.min_recovery <= 0) return growth;
+    growth = ladder.whole;
+    growth -= charge;
+    return growth;
+  }
+  // Rows of a head that a sealing would seal now, for the first time; in whole blocks.
   uint32_t sealable_tokens() const {
     const uint32_t open = open_now();
     if (seal.format == SealedFormat::kNone || open < seal.open_rows) return 0;
     return (open - seal.open_rows) / kSealedRows * kSealedRows;
+  }
+  // Rows that are sealed in another format than its rule's, because it has climbed since.
+  uint32_t other_format_tokens() const {
+    const bool other = sealed_format != SealedFormat::kNone && sealed_format != seal.format;
+    return other ? sealed_tokens() : 0;
   }
   // Rows of the longest head.
   uint32_t cache_tokens() const { return compacted_tokens + committed - fresh_start; }

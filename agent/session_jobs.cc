@@ -8,6 +8,7 @@
 #include <iterator>
 #include <utility>
 
+#include "agent/recovery.h"
 #include "agent/shared_regions.h"
 #include "kernels/derived_scores.h"
 #include "kernels/profile.h"
@@ -70,13 +71,27 @@ void DrainJob::Run() {
   planes.KeepQueries(positions, queries);
 }
 
+// What stays by the selection, unless the floor holds it.
+std::vector<KeepRows> CompactionJob::Choose() {
+  std::vector<KeepRows> keep =
+      Select(*selection, layout->geometry(), planes, ScoresFor(selection->score, *this));
+  recovery = Recovery(keep, planes);
+  if (floor.min_recovery <= 0) return keep;
+  std::vector<float> product = floor.product;
+  MultiplyRecovery(recovery, &product);
+  const RecoveryStats then = StatsOf(product);
+  if (StatsOf(recovery).measured() && then.mean >= floor.min_recovery) return keep;
+  verdict = evacuate.empty() && reserve.empty() ? Verdict::kUntouched : Verdict::kHeld;
+  selection.reset();
+  recovery.clear();
+  return {};
+}
+
 void CompactionJob::Run() {
   if (profile.regions != nullptr) TakeFrequencies(profile, &planes);
   std::vector<KeepRows> keep;
-  if (selection.has_value()) {
-    keep = Select(*selection, layout->geometry(), planes, ScoresFor(selection->score, *this));
-    recovery = Recovery(keep, planes);
-  }
+  if (selection.has_value()) keep = Choose();
+  if (verdict == Verdict::kUntouched) return;
   absl::StatusOr<CompactionPlan> made =
       PlanCompaction({.layout = layout,
                       .session = rows.View(),

@@ -56,6 +56,13 @@ struct ProfileSource {
   uint32_t tokens = 0;           // checked
 };
 
+// What a compaction must leave of a session: it is not carried out when the product of recovery, as
+// the mean over the heads that were measured, would come to less, or when none was.
+struct RecoveryFloor {
+  double min_recovery = 0;     // 0: whatever it comes to
+  std::vector<float> product;  // [planes] of the compactions before; empty: there was none
+};
+
 // Selects, plans and moves, in place; then seals, out of place, slice after slice. `selection`
 // unset: keeps every row, and only moves out of `evacuate`.
 struct CompactionJob {
@@ -66,6 +73,7 @@ struct CompactionJob {
   std::vector<PageId> session_pages;
   std::optional<Selection> selection;
   uint32_t selected_step = 0;  // tokens fed when the session last lost rows
+  RecoveryFloor floor;
   ProfileSource profile;
   std::vector<PageId> evacuate;
   std::vector<PageId> replacements;  // free pages, for `evacuate`
@@ -74,6 +82,9 @@ struct CompactionJob {
 
   // Results. Of session_pages and replacements, those absent from result.pages are free.
   absl::Status status;
+  // kHeld: the floor did not allow the selection, which is unset now; all else was done as without
+  // it. kUntouched: likewise, and there was nothing else: there is no result.
+  enum class Verdict : uint8_t { kGood, kHeld, kUntouched } verdict = Verdict::kGood;
   CompactedSegment result;
   uint32_t pages_before_sealing = 0;
   absl::Status sealed;          // not ok: nothing (more) was sealed, and why; the session is whole
@@ -82,6 +93,7 @@ struct CompactionJob {
   void Run();
 
  private:
+  std::vector<KeepRows> Choose();
   void Seal(const CompactionPlan& plan);
 };
 

@@ -20,6 +20,33 @@ constexpr std::chrono::seconds kDemandFades(3);
 // Unreported records kept while the manager is away; older ones go first.
 constexpr size_t kUnreportedRecords = 1024;
 
+void ApplyPolicy(const TenantOrder& order, TenantState* state) {
+  if (!order.ladder.has_value()) {
+    state->ladder = nullptr;
+    state->rung = 0;
+    state->rungs.clear();
+  } else if (state->ladder == nullptr || state->ladder->said != *order.ladder) {
+    state->ladder = MakeLadder(*order.ladder);
+    state->rungs.assign(order.ladder->rungs.size(), {});
+  }
+  if (state->ladder != nullptr) {
+    const Rung& rung = state->ladder->rungs[order.rung];
+    state->rung = order.rung;
+    state->spec = rung.spec;
+    state->policy = rung.policy;
+    state->seal = rung.seal;
+  } else if (state->policy == nullptr || !(state->spec == order.policy)) {
+    state->spec = order.policy;
+    state->policy = MakePolicy(order.policy);
+    state->seal = SealRuleOf(order.policy);
+  }
+}
+
+std::optional<PolicyLadder> LadderOf(const TenantState& state) {
+  if (state.ladder == nullptr) return std::nullopt;
+  return state.ladder->said;
+}
+
 void ApplyOrder(uint64_t epoch, const TenantOrder& order, TenantState* state) {
   if (std::pair(epoch, order.seq) < std::pair(state->lease_epoch, state->lease_seq)) return;
   state->name = order.name;
@@ -28,11 +55,7 @@ void ApplyOrder(uint64_t epoch, const TenantOrder& order, TenantState* state) {
   state->token_hashes = order.token_hashes;
   state->grace = order.grace;
   state->over_deadline = order.over_deadline;
-  if (state->policy == nullptr || !(state->spec == order.policy)) {
-    state->spec = order.policy;
-    state->policy = MakePolicy(order.policy);
-    state->seal = SealRuleOf(order.policy);
-  }
+  ApplyPolicy(order, state);
   // The same message again gives back no lease that a complete one without this tenant has taken.
   if (std::pair(epoch, order.seq) == std::pair(state->lease_epoch, state->lease_seq)) return;
   state->lease_epoch = epoch;
@@ -82,6 +105,8 @@ std::string ToString(ReclaimReason reason) {
       return "admission";
     case ReclaimReason::kLeaseGrowing:
       return "lease_growing";
+    case ReclaimReason::kFloor:
+      return "floor";
   }
   return "unknown";
 }
@@ -136,6 +161,8 @@ KeptOrders TenantBook::ToKeep() const {
                             .lease_slabs = std::min(state.floor_slabs, state.lease_slabs),
                             .limit_slabs = state.limit_slabs,
                             .policy = state.spec,
+                            .ladder = LadderOf(state),
+                            .rung = state.rung,
                             .token_hashes = state.token_hashes,
                             .grace = state.grace,
                             .over_deadline = state.over_deadline,
@@ -215,7 +242,9 @@ void TenantBook::Record(const ReclaimRecord& record) {
   if (found != tenants_.end()) {
     TenantCounters& counters = found->second.counters;
     if (record.step == ReclaimStep::kRefusal) {
-      if (record.reason != ReclaimReason::kLeaseGrowing) ++counters.refusals;
+      const bool counts =
+          record.reason != ReclaimReason::kLeaseGrowing && record.reason != ReclaimReason::kFloor;
+      if (counts) ++counters.refusals;
     } else if (record.step == ReclaimStep::kCompaction) {
       counters.compactions += record.sessions;
     }
@@ -233,6 +262,17 @@ void TenantBook::Record(const ReclaimRecord& record) {
   }
   if (unreported_.size() == kUnreportedRecords) unreported_.pop_front();
   unreported_.push_back(record);
+}
+
+void TenantBook::CountRung(TenantId tenant, const Ladder* ladder, uint32_t rung,
+                           const RungCounters& more) {
+  const auto found = tenants_.find(tenant);
+  if (found == tenants_.end() || ladder == nullptr || found->second.ladder.get() != ladder) return;
+  RungCounters& counters = found->second.rungs[rung];
+  counters.compactions += more.compactions;
+  counters.floor_stops += more.floor_stops;
+  counters.cumulative_sum += more.cumulative_sum;
+  counters.cumulative_count += more.cumulative_count;
 }
 
 std::vector<ReclaimRecord> TenantBook::TakeRecords() {

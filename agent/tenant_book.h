@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "agent/ladder.h"
 #include "agent/overage.h"
 #include "agent/recovery.h"
 #include "common/clock.h"
@@ -45,7 +46,8 @@ enum class ReclaimReason : uint8_t {
   kLeaseShrink,
   kNoPages,
   kAdmission,
-  kLeaseGrowing
+  kLeaseGrowing,
+  kFloor  // of recovery: a compaction was refused
 };
 
 std::string ToString(ReclaimStep step);      // "compaction"
@@ -73,7 +75,9 @@ struct TenantOrder {
   uint64_t seq = 0;
   uint32_t lease_slabs = 0;
   uint32_t limit_slabs = 0;
-  PolicySpec policy = DefaultPolicySpec();
+  PolicySpec policy = DefaultPolicySpec();  // with a ladder that of its rung
+  std::optional<PolicyLadder> ladder;
+  uint32_t rung = 0;  // of the ladder
   std::vector<TokenHash> token_hashes;
   Grace grace;
   OverDeadline over_deadline = OverDeadline::kHold;
@@ -90,8 +94,17 @@ struct KeptOrders {
   bool operator==(const KeptOrders&) const = default;
 };
 
+// What was done by one rung of a tenant's ladder since it was applied.
+struct RungCounters {
+  uint32_t sessions = 0;  // open now; filled in for reports
+  uint64_t compactions = 0;
+  uint64_t floor_stops = 0;
+  double cumulative_sum = 0;  // of sessions' cumulative recovery, as the mean over heads
+  uint64_t cumulative_count = 0;
+};
+
 struct TenantCounters {
-  uint64_t refusals = 0;  // without those while the lease grows
+  uint64_t refusals = 0;  // without those while the lease grows, and those of compactions
   uint64_t compactions = 0;
   double recovery_sum = 0;
   uint64_t recovery_count = 0;
@@ -118,7 +131,10 @@ struct TenantState {
   bool gone = false;        // the manager knows it no more
   PolicySpec spec = DefaultPolicySpec();
   std::shared_ptr<const Policy> policy;
-  SealRule seal;  // of sessions opened from now on
+  SealRule seal;                         // of sessions opened from now on
+  std::shared_ptr<const Ladder> ladder;  // nullptr: the policy is fixed
+  uint32_t rung = 0;                     // of the ladder: which one spec, policy and seal are of
+  std::vector<RungCounters> rungs;       // [ladder->rungs]
   std::vector<TokenHash> token_hashes;
   TenantCounters counters;
   KnownDemand known_demand;
@@ -193,6 +209,8 @@ class TenantBook {
   // are handed over one by one is one record, and a worker that asks in a loop does not push
   // everything else out of the log.
   void Record(const ReclaimRecord& record);
+  // What one rung of a ladder has done. Nothing, when the tenant has another ladder by now.
+  void CountRung(TenantId tenant, const Ladder* ladder, uint32_t rung, const RungCounters& more);
   // Records since the last call, oldest first, at most limits::kReclaimsPerReport.
   std::vector<ReclaimRecord> TakeRecords();
 

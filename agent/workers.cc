@@ -12,9 +12,6 @@
 namespace kvpool {
 namespace {
 
-// Demand that nobody has asked for again is forgotten.
-constexpr std::chrono::seconds kWaitingCounts(3);
-
 absl::Status CheckRange(const char* what, uint64_t value, uint64_t max) {
   if (value >= 1 && value <= max) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(what, " is ", value, ", allowed is 1..", max));
@@ -120,25 +117,48 @@ void Workers::RemoveIfDone(WorkerId worker) {
 
 // ---- Admission ----------------------------------------------------------------------------------
 
-TenantCharges Workers::Charges(TenantId tenant, std::optional<TimePoint> now) const {
+TenantCharges Workers::Charges(TenantId tenant) const {
   TenantCharges charges;
   for (const auto& [id, worker] : workers_) {
     const Attachment& attachment = *worker.attachment;
+    if (attachment.setup().tenant == tenant) charges.Add(attachment.layout(), attachment.charge());
+  }
+  return charges;
+}
+
+TenantCharges Workers::ChargesAndRoom(TenantId tenant) const {
+  TenantCharges charges = Charges(tenant);
+  for (const auto& [id, worker] : workers_) {
+    const Attachment& attachment = *worker.attachment;
     if (attachment.setup().tenant != tenant) continue;
-    charges.Add(attachment.layout(), attachment.charge());
-    if (now.has_value() && *now - worker.waiting_since < kWaitingCounts) {
-      charges.Add(attachment.layout(), worker.waiting);
+    for (const auto& [slot, session] : attachment.sessions()) {
+      charges.AddHeadroom(attachment.layout(), session.Growth());
     }
   }
   return charges;
 }
 
-uint32_t Workers::ChargedSlabs(TenantId tenant) const {
-  return Charges(tenant, std::nullopt).Slabs();
-}
+uint32_t Workers::ChargedSlabs(TenantId tenant) const { return Charges(tenant).Slabs(); }
 
 uint32_t Workers::WantedSlabs(TenantId tenant, TimePoint now) const {
-  return Charges(tenant, now).WantedSlabs();
+  TenantCharges charges = ChargesAndRoom(tenant);
+  const auto found = awaiting_room_.find(tenant);
+  for (const auto& [id, worker] : workers_) {
+    const Attachment& attachment = *worker.attachment;
+    if (attachment.setup().tenant != tenant) continue;
+    if (now - worker.waiting_since < kWaitingCounts) {
+      charges.Add(attachment.layout(), worker.waiting);
+      charges.AddHeadroom(attachment.layout(), worker.waiting_growth);
+    }
+    if (found == awaiting_room_.end()) continue;
+    for (const auto& [slot, session] : attachment.sessions()) {
+      const auto asked = found->second.find(session.id);
+      if (asked != found->second.end() && now - asked->second < kWaitingCounts) {
+        charges.Add(attachment.layout(), session.Growth());
+      }
+    }
+  }
+  return charges.WantedSlabs();
 }
 
 void Workers::Count(const Attachment& attachment, Hostilities* sum) {
@@ -165,6 +185,31 @@ WorkerCounts Workers::Count(TenantId tenant) const {
   return counts;
 }
 
+std::vector<RungCounters> Workers::CountRungs(const TenantState& tenant) const {
+  std::vector<RungCounters> rungs = tenant.rungs;
+  if (tenant.ladder == nullptr) return rungs;
+  for (const auto& [id, worker] : workers_) {
+    if (worker.attachment->setup().tenant == tenant.id) {
+      worker.attachment->CountRungs(tenant.ladder.get(), &rungs);
+    }
+  }
+  return rungs;
+}
+
+void Workers::ClimbSessions() {
+  for (const auto& [tenant_id, tenant] : deps_.book->tenants()) {
+    if (tenant.ladder == nullptr) continue;
+    std::vector<SessionId> due;
+    for (auto& [id, worker] : workers_) {
+      if (worker.attachment->setup().tenant != tenant_id || worker.detached) continue;
+      const std::vector<SessionId> idle =
+          worker.attachment->Climb(tenant.ladder.get(), tenant.rung);
+      due.insert(due.end(), idle.begin(), idle.end());
+    }
+    if (!due.empty()) tasks_.add(CompactIdle(tenant_id, due).ignoreResult());
+  }
+}
+
 void Workers::Snapshot(TenantId tenant) {
   for (auto& [id, worker] : workers_) {
     if (worker.attachment->setup().tenant == tenant && !worker.detached) {
@@ -187,7 +232,35 @@ Bytes Workers::UsedBytes(TenantId tenant) const {
 }
 
 uint32_t Workers::UsableSlabs(const TenantState& tenant) const {
-  return Charges(tenant.id, std::nullopt).UsableSlabs(tenant.lease_slabs);
+  return Charges(tenant.id).UsableSlabs(tenant.lease_slabs);
+}
+
+absl::Status Workers::CheckFormatHere(const Layout& layout, SealedFormat format) const {
+  if (absl::Status status = CheckFormat(layout, deps_.device->info().formats, format);
+      !status.ok()) {
+    return status;
+  }
+  return CheckReserve(layout, format, deps_.ledger->config().reserve_slabs);
+}
+
+absl::Status Workers::CheckPolicy(const AttachmentSetup& setup, const TenantState& tenant) const {
+  if (tenant.ladder == nullptr) {
+    if (absl::Status status = CheckQueries(tenant.spec, *tenant.policy, setup.queries);
+        !status.ok()) {
+      return status;
+    }
+    absl::Status format = CheckFormatHere(setup.layout, tenant.seal.format);
+    if (format.ok()) return format;
+    return absl::FailedPreconditionError(
+        absl::StrCat("tenant ", tenant.name, ": ", std::string(format.message())));
+  }
+  // A format that cannot be had is left out of a ladder: it says what may be done, not what must.
+  for (const Rung& rung : tenant.ladder->rungs) {
+    if (absl::Status status = CheckQueries(rung.spec, *rung.policy, setup.queries); !status.ok()) {
+      return status;
+    }
+  }
+  return CheckMeasurable(tenant.ladder->said.min_recovery, setup.queries);
 }
 
 absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
@@ -206,49 +279,49 @@ absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
                                               ", the attachment was made for at most ",
                                               setup.sizes.session_tokens));
   }
-  if (absl::Status status = CheckQueries(tenant->spec, *tenant->policy, setup.queries);
-      !status.ok()) {
-    return status;
-  }
+  if (absl::Status status = CheckPolicy(setup, *tenant); !status.ok()) return status;
   const SessionPlan plan{
       .prompt_tokens = prompt_tokens, .max_tokens = max_tokens, .chunk = setup.chunk_tokens};
-  if (absl::Status format =
-          CheckFormat(setup.layout, deps_.device->info().formats, tenant->seal.format);
-      !format.ok()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("tenant ", tenant->name, ": ", std::string(format.message())));
+  AgentSession terms{.plan = plan};  // what it would be charged
+  if (tenant->ladder == nullptr) {
+    terms.charge = PeakCharge(setup.layout, *tenant->policy, tenant->seal, plan);
+  } else {
+    terms.ladder = LadderFor(setup.layout, tenant->ladder, plan, [&](SealedFormat format) {
+      return CheckFormatHere(setup.layout, format).ok();
+    });
+    terms.charge = terms.ladder.rungs[tenant->rung].charge;
   }
+  Charge whole = terms.charge;
+  whole += terms.Growth();
   const PoolConfig& pool = deps_.ledger->config();
-  if (absl::Status reserve = CheckReserve(setup.layout, tenant->seal.format, pool.reserve_slabs);
-      !reserve.ok()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("tenant ", tenant->name, ": ", std::string(reserve.message())));
-  }
-  const Charge charge = PeakCharge(setup.layout, *tenant->policy, tenant->seal, plan);
-  const uint32_t alone = SlabsFor(setup.layout, charge);
+  const uint32_t alone = SlabsFor(setup.layout, whole);
   const uint32_t most = std::min(tenant->limit_slabs, pool.slabs - pool.reserve_slabs);
   if (alone > most) {
-    return absl::OutOfRangeError(absl::StrCat("a session of ", max_tokens, " tokens needs ", alone,
-                                              " slabs under ", ToString(tenant->spec), "; tenant ",
-                                              tenant->name, " can have at most ", most, " here"));
+    return absl::OutOfRangeError(absl::StrCat(
+        "a session of ", max_tokens, " tokens needs ", alone, " slabs under ",
+        tenant->ladder == nullptr ? ToString(tenant->spec) : ToString(tenant->ladder->said),
+        "; tenant ", tenant->name, " can have at most ", most, " here"));
   }
-  TenantCharges charges = Charges(setup.tenant, std::nullopt);
-  charges.Add(setup.layout, charge);
+  TenantCharges charges = ChargesAndRoom(setup.tenant);
+  charges.Add(setup.layout, terms.charge);
+  charges.AddHeadroom(setup.layout, terms.Growth());
   const uint32_t needed = charges.Slabs();
   if (needed > tenant->lease_slabs || tenant->PastDeadline(BootClock::now())) {
-    return RefuseSession(worker, charge, needed, most);
+    return RefuseSession(worker, terms.charge, terms.Growth(), needed, most);
   }
-  worker->waiting = {};
-  return attachment.Open(*tenant, plan, charge);
+  worker->waiting = worker->waiting_growth = {};
+  if (terms.ladder) return attachment.Open(*tenant, plan, std::move(terms.ladder));
+  return attachment.Open(*tenant, plan, terms.charge);
 }
 
-absl::Status Workers::RefuseSession(Worker* worker, const Charge& charge, uint32_t needed,
-                                    uint32_t most) {
+absl::Status Workers::RefuseSession(Worker* worker, const Charge& charge, const Charge& growth,
+                                    uint32_t needed, uint32_t most) {
   const AttachmentSetup& setup = worker->attachment->setup();
   const TenantState& tenant = *deps_.book->Find(setup.tenant);
   const TimePoint now = BootClock::now();
   const bool past_deadline = tenant.PastDeadline(now);
   worker->waiting = charge;
+  worker->waiting_growth = growth;
   worker->waiting_since = now;
   const ReclaimReason reason = past_deadline ? ReclaimReason::kLeaseShrink
                                              : deps_.book->WhyRefused(tenant, needed, most, now);

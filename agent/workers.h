@@ -50,6 +50,7 @@ struct Worker {
   rpc::WorkerEvents::Client events;
   // Demand that admission or the magazine could not meet, and when it was last asked for.
   Charge waiting;
+  Charge waiting_growth;  // that room must be left for besides
   TimePoint waiting_since;
   bool growing = false;   // slabs are being offered
   bool detached = false;  // its capability is gone; waiting for proof that its process is
@@ -78,6 +79,9 @@ struct DrainArgs {
   uint64_t first = 0;
   uint32_t count = 0;
 };
+
+// Demand that nobody has asked for again is forgotten.
+inline constexpr std::chrono::seconds kWaitingCounts(3);
 
 class AgentMetrics;
 
@@ -126,6 +130,10 @@ class Workers final : private kj::TaskSet::ErrorHandler {
                                                        std::vector<uint32_t> slots);
   // The same for IDLE sessions of a tenant, by the agent itself. Resolves to how many were taken.
   kj::Promise<uint32_t> CompactIdle(TenantId tenant, const std::vector<SessionId>& sessions);
+  // Has the sessions of tenants with a ladder follow their tenant's rung. After orders.
+  void ClimbSessions();
+  // What a tenant's rungs have done, with the sessions on them now; empty without a ladder.
+  std::vector<RungCounters> CountRungs(const TenantState& tenant) const;
   // Marks RUNNING sessions for hand-over.
   void AskHandOver(TenantId tenant, const std::vector<SessionId>& sessions);
   // Ends these sessions: IDLE ones now, others when they are handed over, if preemption is still
@@ -152,16 +160,21 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   uint32_t WantedSlabs(TenantId tenant, TimePoint now) const;
 
  private:
-  // With `now` also the demand that waits then.
-  TenantCharges Charges(TenantId tenant, std::optional<TimePoint> now) const;
+  TenantCharges Charges(TenantId tenant) const;
+  // With the room that is kept for sessions to grow.
+  TenantCharges ChargesAndRoom(TenantId tenant) const;
   uint32_t UsableSlabs(const TenantState& tenant) const;
 
   std::vector<SlabIndex> MakeSlabs(WorkerId worker, const TenantState& tenant, size_t count);
   kj::Promise<bool> Grow(WorkerId worker, uint32_t pages);
   kj::Promise<bool> Offer(WorkerId worker, std::vector<SlabIndex> slabs);
   kj::Promise<absl::Status> Refuse(WorkerId worker, uint32_t pages);
+  // Whether a tenant's policy, or each of its ladder's, can be had by this worker here.
+  absl::Status CheckPolicy(const AttachmentSetup& setup, const TenantState& tenant) const;
+  absl::Status CheckFormatHere(const Layout& layout, SealedFormat format) const;
   // A session for which the tenant would need `needed` slabs of at most `most`.
-  absl::Status RefuseSession(Worker* worker, const Charge& charge, uint32_t needed, uint32_t most);
+  absl::Status RefuseSession(Worker* worker, const Charge& charge, const Charge& growth,
+                             uint32_t needed, uint32_t most);
   bool PastDeadline(TenantId tenant) const;
   // As Attachment::Fill, but grants nothing to a tenant that is past its deadline.
   uint32_t Fill(Worker& worker, uint32_t pages);
@@ -171,6 +184,19 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   kj::Promise<CompactionOutcome> RunCompaction(WorkerId worker, uint32_t slot, shm::State resting);
   kj::Promise<CompactionOutcome> CompactThrough(WorkerId worker, uint32_t slot, shm::State resting,
                                                 kj::Maybe<kj::Own<SealingReserve::Hold>> hold);
+  // A BUSY session that the floor holds: until it can be charged its whole length, the oldest of
+  // its tenant first. Not for ever: its worker is told (ResourceExhausted) and asks again.
+  kj::Promise<CompactionOutcome> BeginAwaitingRoom(WorkerId worker, uint32_t slot,
+                                                   shm::State resting, CompactionOutcome outcome);
+  struct RoomWait {
+    WorkerId worker;
+    uint32_t slot = 0;
+    shm::State resting = shm::State::kRunning;
+    enum class Moved : uint8_t { kNo, kYes } moved = Moved::kNo;  // a new epoch was published
+    TimePoint end;
+  };
+  kj::Promise<CompactionOutcome> AwaitRoom(RoomWait wait);
+  bool HasRoom(const Attachment& attachment, const AgentSession& session) const;
   void RecordCompactions(TenantId tenant, const Layout& layout,
                          const std::vector<CompactionOutcome>& outcomes);
   // Counts it, and now and then says why.
@@ -192,7 +218,9 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   std::function<void(TenantId)> on_change_;
   std::map<WorkerId, Worker> workers_;
   std::multiset<SlabIndex> populating_;  // once for each worker that waits for it
-  Hostilities past_;                     // of workers that are gone
+  // By age, and when each asked last.
+  std::map<TenantId, std::map<SessionId, TimePoint>> awaiting_room_;
+  Hostilities past_;  // of workers that are gone
   std::map<TenantId, TimePoint> sealing_failures_logged_;
   kj::TaskSet tasks_;
 };

@@ -17,6 +17,22 @@ namespace {
 
 // Between two logs of failed sealings of one tenant.
 constexpr std::chrono::minutes kSealingLogPause(1);
+// How soon a session that waits for room is looked at again.
+constexpr auto kRoomBeat = 20 * kj::MILLISECONDS;
+// How long a hand-over waits for it: much less than workers have patience.
+constexpr std::chrono::seconds kRoomWait(1);
+
+RungCounters CountsOf(const CompactionOutcome& outcome) {
+  RungCounters counts;
+  if (outcome.floor == CompactionOutcome::Floor::kHeld) counts.floor_stops = 1;
+  if (outcome.effect != CompactionOutcome::Effect::kCompacted) return counts;
+  counts.compactions = 1;
+  if (outcome.recovery.measured()) {
+    counts.cumulative_sum = double{outcome.cumulative.mean};
+    counts.cumulative_count = 1;
+  }
+  return counts;
+}
 
 }  // namespace
 
@@ -84,14 +100,77 @@ kj::Promise<CompactionOutcome> Workers::CompactThrough(
                  })
       .then([this, id, slot, resting, hold = kj::mv(hold)](kj::Own<CompactionJob> job) mutable {
         const Turn turn(deps_.metrics);
-        CompactionOutcome outcome =
-            workers_.at(id).attachment->EndCompaction(slot, std::move(*job), resting);
+        Attachment& attachment = *workers_.at(id).attachment;
+        CompactionOutcome outcome = attachment.EndCompaction(slot, std::move(*job), resting);
         hold = nullptr;
+        if (outcome.room == CompactionOutcome::Room::kAwaited) {
+          return BeginAwaitingRoom(id, slot, resting, std::move(outcome));
+        }
         RemoveIfDone(id);
-        return outcome;
+        return kj::Promise<CompactionOutcome>(std::move(outcome));
       })
       // At once, not when the whole batch is ready: the rest of it may wait for the reserve.
       .eagerlyEvaluate(nullptr);
+}
+
+kj::Promise<CompactionOutcome> Workers::BeginAwaitingRoom(WorkerId id, uint32_t slot,
+                                                          shm::State resting,
+                                                          CompactionOutcome outcome) {
+  const Attachment& attachment = *workers_.at(id).attachment;
+  const TenantId tenant = attachment.setup().tenant;
+  // What was done and what was not is known now; the rest may take long.
+  RecordCompactions(tenant, attachment.layout(), {outcome});
+  const bool moved = outcome.effect == CompactionOutcome::Effect::kMoved;
+  Changed(tenant);
+  return AwaitRoom({.worker = id,
+                    .slot = slot,
+                    .resting = resting,
+                    .moved = moved ? RoomWait::Moved::kYes : RoomWait::Moved::kNo,
+                    .end = BootClock::now() + kRoomWait});
+}
+
+bool Workers::HasRoom(const Attachment& attachment, const AgentSession& session) const {
+  const TenantId tenant = attachment.setup().tenant;
+  const TenantState* state = deps_.book->Find(tenant);
+  const auto& [oldest, asked] = *awaiting_room_.at(tenant).begin();
+  if (state == nullptr || session.id != oldest) return false;
+  TenantCharges charges = Charges(tenant);
+  charges.Add(attachment.layout(), session.Growth());
+  return charges.Slabs() <= state->lease_slabs;
+}
+
+kj::Promise<CompactionOutcome> Workers::AwaitRoom(RoomWait wait) {
+  const Turn turn(deps_.metrics);
+  const TimePoint now = BootClock::now();
+  // The worker is still there: RemoveIfDone waits for sessions with jobs.
+  Attachment& attachment = *workers_.at(wait.worker).attachment;
+  const AgentSession& session = attachment.sessions().at(wait.slot);
+  const TenantId tenant = attachment.setup().tenant;
+  std::map<SessionId, TimePoint>& waiting = awaiting_room_[tenant];
+  waiting[session.id] = now;
+  std::erase_if(waiting, [&](const auto& other) { return now - other.second > kWaitingCounts; });
+  const bool ends = ShallEnd(attachment, wait.slot);
+  const bool room = HasRoom(attachment, session);
+  if (!session.closed && !ends && !room && now < wait.end) {
+    return deps_.timer->afterDelay(kRoomBeat).then([this, wait] { return AwaitRoom(wait); });
+  }
+  // One that gives up keeps its place for a while: its worker will ask again.
+  if (session.closed || ends || room) waiting.erase(session.id);
+  CompactionOutcome outcome;
+  if (wait.moved == RoomWait::Moved::kYes) outcome.effect = CompactionOutcome::Effect::kMoved;
+  if (ends && !session.closed) {
+    if (attachment.EndWait(wait.slot)) outcome = attachment.End(wait.slot);
+  } else if (!attachment.GoOn(wait.slot, wait.resting,
+                              room ? Attachment::Going::kWhole : Attachment::Going::kAsItWas)) {
+    outcome.status = absl::FailedPreconditionError("closed meanwhile");
+    RemoveIfDone(wait.worker);
+  } else if (!room) {
+    outcome.status = absl::ResourceExhaustedError(
+        "min_recovery lets nothing of this session go, and there is no room for its whole length: "
+        "ask again");
+  }
+  Changed(tenant);
+  return outcome;
 }
 
 void Workers::RecordCompactions(TenantId tenant_id, const Layout& layout,
@@ -108,6 +187,7 @@ void Workers::RecordCompactions(TenantId tenant_id, const Layout& layout,
   const TenantState* tenant = deps_.book->Find(tenant_id);
   if (tenant == nullptr) return;
   for (const CompactionOutcome& outcome : outcomes) {
+    deps_.book->CountRung(tenant_id, outcome.ladder.get(), outcome.rung, CountsOf(outcome));
     deps_.metrics->ObserveRecovery(*tenant, outcome.recovery, outcome.cumulative);
     if (!outcome.sealed.ok()) SealingFailed(*tenant, outcome.sealed);
   }

@@ -96,9 +96,9 @@ absl::Status SessionImpl::TakeBack() {
   if (away_) {
     if (progress_->handed_over.load()) return kBusy;
     away_ = false;
-    if (!progress_->outcome.ok()) return progress_->outcome;
-    RefreshTable();
-    return absl::OkStatus();
+    // Without room for it the session is as whole as before, and may have moved.
+    if (progress_->outcome.ok() || absl::IsResourceExhausted(progress_->outcome)) RefreshTable();
+    return progress_->outcome;
   }
   auto state = static_cast<uint32_t>(shm::State::kIdle);
   if (words_->state.compare_exchange_strong(state, static_cast<uint32_t>(shm::State::kRunning),

@@ -65,4 +65,11 @@ void ToProto(const PolicySpec& spec, rpc::PolicySpec::Builder to) {
   }
 }
 
+void ToProto(const PolicyLadder& ladder, uint32_t rung, rpc::TenantOrder::Builder to) {
+  auto rungs = to.initLadder(static_cast<unsigned>(ladder.rungs.size()));
+  for (unsigned i = 0; i < rungs.size(); ++i) ToProto(ladder.rungs[i], rungs[i]);
+  to.setRung(rung);
+  to.setMinRecovery(ladder.min_recovery);
+}
+
 }  // namespace kvpool

@@ -4,7 +4,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
+
 #include "absl/status/statusor.h"
+#include "common/policy_ladder.h"
 #include "common/policy_spec.h"
 #include "proto/manager.capnp.h"
 
@@ -14,5 +17,7 @@ namespace kvpool {
 absl::StatusOr<PolicySpec> FromProto(rpc::PolicySpec::Reader from);
 // Leaves out what has its default.
 void ToProto(const PolicySpec& spec, rpc::PolicySpec::Builder to);
+// A ladder and the rung that its tenant is on.
+void ToProto(const PolicyLadder& ladder, uint32_t rung, rpc::TenantOrder::Builder to);
 
 }  // namespace kvpool

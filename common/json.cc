@@ -172,6 +172,24 @@ absl::StatusOr<JsonObject> JsonObject::Child(std::string_view field, const std::
   return From(**value, std::string(field));
 }
 
+absl::StatusOr<std::vector<std::variant<std::string, JsonObject>>> JsonObject::TextsOrObjects(
+    std::string_view field, size_t longest, const std::string& expected) {
+  const auto value = Require(field);
+  if (!value.ok()) return value.status();
+  if (!(*value)->is_array()) return Error(field, "must be " + expected);
+  std::vector<std::variant<std::string, JsonObject>> items;
+  for (const boost::json::value& item : (*value)->get_array()) {
+    if (item.is_string() && item.get_string().size() <= longest) {
+      items.emplace_back(std::string(item.get_string()));
+    } else if (item.is_object()) {
+      items.emplace_back(JsonObject(item.get_object(), std::string(field)));
+    } else {
+      return Error(field, "must be " + expected);
+    }
+  }
+  return items;
+}
+
 std::vector<std::string> JsonObject::Keys() const {
   std::vector<std::string> keys;
   for (const auto& entry : *object_) keys.emplace_back(entry.key());

@@ -48,6 +48,9 @@ class JsonObject {
   absl::StatusOr<std::variant<int64_t, double, std::string>> Scalar(std::string_view field);
   // An object in a field; `expected` says in words what belongs there.
   absl::StatusOr<JsonObject> Child(std::string_view field, const std::string& expected);
+  // A list of names and objects in a field, at most `longest` bytes a name.
+  absl::StatusOr<std::vector<std::variant<std::string, JsonObject>>> TextsOrObjects(
+      std::string_view field, size_t longest, const std::string& expected);
   // Any value that is there, for nested ones; null when it is missing.
   const boost::json::value* Take(std::string_view field);
 

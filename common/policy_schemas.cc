@@ -237,6 +237,7 @@ const std::vector<PolicySchema>& PolicySchemas() {
         for (const PolicyParameter& common : CommonPolicyParameters()) {
           schema.parameters.push_back(common);
         }
+        if (group == PromptPolicies) schema.acts = Acts::kPrompt;
         all->push_back(std::move(schema));
       }
     }

@@ -180,6 +180,8 @@ absl::StatusOr<PolicySpec> MakePolicySpec(const std::string& name, const PolicyV
   return spec;
 }
 
+Acts ActsOn(const PolicySpec& spec) { return FindByName(PolicySchemas(), spec.name)->acts; }
+
 PolicySpec DefaultPolicySpec() { return *MakePolicySpec(PolicySchemas().front().name, {}); }
 
 std::string ToString(const PolicySpec& spec) {

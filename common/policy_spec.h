@@ -60,6 +60,12 @@ struct PolicySpec {
   bool operator==(const PolicySpec&) const = default;
 };
 
+// When a policy shrinks a session.
+enum class Acts : uint8_t {
+  kGrowth,  // whenever it has grown, and under pressure
+  kPrompt,  // by what it finds in the prompt, at its end
+};
+
 // One policy an operator can name.
 struct PolicySchema {
   std::string name;
@@ -68,6 +74,7 @@ struct PolicySchema {
   // The rules between parameters, when there are any: fills in what follows from others, or says
   // what does not fit together. The values are already of the right type and within bounds.
   absl::Status (*rules)(PolicySpec& spec) = nullptr;
+  Acts acts = Acts::kGrowth;
 };
 
 // Every policy, in the order in which help texts list them. The first is the default.
@@ -80,6 +87,9 @@ const std::vector<PolicyParameter>& CommonPolicyParameters();
 // recent + drop <= budget); fills in defaults. Text is read as the parameter's type, so that files
 // and flags need not know it. InvalidArgument says which part is wrong and what is allowed.
 absl::StatusOr<PolicySpec> MakePolicySpec(const std::string& name, const PolicyValues& parameters);
+
+// Requires a spec made by MakePolicySpec.
+Acts ActsOn(const PolicySpec& spec);
 
 // What a tenant has unless somebody says otherwise: `full` with its defaults.
 PolicySpec DefaultPolicySpec();

@@ -9,6 +9,8 @@
 #include <map>
 #include <string>
 #include <utility>
+#include <variant>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -32,7 +34,7 @@ class TenantFields {
     }
     Set(spec.guaranteed, object_.Quantity("guaranteed", Bytes(0), most));
     Set(spec.limit, object_.Quantity("limit", Bytes(0), most));
-    if (object_.Has("policy")) Set(spec.policy, Policy());
+    if (object_.Has("policy")) SetPolicyOf(spec);
     if (object_.Has("floors")) Set(spec.floors, Floors());
     if (object_.Has("weight")) Set(spec.weight, object_.Integer("weight", 1, kMaxWeight));
     if (object_.Has("priority")) Set(spec.priority, object_.Integer("priority", 0, kMaxPriority));
@@ -50,7 +52,7 @@ class TenantFields {
     return spec;
   }
 
-  // The object as a policy.
+  // The object as a policy by its own name, which `auto` is not.
   absl::StatusOr<PolicySpec> ReadPolicy() {
     const auto name = object_.Text("name", limits::kNameBytes);
     if (!name.ok()) return name.status();
@@ -62,6 +64,24 @@ class TenantFields {
     auto policy = MakePolicySpec(*name, parameters);
     if (!policy.ok()) return object_.Refusal(std::string(policy.status().message()));
     return policy;
+  }
+
+  // The object as `auto`.
+  absl::StatusOr<PolicyLadder> ReadLadder() {
+    (void)object_.Take("name");
+    PolicyValue floor;
+    Set(floor, object_.Scalar("min_recovery"));
+    if (!status_.ok()) return status_;
+    const auto recovery = ParseRecoveryFloor(floor);
+    if (!recovery.ok()) return object_.Refusal(std::string(recovery.status().message()));
+    PolicyLadder ladder{.min_recovery = *recovery, .rungs = DefaultRungs()};
+    if (object_.Has("allowed")) Set(ladder.rungs, Rungs());
+    if (status_.ok()) status_ = object_.Finish();
+    if (!status_.ok()) return status_;
+    if (absl::Status status = CheckLadder(ladder); !status.ok()) {
+      return object_.Refusal(std::string(status.message()));
+    }
+    return ladder;
   }
 
  private:
@@ -87,10 +107,42 @@ class TenantFields {
     status_ = object_.Refusal(name + " \"" + text + "\" is not allowed; it must be " + names);
   }
 
-  absl::StatusOr<PolicySpec> Policy() {
+  void SetPolicyOf(TenantSpec& spec) {
     auto policy = object_.Child("policy", "a policy such as {name: scissorhands, budget: 256}");
-    if (!policy.ok()) return policy.status();
-    return TenantFields(*policy).ReadPolicy();
+    if (status_.ok()) status_ = policy.status();
+    if (!status_.ok()) return;
+    std::string name;
+    Set(name, policy->Text("name", limits::kNameBytes));
+    if (name == kAutoPolicy) {
+      PolicyLadder ladder;
+      Set(ladder, TenantFields(*policy).ReadLadder());
+      SetLadder(std::move(ladder), &spec);
+    } else if (status_.ok()) {
+      PolicySpec fixed = DefaultPolicySpec();
+      Set(fixed, TenantFields(*policy).ReadPolicy());
+      SetPolicy(std::move(fixed), &spec);
+    }
+  }
+
+  absl::StatusOr<std::vector<PolicySpec>> Rungs() {
+    const auto items = object_.TextsOrObjects(
+        "allowed", limits::kConfigFileBytes,
+        "a list of names and policies such as [full, {name: h2o, budget: 1024}]");
+    if (!items.ok()) return items.status();
+    std::vector<PolicySpec> rungs;
+    for (const std::variant<std::string, Object>& item : *items) {
+      if (const auto* const name = std::get_if<std::string>(&item)) {
+        const auto rung = FindRung(*name);
+        if (!rung.ok()) return object_.Refusal(std::string(rung.status().message()));
+        rungs.push_back(*rung);
+      } else {
+        Object policy = std::get<Object>(item);
+        const auto rung = TenantFields(policy).ReadPolicy();
+        if (!rung.ok()) return rung.status();
+        rungs.push_back(*rung);
+      }
+    }
+    return rungs;
   }
 
   absl::StatusOr<std::map<std::string, Bytes>> Floors() {

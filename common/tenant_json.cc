@@ -24,13 +24,20 @@ boost::json::object ToJson(const PolicySpec& policy) {
   return json;
 }
 
+boost::json::object ToJson(const PolicyLadder& ladder) {
+  boost::json::array rungs;
+  for (const PolicySpec& rung : ladder.rungs) rungs.push_back(ToJson(rung));
+  return {
+      {"name", kAutoPolicy}, {"min_recovery", ladder.min_recovery}, {"allowed", std::move(rungs)}};
+}
+
 boost::json::object ToJson(const TenantSpec& spec) {
   boost::json::object floors;
   for (const auto& [agent, bytes] : spec.floors) floors[agent] = bytes.value();
   return {{"name", spec.name},
           {"guaranteed", spec.guaranteed.value()},
           {"limit", spec.limit.value()},
-          {"policy", ToJson(spec.policy)},
+          {"policy", spec.ladder.has_value() ? ToJson(*spec.ladder) : ToJson(spec.policy)},
           {"floors", std::move(floors)},
           {"weight", spec.weight},
           {"priority", spec.priority},
@@ -51,6 +58,12 @@ absl::StatusOr<PolicySpec> PolicyFromJson(const boost::json::value& value) {
   absl::StatusOr<JsonObject> object = JsonObject::From(value, "policy");
   if (!object.ok()) return object.status();
   return TenantFields(*object).ReadPolicy();
+}
+
+absl::StatusOr<PolicyLadder> LadderFromJson(const boost::json::value& value) {
+  absl::StatusOr<JsonObject> object = JsonObject::From(value, "policy");
+  if (!object.ok()) return object.status();
+  return TenantFields(*object).ReadLadder();
 }
 
 absl::StatusOr<TenantSpec> TenantFromJson(JsonObject& object, const std::string& name) {

@@ -18,10 +18,13 @@
 namespace kvpool {
 
 boost::json::object ToJson(const PolicySpec& policy);
+// {"name": "auto", "min_recovery": 0.95, "allowed": [...]}
+boost::json::object ToJson(const PolicyLadder& ladder);
 boost::json::object ToJson(const TenantSpec& spec);
 
 // InvalidArgument names the field.
 absl::StatusOr<PolicySpec> PolicyFromJson(const boost::json::value& value);
+absl::StatusOr<PolicyLadder> LadderFromJson(const boost::json::value& value);
 // Takes the fields of a tenant and leaves others to the caller. Without a name in the object it is
 // `name`; with one it must be that, unless `name` is empty.
 absl::StatusOr<TenantSpec> TenantFromJson(JsonObject& object, const std::string& name);

@@ -100,6 +100,20 @@ std::string ToString(OverDeadline action) {
   return action == OverDeadline::kHold ? "hold" : "preempt";
 }
 
+void SetLadder(PolicyLadder ladder, TenantSpec* spec) {
+  spec->policy = ladder.rungs.empty() ? DefaultPolicySpec() : ladder.rungs.front();
+  spec->ladder = std::move(ladder);
+}
+
+void SetPolicy(PolicySpec policy, TenantSpec* spec) {
+  spec->policy = std::move(policy);
+  spec->ladder.reset();
+}
+
+std::string PolicyText(const TenantSpec& spec) {
+  return spec.ladder.has_value() ? ToString(*spec.ladder) : ToString(spec.policy);
+}
+
 absl::Status CheckTenantSpec(const TenantSpec& spec) {
   if (absl::Status status = CheckName("tenant", spec.name); !status.ok()) return status;
   const auto refuse = [&](const auto&... parts) {
@@ -115,6 +129,11 @@ absl::Status CheckTenantSpec(const TenantSpec& spec) {
                   FormatBytes(spec.limit), "; lower guaranteed or raise limit");
   }
   if (absl::Status status = CheckFloors(spec); !status.ok()) return status;
+  if (spec.ladder.has_value()) {
+    if (absl::Status status = CheckLadder(*spec.ladder); !status.ok()) {
+      return refuse(std::string(status.message()));
+    }
+  }
   if (spec.weight < 1 || spec.weight > kMaxWeight) {
     return refuse("weight ", spec.weight, " is outside 1..", kMaxWeight);
   }

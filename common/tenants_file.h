@@ -7,7 +7,7 @@
 //     - name: chat
 //       guaranteed: 8 MiB
 //       limit: 24 MiB
-//       policy: {name: scissorhands, budget: 256}
+//       policy: {name: scissorhands, budget: 256}   # or auto: see policy_ladder.h
 //       floors: {gpu-0: 4 MiB}                # the rest may be left out, as may the policy
 //       weight: 2
 //       priority: 7
@@ -20,12 +20,14 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/clock.h"
+#include "common/policy_ladder.h"
 #include "common/policy_spec.h"
 #include "common/units.h"
 
@@ -58,7 +60,8 @@ struct TenantSpec {
   std::string name;
   Bytes guaranteed;                         // can always be held, where its demand can be placed
   Bytes limit;                              // never exceeded
-  PolicySpec policy = DefaultPolicySpec();  // unless said otherwise
+  PolicySpec policy = DefaultPolicySpec();  // unless said otherwise; with a ladder its first rung
+  std::optional<PolicyLadder> ladder;       // policy `auto`
   std::map<std::string, Bytes> floors;      // agent -> the part of `guaranteed` that lies there
   int64_t weight = 1;    // 1..kMaxWeight: its share of what is borrowed, among its priority
   int64_t priority = 5;  // 0..kMaxPriority: higher ones borrow first; guarantees know none
@@ -73,8 +76,14 @@ struct TenantSpec {
 // The rule for tenants' and agents' names. `what` begins the message: "tenant", "agent".
 absl::Status CheckName(const std::string& what, const std::string& name);
 
+// Sets the policy, and the ladder where it is `auto`.
+void SetLadder(PolicyLadder ladder, TenantSpec* spec);
+void SetPolicy(PolicySpec policy, TenantSpec* spec);
+// "scissorhands(budget=256,...)", or what ToString says of the ladder.
+std::string PolicyText(const TenantSpec& spec);
+
 // The names' rules; floors <= guaranteed <= limit, within 0..limits::kTenantBytes; at most
-// limits::kFloorsPerTenant floors; the bounds above.
+// limits::kFloorsPerTenant floors; the bounds above; and the ladder as CheckLadder says.
 absl::Status CheckTenantSpec(const TenantSpec& spec);
 
 // "on", "off"; "hold", "preempt": as files and requests say it.

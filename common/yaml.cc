@@ -268,6 +268,24 @@ absl::StatusOr<YamlObject> YamlObject::Child(const std::string& key, const std::
   return From(**value, expected);
 }
 
+absl::StatusOr<std::vector<std::variant<std::string, YamlObject>>> YamlObject::TextsOrObjects(
+    const std::string& key, size_t longest, const std::string& expected) {
+  const auto value = Require(key);
+  if (!value.ok()) return value.status();
+  if ((*value)->kind != YamlNode::Kind::kList) return (*value)->Error("expected " + expected);
+  std::vector<std::variant<std::string, YamlObject>> items;
+  for (const YamlNode& item : (*value)->items) {
+    if (item.kind == YamlNode::Kind::kMap) {
+      items.emplace_back(YamlObject(item));
+      continue;
+    }
+    auto text = item.AsText(longest);
+    if (!text.ok()) return text.status();
+    items.emplace_back(*std::move(text));
+  }
+  return items;
+}
+
 absl::StatusOr<YamlNode> ParseYaml(const std::string& text, const std::string& file) {
   if (text.size() > limits::kConfigFileBytes) {
     return absl::InvalidArgumentError(

@@ -73,6 +73,8 @@ class YamlObject {
   // Text: a file does not tell "1" from 1.
   absl::StatusOr<std::variant<int64_t, double, std::string>> Scalar(const std::string& key);
   absl::StatusOr<YamlObject> Child(const std::string& key, const std::string& expected);
+  absl::StatusOr<std::vector<std::variant<std::string, YamlObject>>> TextsOrObjects(
+      const std::string& key, size_t longest, const std::string& expected);
   const YamlNode* Take(const std::string& key);
 
   // That there is no key that nobody asked for.

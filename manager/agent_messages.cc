@@ -60,6 +60,8 @@ std::string ReasonName(rpc::ReclaimReason reason) {
       return "admission";
     case rpc::ReclaimReason::LEASE_GROWING:
       return "lease-growing";
+    case rpc::ReclaimReason::FLOOR:
+      return "floor";
     default:
       return "unknown";
   }
@@ -85,6 +87,22 @@ RecoverySummary CheckedRecovery(double mean, double min, uint64_t count) {
   return {.mean = mean, .min = IsRecovery(min) ? std::min(min, mean) : mean, .count = count};
 }
 
+absl::StatusOr<std::vector<RungUse>> CheckedRungs(rpc::TenantUse::Reader from) {
+  if (from.getRungs().size() > limits::kRungs) return Impossible("the number of rungs");
+  std::vector<RungUse> rungs;
+  for (const auto rung : from.getRungs()) {
+    const double sum = rung.getCumulativeSum();
+    const auto count = static_cast<double>(rung.getCumulativeCount());
+    if (!(sum >= 0 && sum <= count * (1 + 1e-6) + 1e-6)) return Impossible("cumulativeSum");
+    rungs.push_back({.sessions = rung.getSessions(),
+                     .compactions = rung.getCompactions(),
+                     .floor_stops = rung.getFloorStops(),
+                     .cumulative_sum = sum,
+                     .cumulative_count = rung.getCumulativeCount()});
+  }
+  return rungs;
+}
+
 absl::StatusOr<TenantUse> CheckedUse(rpc::TenantUse::Reader from, int64_t slabs, Bytes pool) {
   const TenantId tenant(from.getTenant());
   if (tenant == TenantId()) return Impossible("tenant");
@@ -101,6 +119,8 @@ absl::StatusOr<TenantUse> CheckedUse(rpc::TenantUse::Reader from, int64_t slabs,
   const double sum = from.getRecoverySum(), count = static_cast<double>(from.getRecoveryCount());
   if (!(sum >= 0 && sum <= count * (1 + 1e-6) + 1e-6)) return Impossible("recoverySum");
   if (!IsRecovery(from.getRecoveryMin())) return Impossible("recoveryMin");
+  absl::StatusOr<std::vector<RungUse>> rungs = CheckedRungs(from);
+  if (!rungs.ok()) return rungs.status();
   return TenantUse{.lease = {.tenant = tenant,
                              .epoch = from.getLeaseEpoch(),
                              .seq = from.getLeaseSeq(),
@@ -118,9 +138,11 @@ absl::StatusOr<TenantUse> CheckedUse(rpc::TenantUse::Reader from, int64_t slabs,
                    .recovery_count = from.getRecoveryCount(),
                    .recovery_min = from.getRecoveryMin(),
                    .over = over,
-                   .past_deadline = from.getPastDeadline()};
+                   .past_deadline = from.getPastDeadline(),
+                   .rungs = *std::move(rungs)};
 }
 
+// Of a tenant that has a ladder.
 absl::StatusOr<ReclaimEntry> CheckedReclaim(rpc::Reclaim::Reader from, const AgentInfo& agent,
                                             TimePoint now) {
   if (from.getBytes() > static_cast<uint64_t>(kMaxBytes)) return Impossible("bytes");
@@ -205,7 +227,10 @@ void ToProto(const AgentOrders& orders, rpc::Orders::Builder to) {
     line.setLimitSlabs(static_cast<uint32_t>(
         std::min<int64_t>(order.limit_slabs, std::numeric_limits<uint32_t>::max())));
     line.setFloorSlabs(static_cast<uint32_t>(order.floor_slabs));
-    ToProto(order.tenant->spec.policy, line.initPolicy());
+    ToProto(order.tenant->policy(), line.initPolicy());
+    if (const auto& ladder = order.tenant->spec.ladder; ladder.has_value()) {
+      ToProto(*ladder, order.tenant->rung.index, line);
+    }
     line.setGraceColdMillis(Millis(order.tenant->spec.grace.cold));
     line.setGraceRunningMillis(Millis(order.tenant->spec.grace.running));
     line.setOverDeadline(ToCapnp(order.tenant->spec.over_deadline));

@@ -89,6 +89,7 @@ class AgentService::LinkServer final : public rpc::Link::Server {
     ++service_.counters_.reports;
     const AgentOrders orders = cluster.Exchange(agent_.name, *std::move(report), now);
     service_.control_.RemoveLeft();
+    service_.control_.MoveRungs();
     const std::optional<TimePoint> plan_at = cluster.AwaitsPlan(agent_.name);
     if (!plan_at.has_value() && !cluster.AwaitsBounds(agent_.name)) {
       ToProto(orders, context.getResults().initOrders());

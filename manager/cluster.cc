@@ -180,6 +180,7 @@ void Cluster::Take(Agent& agent, AgentReport report, TimePoint now) {
   if (!std::all_of(report.tenants.begin(), report.tenants.end(), wants_the_same)) {
     agent.planned = false;
   }
+  TakeRungs(agent, report);
   agent.use.clear();
   for (const TenantUse& use : report.tenants) agent.use[use.lease.tenant] = use;
   if (report.reclaims.empty()) return;
@@ -310,6 +311,7 @@ AgentOrders Cluster::OrdersFor(const std::string& agent) const {
 }
 
 void Cluster::CommitTenants(const std::vector<Tenant>& changed) {
+  CountRungChanges(changed);
   tenants_.Commit(changed);
   next_plan_ = TimePoint();
 }
@@ -319,6 +321,8 @@ void Cluster::RemoveTenant(const std::string& name) {
   ledger_.Remove(tenant->id);
   reclaims_.erase(tenant->id);
   decisions_.erase(tenant->id);
+  rungs_.erase(tenant->id);
+  rung_changes_.erase(tenant->id);
   tenants_.Remove(name);
 }
 

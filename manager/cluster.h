@@ -21,6 +21,7 @@
 #include "manager/lease_ledger.h"
 #include "manager/lease_pacing.h"
 #include "manager/reclaim_log.h"
+#include "manager/rung_choice.h"
 #include "manager/tenants.h"
 
 namespace kvpool {
@@ -61,6 +62,20 @@ struct TenantUse {
   double recovery_min = 1;
   Duration over{};             // for how long it has held more than its lease
   bool past_deadline = false;  // that is longer than its grace
+  std::vector<RungUse> rungs;  // of its ladder, as far as the agent knows it
+};
+
+// A change of a tenant's rung that is due.
+struct RungMove {
+  std::string tenant;
+  uint32_t from = 0;
+  RungStep step;
+};
+
+// Changes of a tenant's rung since this manager leads.
+struct RungChanges {
+  uint64_t climbs = 0;
+  uint64_t descents = 0;
 };
 
 struct AgentReport {
@@ -170,11 +185,29 @@ class Cluster {
   // gives for today's demand where orders can go, and what counts elsewhere. Empty without agents.
   std::map<TenantId, int64_t> Outlook() const;
 
+  // The changes of rungs that are due, looked at again after a while: one tenant may be named again
+  // until its change is committed.
+  std::vector<RungMove> RungsDue(TimePoint now);
+  // The tenant after it; none when it is not what it was meant for any more.
+  std::optional<Tenant> Moved(const RungMove& move) const;
+  const RungChanges& RungChangesOf(TenantId tenant) const;
+
   void CommitTenants(const std::vector<Tenant>& changed);
   // Requires that nothing is leased to it.
   void RemoveTenant(const std::string& tenant);
 
  private:
+  // Of a tenant that has a ladder.
+  struct Rungs {
+    RungChoice choice;
+    RungUse done;           // by its rung since the last step
+    uint64_t refusals = 0;  // likewise
+  };
+
+  void CountRungChanges(const std::vector<Tenant>& changed);
+  RungInput RungInputOf(const Tenant& tenant, const Rungs& rungs) const;
+  // What a report says that the one before did not, of tenants with a ladder.
+  void TakeRungs(const Agent& agent, const AgentReport& report);
   void Take(Agent& agent, AgentReport report, TimePoint now);
   // The leases as they are and as they should be.
   PacingInput Allocation() const;
@@ -191,6 +224,9 @@ class Cluster {
   TimePoint learn_until_;
   int64_t oversubscription_percent_;
   TimePoint next_plan_;
+  std::map<TenantId, Rungs> rungs_;
+  std::map<TenantId, RungChanges> rung_changes_;
+  TimePoint next_rungs_;
   uint64_t last_link_ = 0;
 };
 

@@ -72,6 +72,21 @@ std::string Describe(const AuditEntry& entry) {
   return text;
 }
 
+boost::json::object RungObject(const Tenant& tenant) {
+  return {{"rung", tenant.rung.index},
+          {"policy", ToString(tenant.policy())},
+          {"reason", tenant.rung.reason}};
+}
+
+AuditEntry RungEntry(const Tenant& before, const Tenant& after) {
+  AuditEntry entry = TenantEntry(
+      "manager", after.rung.index > before.rung.index ? "policy.climb" : "policy.descend",
+      after.spec.name);
+  entry.before = RungObject(before);
+  entry.after = RungObject(after);
+  return entry;
+}
+
 }  // namespace
 
 AuditEntry OperatorCreated(const std::string& actor, const Operator& created) {
@@ -125,6 +140,7 @@ kj::Promise<void> Control::Replace(State state) {
                     cluster_ = std::move(state.cluster);
                     operators_ = std::move(state.operators);
                     audit_ = std::move(state.audit);
+                    moving_.clear();
                     removing_.clear();
                   })
                   .fork();
@@ -230,6 +246,31 @@ void Control::RemoveLeft() {
       });
     });
   }
+}
+
+void Control::MoveRungs() {
+  for (RungMove& move : cluster_.RungsDue(BootClock::now())) {
+    const std::string name = move.tenant;
+    if (!moving_.insert(name).second) continue;
+    // A turn ends by itself: nobody needs to wait for it.
+    (void)TakeTurn([this, name, move = std::move(move)] {
+      return MoveRung(move).then([this, name](absl::Status status) {
+        moving_.erase(name);
+        if (!status.ok()) {
+          log_.Error("the policy of a tenant was not changed",
+                     {{"tenant", name}, {"error", status.ToString()}});
+        }
+        return status;
+      });
+    });
+  }
+}
+
+kj::Promise<absl::Status> Control::MoveRung(const RungMove& move) {
+  std::optional<Tenant> moved = cluster_.Moved(move);
+  if (!moved.has_value()) return absl::OkStatus();
+  AuditEntry entry = RungEntry(*cluster_.tenants().Find(move.tenant), *moved);
+  return SaveTenant(*std::move(moved), std::move(entry));
 }
 
 // Somebody may have applied the tenant again, or something may be leased to it, since.

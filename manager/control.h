@@ -73,6 +73,8 @@ class Control {
   kj::Promise<absl::StatusOr<Outcome>> RemoveTenant(Asker asker, std::string name);
   // Removes tenants that have left, in turns of their own. After anything that ends a lease.
   void RemoveLeft();
+  // Changes the rungs of tenants whose time it is, in turns of their own. After every report.
+  void MoveRungs();
   // A new worker token: the only time that it can be seen.
   kj::Promise<absl::StatusOr<std::string>> CreateToken(std::string actor, std::string tenant);
   kj::Promise<absl::Status> RevokeToken(std::string actor, std::string tenant,
@@ -103,6 +105,7 @@ class Control {
   // Of a tenant without leases.
   kj::Promise<absl::StatusOr<Outcome>> RemoveNow(Effect effect, const Tenant& tenant,
                                                  AuditEntry entry);
+  kj::Promise<absl::Status> MoveRung(const RungMove& move);
   kj::Promise<absl::StatusOr<Outcome>> RemoveIfLeft(const std::string& name);
   kj::Promise<absl::Status> SaveTenant(absl::StatusOr<Tenant> tenant, AuditEntry entry);
 
@@ -110,6 +113,7 @@ class Control {
   Cluster cluster_;
   OperatorTable operators_;
   AuditLog audit_;
+  std::set<std::string> moving_;    // tenants whose rung MoveRungs has begun to change
   std::set<std::string> removing_;  // tenants that RemoveLeft has begun to remove
   Logger log_;
   kj::Promise<void> last_turn_ = kj::READY_NOW;

@@ -96,6 +96,25 @@ std::vector<std::string> BudgetSentences(const Cluster& cluster, const Tenant& t
   return why;
 }
 
+// Of a tenant that has a ladder.
+std::string LadderSentence(const Tenant& tenant, const TenantTotals& totals) {
+  const PolicyLadder& ladder = *tenant.spec.ladder;
+  std::string text = absl::StrCat("Its policy is auto, on rung ", tenant.rung.index + 1, " of ",
+                                  ladder.rungs.size(), ", ", ToString(tenant.policy()));
+  if (tenant.rung.reason.empty()) {
+    text += ", where it began.";
+  } else {
+    absl::StrAppend(&text, ", because ", tenant.rung.reason, ".");
+  }
+  const uint64_t stops = totals.rungs[tenant.rung.index].floor_stops;
+  if (stops > 0) {
+    absl::StrAppend(&text, " ", stops, " compactions there were not carried out, because a session",
+                    " would have kept less than min_recovery ",
+                    ToString(PolicyValue(ladder.min_recovery)), ".");
+  }
+  return text;
+}
+
 std::vector<std::string> StateSentences(const TenantTotals& totals) {
   std::vector<std::string> why;
   if (totals.leased > totals.ordered) {
@@ -204,7 +223,7 @@ boost::json::object ExplainView(const Cluster& cluster, const Tenant& tenant, Ti
   const boost::json::object view = TenantView(cluster, tenant);
   boost::json::object json{{"tenant", tenant.spec.name}};
   for (const char* field : {"revision", "leaving", "requested", "effective", "wanted", "leased",
-                            "ordered", "held", "charged", "used", "overage"}) {
+                            "ordered", "held", "charged", "used", "overage", "ladder"}) {
     json[field] = view.at(field);
   }
   boost::json::array why, shortfalls;
@@ -216,6 +235,7 @@ boost::json::object ExplainView(const Cluster& cluster, const Tenant& tenant, Ti
     why.emplace_back(SentenceOf(here));
     shortfalls.push_back(ToJson(here));
   }
+  if (tenant.spec.ladder.has_value()) why.emplace_back(LadderSentence(tenant, totals));
   for (const std::string& line : StateSentences(totals)) why.emplace_back(line);
   const auto& reclaims = cluster.ReclaimsOf(tenant.id);
   const auto& decisions = cluster.DecisionsOf(tenant.id);

@@ -61,7 +61,13 @@ ManagerMetrics::ManagerMetrics()
       tenant_over_deadline_(metrics_.GaugeFamily(
           "kvpool_tenant_over_deadline",
           "1 while the tenant has held more than its lease at an agent for longer than its "
-          "grace, else 0.")) {}
+          "grace, else 0.")),
+      tenant_rung_(metrics_.GaugeFamily(
+          "kvpool_tenant_rung",
+          "The rung of the tenant's ladder; 0 is the mildest, and a fixed policy.")),
+      tenant_rung_changes_(metrics_.CounterFamily(
+          "kvpool_tenant_rung_changes_total",
+          "Changes of the tenant's rung since this manager leads, by direction.")) {}
 
 void ManagerMetrics::Update(const Cluster& cluster, const Leadership& leadership,
                             const AgentService::Counters& agents, const RpcListener::Counters& rpc,
@@ -110,6 +116,12 @@ void ManagerMetrics::UpdateTenants(const Cluster& cluster) {
     tenant_charged_.With(labels).Set(Number(totals.charged));
     tenant_wanted_.With(labels).Set(Number(totals.wanted));
     tenant_over_deadline_.With(labels).Set(totals.past_deadline ? 1 : 0);
+    tenant_rung_.With(labels).Set(tenant.rung.index);
+    const RungChanges& changes = cluster.RungChangesOf(tenant.id);
+    tenant_rung_changes_.With({{"tenant", name}, {"direction", "climb"}})
+        .RaiseTo(static_cast<double>(changes.climbs));
+    tenant_rung_changes_.With({{"tenant", name}, {"direction", "descend"}})
+        .RaiseTo(static_cast<double>(changes.descents));
     guaranteed += tenant.spec.guaranteed;
     shown_tenants_.insert(name);
     gone.erase(name);
@@ -119,8 +131,11 @@ void ManagerMetrics::UpdateTenants(const Cluster& cluster) {
   for (const std::string& name : gone) {
     for (MetricFamily<Gauge>* family :
          {&tenant_guaranteed_, &tenant_limit_, &tenant_leased_, &tenant_held_, &tenant_used_,
-          &tenant_charged_, &tenant_wanted_, &tenant_over_deadline_}) {
+          &tenant_charged_, &tenant_wanted_, &tenant_over_deadline_, &tenant_rung_}) {
       family->Remove({{"tenant", name}});
+    }
+    for (const char* direction : {"climb", "descend"}) {
+      tenant_rung_changes_.Remove({{"tenant", name}, {"direction", direction}});
     }
   }
 }

@@ -34,7 +34,8 @@ class ManagerMetrics {
   Counter elections_;
   MetricFamily<Counter> registrations_, reports_, rpc_refused_, http_;
   MetricFamily<Gauge> tenant_guaranteed_, tenant_limit_, tenant_leased_, tenant_held_, tenant_used_,
-      tenant_charged_, tenant_wanted_, tenant_over_deadline_;
+      tenant_charged_, tenant_wanted_, tenant_over_deadline_, tenant_rung_;
+  MetricFamily<Counter> tenant_rung_changes_;
   std::set<std::string> shown_tenants_;  // that have series
 };
 

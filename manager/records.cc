@@ -59,6 +59,19 @@ absl::StatusOr<bool> ReadFlag(const json::value* flag) {
   return flag->get_bool();
 }
 
+// Of a tenant whose ladder has so many rungs; at the bottom when it is missing.
+absl::StatusOr<TenantRung> ReadRung(JsonObject& tenant, size_t rungs) {
+  if (!tenant.Has("rung")) return TenantRung();
+  auto object = tenant.Child("rung", "where on its ladder it is");
+  if (!object.ok()) return object.status();
+  const auto index = object->Integer("index", 0, static_cast<int64_t>(rungs) - 1);
+  if (!index.ok()) return index.status();
+  auto reason = object->Text("reason", limits::kHttpBodyBytes);
+  if (!reason.ok()) return reason.status();
+  if (absl::Status status = object->Finish(); !status.ok()) return status;
+  return TenantRung{.index = static_cast<uint32_t>(*index), .reason = *std::move(reason)};
+}
+
 absl::StatusOr<Tenant> ReadTenant(const json::value& value) {
   auto object = JsonObject::From(value, "tenant");
   if (!object.ok()) return object.status();
@@ -74,6 +87,8 @@ absl::StatusOr<Tenant> ReadTenant(const json::value& value) {
   if (!tokens.ok()) return tokens.status();
   const auto leaving = ReadFlag(object->Take("leaving"));
   if (!leaving.ok()) return leaving.status();
+  auto rung = ReadRung(*object, spec->ladder.has_value() ? spec->ladder->rungs.size() : 0);
+  if (!rung.ok()) return rung.status();
   for (const absl::Status& status : {fields->Finish(), object->Finish()}) {
     if (!status.ok()) return status;
   }
@@ -81,7 +96,8 @@ absl::StatusOr<Tenant> ReadTenant(const json::value& value) {
                 .spec = *std::move(spec),
                 .revision = static_cast<uint64_t>(*revision),
                 .leaving = *leaving,
-                .tokens = *std::move(tokens)};
+                .tokens = *std::move(tokens),
+                .rung = *std::move(rung)};
 }
 
 absl::StatusOr<AgentInfo> ReadAgent(const std::string& name, const json::value& value) {
@@ -275,6 +291,9 @@ Store::Changes SaveTenants(const std::vector<Tenant>& tenants, TenantId next_id)
                         {"spec", ToJson(tenant.spec)},
                         {"tokens", std::move(tokens)}};
     if (tenant.leaving) record["leaving"] = true;
+    if (tenant.rung != TenantRung()) {
+      record["rung"] = json::object{{"index", tenant.rung.index}, {"reason", tenant.rung.reason}};
+    }
     changes[TenantKey(tenant.id)] = json::serialize(record);
     next_id = std::max(next_id, tenant.id + TenantId(1));
   }

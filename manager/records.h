@@ -3,7 +3,8 @@
 // thread.
 //
 //   tenant/7          {"id": 7, "revision": 4, "spec": {...}, "tokens": ["<sha-256>"]}
-//                     and "leaving": true while it is being deleted
+//                     and "leaving": true while it is being deleted, and with a ladder that it has
+//                     climbed "rung": {"index": 2, "reason": "..."}
 //   next-tenant       8           above every id that was ever given
 //   bounds/gpu-0      {"7": 16}   slabs that each tenant's lease there stays within
 //   agent/gpu-0       {"incarnation": "17", "pool": 67108864, "slab": 2097152, "device": "host"}

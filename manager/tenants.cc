@@ -94,6 +94,19 @@ std::vector<SumRule> RulesFor(const Pools& pools) {
   return rules;
 }
 
+// With another ladder it goes on with the policy that it had, if that is there, else at the bottom.
+TenantRung RungAfter(const Tenant& before, const TenantSpec& spec) {
+  if (!spec.ladder.has_value()) return {};
+  if (before.spec.ladder.has_value() && before.spec.ladder->rungs == spec.ladder->rungs) {
+    return before.rung;
+  }
+  const std::vector<PolicySpec>& rungs = spec.ladder->rungs;
+  const auto same = std::find(rungs.begin(), rungs.end(), before.policy());
+  if (same == rungs.end()) return {};
+  return {.index = static_cast<uint32_t>(same - rungs.begin()),
+          .reason = "the operator changed the ladder"};
+}
+
 }  // namespace
 
 std::string TokenId(const Sha256Hash& hash) { return ToHex(hash).substr(0, kTokenIdDigits); }
@@ -138,6 +151,7 @@ absl::StatusOr<std::vector<Tenant>> TenantTable::PlanApply(const std::vector<Ten
       changed.push_back(*tenant);
       changed.back().leaving = false;
       changed.back().spec = spec;
+      changed.back().rung = RungAfter(*tenant, spec);
       ++changed.back().revision;
     }
   }

@@ -18,12 +18,27 @@
 
 namespace kvpool {
 
+// Where on its ladder a tenant is, and why. It is the manager's, no part of what the operator set,
+// and counts no revision.
+struct TenantRung {
+  uint32_t index = 0;
+  std::string reason;  // of the last change; empty: there was none
+
+  bool operator==(const TenantRung&) const = default;
+};
+
 struct Tenant {
   TenantId id;
   TenantSpec spec;
   uint64_t revision = 0;           // counts the changes of `spec`, from 1
   bool leaving = false;            // without a budget; removed once nothing is leased to it
   std::vector<Sha256Hash> tokens;  // of its workers
+  TenantRung rung;                 // of spec.ladder, if it has one
+
+  // What its sessions are opened under now.
+  const PolicySpec& policy() const {
+    return spec.ladder.has_value() ? spec.ladder->rungs[rung.index] : spec.policy;
+  }
 };
 
 // How people name a token that they cannot see any more: the first digits of its hash.

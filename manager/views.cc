@@ -55,6 +55,7 @@ boost::json::object RecoveryView(const TenantTotals& totals) {
 
 TenantTotals TotalsOf(const Cluster& cluster, const Tenant& tenant) {
   TenantTotals totals;
+  if (tenant.spec.ladder.has_value()) totals.rungs.resize(tenant.spec.ladder->rungs.size());
   for (const auto& [name, agent] : cluster.agents()) {
     const Bytes slab = agent.info.slab_bytes;
     totals.leased += slab * cluster.ledger().Committed(tenant.id, name);
@@ -75,6 +76,9 @@ TenantTotals TotalsOf(const Cluster& cluster, const Tenant& tenant) {
     totals.recovery_min = std::min(totals.recovery_min, use.recovery_min);
     totals.over = std::max(totals.over, use.over);
     totals.past_deadline |= use.past_deadline;
+    // An agent that has not applied the tenant's newest ladder yet may count others.
+    if (use.rungs.size() != totals.rungs.size()) continue;
+    for (size_t rung = 0; rung < use.rungs.size(); ++rung) totals.rungs[rung] += use.rungs[rung];
   }
   return totals;
 }
@@ -97,6 +101,28 @@ std::vector<std::string> BudgetNotes(const Cluster& cluster, const TenantSpec& s
                                  FormatBytes(effective)));
   }
   return notes;
+}
+
+boost::json::value LadderView(const Tenant& tenant, const TenantTotals& totals) {
+  if (!tenant.spec.ladder.has_value()) return nullptr;
+  const PolicyLadder& ladder = *tenant.spec.ladder;
+  boost::json::array rungs;
+  for (size_t i = 0; i < ladder.rungs.size(); ++i) {
+    const RungUse& use = totals.rungs[i];
+    boost::json::value recovery;
+    if (use.cumulative_count > 0) {
+      recovery = use.cumulative_sum / static_cast<double>(use.cumulative_count);
+    }
+    rungs.push_back({{"policy", ToString(ladder.rungs[i])},
+                     {"sessions", use.sessions},
+                     {"compactions", use.compactions},
+                     {"floor_stops", use.floor_stops},
+                     {"cumulative_recovery", recovery}});
+  }
+  return {{"rung", tenant.rung.index},
+          {"reason", tenant.rung.reason},
+          {"min_recovery", ladder.min_recovery},
+          {"rungs", std::move(rungs)}};
 }
 
 boost::json::object TenantView(const Cluster& cluster, const Tenant& tenant) {
@@ -123,6 +149,7 @@ boost::json::object TenantView(const Cluster& cluster, const Tenant& tenant) {
   json["refusals"] = totals.refusals;
   json["compactions"] = totals.compactions;
   json["recovery"] = RecoveryView(totals);
+  json["ladder"] = LadderView(tenant, totals);
   boost::json::array agents, tokens;
   for (const auto& [name, agent] : cluster.agents()) {
     boost::json::object share = ShareView(cluster, agent, tenant.id);

@@ -32,6 +32,7 @@ struct TenantTotals {
   double recovery_min = 1;
   Duration over{};             // the longest that an agent has waited for it to fit its lease there
   bool past_deadline = false;  // at an agent, that is longer than its grace
+  std::vector<RungUse> rungs;  // of its ladder, since each agent applied it; empty without one
 };
 
 TenantTotals TotalsOf(const Cluster& cluster, const Tenant& tenant);
@@ -43,6 +44,8 @@ Bytes Effective(const Cluster& cluster, Bytes budget);
 // = 8 MiB"; empty when all is as written.
 std::vector<std::string> BudgetNotes(const Cluster& cluster, const TenantSpec& spec);
 
+// Where on its ladder a tenant is, and what each rung has done; null without a ladder.
+boost::json::value LadderView(const Tenant& tenant, const TenantTotals& totals);
 boost::json::object TenantView(const Cluster& cluster, const Tenant& tenant);
 boost::json::object TenantsView(const Cluster& cluster, TimePoint now);
 boost::json::object AgentView(const Cluster& cluster, const Cluster::Agent& agent, TimePoint now);

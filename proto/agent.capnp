@@ -160,7 +160,9 @@ interface Attachment @0xe8b3f16704a29dc5 {
   handOver @3 (slots :List(UInt32)) -> (results :List(HandOverResult));
   # The worker is at a safe point of these RUNNING sessions, has no drain of them under way and has
   # stored BUSY in their state words. On return each is RUNNING again, or FAILED: `badPageList`, or
-  # `preempted`, when it was to be ended.
+  # `preempted`, when it was to be ended. RUNNING too after `noSpace`: it was due, and could neither
+  # be compacted, nor was there room for more of it; nothing may be appended before it is handed over
+  # again. It comes after about a second.
   # At most kBatchItems.
 
   ping @4 () -> ();
@@ -247,7 +249,7 @@ struct DrainItem @0x9d40a7f5c6e2b318 {
 }
 
 struct HandOverResult @0xa7160bc9f4d5e832 {
-  outcome @0 :Outcome;          # ok also when nothing had to change
+  outcome @0 :Outcome;          # ok also when nothing had to change; noSpace: see handOver
   compacted @1 :Bool;           # rows were dropped
   moved @2 :Bool;               # blocks moved: a new epoch is in the table
   recovery @3 :Float32;         # mean over heads, negative when not measured

@@ -13,12 +13,12 @@ namespace kvpool::limits {
 inline constexpr uint32_t kProtocolVersion = 1;
 
 // Cap'n Proto messages.
-inline constexpr uint64_t kMessageWords = 128 * 1024;  // 1 MiB a message
+inline constexpr uint64_t kMessageWords = 512 * 1024;  // 4 MiB a message
 inline constexpr uint32_t kNestingDepth = 16;          // pointer depth
 inline constexpr uint32_t kFdsPerMessage = 16;         // file descriptors a message
 
-inline constexpr uint64_t kInFlightWords = 4 * kMessageWords;  // unanswered calls a connection
-inline constexpr uint64_t kSendQueueBytes = 4 << 20;           // answers that a peer has not read
+inline constexpr uint64_t kInFlightWords = kMessageWords;  // unanswered calls a connection
+inline constexpr uint64_t kSendQueueBytes = 4 << 20;       // answers that a peer has not read
 
 // Connections.
 inline constexpr uint32_t kConnections = 256;  // open connections an agent or manager serves
@@ -47,6 +47,7 @@ inline constexpr uint32_t kTenants = 512;                  // tenants a manager 
 inline constexpr uint32_t kSlabsPerAgent = 1 << 20;        // slabs of an agent's pool
 inline constexpr int64_t kTenantBytes = int64_t{1} << 50;  // largest budget of a tenant
 inline constexpr uint32_t kTokensPerTenant = 16;           // worker tokens a tenant may have
+inline constexpr uint32_t kRungs = 8;                      // policies on a tenant's ladder
 inline constexpr uint32_t kFloorsPerTenant = 128;          // agents where a tenant has a floor
 inline constexpr uint32_t kReclaimsPerReport = 64;         // reclaim records in one report
 inline constexpr uint32_t kPolicyTextBytes = 256;          // text of a policy or device in a report

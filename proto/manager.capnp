@@ -88,6 +88,19 @@ struct TenantUse @0xf58b27e0c914d63a {
   overMillis @15 :UInt64;       # for how long, without a break, it has held more than its lease;
                                 # 0: it does not
   pastDeadline @16 :Bool;       # that is longer than its grace for running bytes: it gets nothing
+  rungs @17 :List(RungUse);     # of the ladder that was applied last, one for each of its policies;
+                                # empty: there is none. At most kRungs
+}
+
+struct RungUse @0xd3a96f0c71e5b842 {
+  # One policy of a tenant's ladder at one agent; counts are since the ladder was applied.
+  sessions @0 :UInt32;          # open sessions on it
+  compactions @1 :UInt64;       # sessions compacted by it
+  floorStops @2 :UInt64;        # compactions that it asked for and that were not carried out, because
+                                # they would have brought the session below minRecovery
+  cumulativeSum @3 :Float64;    # sum, over those compactions that could be measured, of the session's
+                                # cumulative recovery after them, as the mean over heads
+  cumulativeCount @4 :UInt64;   # how many those are
 }
 
 struct Reclaim @0x97e2c8b0456f1da3 {
@@ -129,6 +142,8 @@ enum ReclaimReason @0xb02f6c95d8e1437a {
   admission @4;                 # the session's peak did not fit
   leaseGrowing @5;              # it did not fit yet: limit and pool have room for it, and the
                                 # manager has not had the time to give a lease for this demand
+  floor @6;                     # a compaction was refused: it would have lost more than the tenant's
+                                # minRecovery allows
 }
 
 struct Orders @0x84c1e97a30bd52f6 {
@@ -154,6 +169,13 @@ struct TenantOrder @0xea63058d4fb7c219 {
   overDeadline @9 :OverDeadline;# what else becomes of it then
   floorSlabs @10 :UInt32;       # of the lease, what the agent may have again after a restart without
                                 # a manager; it keeps the number on disk, where it has one
+  ladder @11 :List(PolicySpec); # policy `auto`: its policies, mild first; at most kRungs. Empty:
+                                # `policy` is fixed. An agent that does not know the ladder does as
+                                # `policy` says, which is the one of `rung`
+  rung @12 :UInt32;             # of the ladder: which one sessions begin on and live ones climb to;
+                                # less than the ladder's length, 0 without one
+  minRecovery @13 :Float64;     # of the ladder: below this no session's cumulative recovery, as the
+                                # mean over its heads, is brought by a compaction; 0..1
 }
 
 struct AgentState @0xd7b3c91e5f40a286 {

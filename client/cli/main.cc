@@ -236,6 +236,7 @@ class SetFlags {
         });
     std::vector<std::string> policies;
     for (const PolicySchema& schema : PolicySchemas()) policies.push_back(schema.name);
+    policies.push_back(kAutoPolicy);
     Add(set.add_option("--policy", f.policy, "by name; another one begins with defaults")
             ->check(CLI::IsMember(policies)),
         [&f](TenantChange& c) { c.policy = f.policy; });

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "client/cli/table.h"
+#include "common/policy_ladder.h"
 #include "common/policy_spec.h"
 
 namespace kvpool {
@@ -59,7 +60,11 @@ json::object PolicyDocument() {
     policies.push_back(
         {{"name", schema.name}, {"summary", schema.summary}, {"parameters", parameters}});
   }
-  return {{"policies", policies}};
+  json::array rungs;
+  for (const NamedRung& rung : BuiltInRungs()) {
+    rungs.push_back({{"name", rung.name}, {"policy", ToString(rung.policy)}, {"why", rung.why}});
+  }
+  return {{"policies", policies}, {"rungs", rungs}};
 }
 
 std::string PolicyTable() {
@@ -69,7 +74,13 @@ std::string PolicyTable() {
     const Parameters all = schema.parameters;
     text += Section(schema.name, schema.summary, all.first(all.size() - common.size())) + "\n";
   }
-  return text + Section("every policy", "What they all have beside their own.", common);
+  text += Section("every policy", "What they all have beside their own.", common);
+  Table rungs({{"RUNG"}, {"POLICY"}, {"WHY"}});
+  for (const NamedRung& rung : BuiltInRungs()) {
+    rungs.Add({rung.name, ToString(rung.policy), rung.why});
+  }
+  return absl::StrCat(text, "\n", kAutoPolicy, ": Policies from mild to strong, climbed under ",
+                      "pressure and left after it; without `allowed` these.\n", rungs.ToText(2));
 }
 
 }  // namespace kvpool

@@ -67,7 +67,38 @@ std::string Policy(const json::object& tenant) {
     absl::StrAppend(&parameters, parameters.empty() ? "" : ",", std::string(field.key()), "=",
                     ParameterText(field.value()));
   }
-  return Text(policy, "name") + (parameters.empty() ? "" : "(" + parameters + ")");
+  const std::string text =
+      Text(policy, "name") + (parameters.empty() ? "" : "(" + parameters + ")");
+  const json::object ladder = ObjectOf(tenant, "ladder");
+  const json::array rungs = ListOf(ladder, "rungs");
+  const auto rung = static_cast<size_t>(Number(ladder, "rung"));
+  if (rung >= rungs.size() || !rungs[rung].is_object()) return text;
+  return absl::StrCat(text, " ", rung + 1, "/", rungs.size(), ": ",
+                      Text(rungs[rung].get_object(), "policy"));
+}
+
+// Every rung of a ladder, the present one marked; empty without a ladder.
+std::string Rungs(const json::object& tenant) {
+  const json::object ladder = ObjectOf(tenant, "ladder");
+  Table table({{"RUNG", Align::kRight},
+               {"SESSIONS", Align::kRight},
+               {"COMPACTIONS", Align::kRight},
+               {"FLOOR STOPS", Align::kRight},
+               {"CUMULATIVE", Align::kRight},
+               {"POLICY"}});
+  int64_t number = 0;
+  for (const json::value& value : ListOf(ladder, "rungs")) {
+    if (!value.is_object()) continue;
+    const json::object& rung = value.get_object();
+    const bool here = number == Number(ladder, "rung");
+    table.Add({absl::StrCat(here ? "> " : "", ++number), Count(rung, "sessions"),
+               Count(rung, "compactions"), Count(rung, "floor_stops"),
+               Share(rung, "cumulative_recovery"), Text(rung, "policy")});
+  }
+  if (table.empty()) return "";
+  const std::string reason = Text(ladder, "reason");
+  return absl::StrCat("Ladder:       ", reason.empty() ? "" : "there because " + reason, "\n",
+                      table.ToText(2));
 }
 
 // A field's value as an operator writes it; "-" where there is none.
@@ -322,9 +353,9 @@ std::string RenderTenant(const json::object& tenant, const json::object& reclaim
       "\nWorkers:      ", Count(tenant, "workers"), "\nRefusals:     ", Count(tenant, "refusals"),
       "\nCompactions:  ", Count(tenant, "compactions"), "\nRecovery:     mean ",
       Share(recovery, "mean"), ", min ", Share(recovery, "min"), "\nTokens:       ",
-      tokens.empty() ? "none (kvpoolctl token create " + Text(tenant, "name") + ")" : tokens,
-      "\nAgents:\n", RenderShares(ListOf(tenant, "agents"), "agent", "AGENT"), "Last reclaims:\n",
-      RenderReclaims(ListOf(reclaims, "reclaims")));
+      tokens.empty() ? "none (kvpoolctl token create " + Text(tenant, "name") + ")" : tokens, "\n",
+      Rungs(tenant), "Agents:\n", RenderShares(ListOf(tenant, "agents"), "agent", "AGENT"),
+      "Last reclaims:\n", RenderReclaims(ListOf(reclaims, "reclaims")));
 }
 
 std::string RenderAgent(const json::object& agent) {

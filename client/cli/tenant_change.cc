@@ -7,7 +7,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "common/quantity.h"
+#include "common/tenant_json.h"
 
 namespace kvpool {
 namespace {
@@ -35,14 +37,47 @@ absl::StatusOr<std::map<std::string, std::string>> Pairs(const std::vector<std::
   return pairs;
 }
 
-absl::StatusOr<PolicySpec> ChangedPolicy(const PolicySpec& now, const TenantChange& change) {
+using Parameters = std::map<std::string, std::string>;
+
+absl::StatusOr<PolicySpec> ChangedPolicy(const TenantSpec& now, const std::string& name,
+                                         const Parameters& given) {
+  PolicyValues parameters;
+  if (!now.ladder.has_value() && name == now.policy.name) parameters = now.policy.parameters;
+  for (const auto& [parameter, value] : given) parameters[parameter] = value;
+  return MakePolicySpec(name, parameters);
+}
+
+// `allowed` is "full,int8,recent-2048": names of the built-in ladder; others take a file.
+absl::StatusOr<PolicyLadder> ChangedLadder(const TenantSpec& now, const Parameters& given) {
+  boost::json::object json{{"name", kAutoPolicy}};
+  if (now.ladder.has_value()) json = ToJson(*now.ladder);
+  for (const auto& [parameter, value] : given) {
+    if (parameter == "allowed") {
+      boost::json::array names;
+      for (const absl::string_view name : absl::StrSplit(value, ',', absl::SkipEmpty())) {
+        names.emplace_back(std::string(name));
+      }
+      json[parameter] = std::move(names);
+    } else {
+      json[parameter] = value;
+    }
+  }
+  return LadderFromJson(json);
+}
+
+absl::Status ChangePolicy(const TenantChange& change, TenantSpec& now) {
   const auto given = Pairs(change.parameters, "parameter", "budget=256");
   if (!given.ok()) return given.status();
-  const std::string name = change.policy.value_or(now.name);
-  PolicyValues parameters;
-  if (name == now.name) parameters = now.parameters;
-  for (const auto& [parameter, value] : *given) parameters[parameter] = value;
-  return MakePolicySpec(name, parameters);
+  const std::string name =
+      change.policy.value_or(now.ladder.has_value() ? kAutoPolicy : now.policy.name);
+  if (name == kAutoPolicy) {
+    auto ladder = ChangedLadder(now, *given);
+    if (ladder.ok()) SetLadder(*std::move(ladder), &now);
+    return ladder.status();
+  }
+  auto policy = ChangedPolicy(now, name, *given);
+  if (policy.ok()) SetPolicy(*std::move(policy), &now);
+  return policy.status();
 }
 
 absl::Status ChangeFloors(const std::vector<std::string>& texts,
@@ -73,9 +108,7 @@ absl::StatusOr<TenantSpec> Changed(TenantSpec now, const TenantChange& change) {
   Take(change.grace_running, now.grace.running);
   Take(change.over_deadline, now.over_deadline);
   if (absl::Status status = ChangeFloors(change.floors, now.floors); !status.ok()) return status;
-  auto policy = ChangedPolicy(now.policy, change);
-  if (!policy.ok()) return policy.status();
-  now.policy = *std::move(policy);
+  if (absl::Status status = ChangePolicy(change, now); !status.ok()) return status;
   return now;
 }
 

@@ -180,6 +180,64 @@ TEST_F(JobTest, ACompactionKeepsWhatItsSelectionSaysAndTellsTheRecovery) {
   EXPECT_EQ(job.result.pages.size(), 1u);
 }
 
+// What would be kept of uniform attention is 12 of 40 rows.
+TEST_F(JobTest, ACompactionThatTheFloorDoesNotAllowTouchesNothing) {
+  DrainJob drain = Drain({39}, 0.0f);
+  drain.Run();
+  planes_ = drain.planes;
+  const Selection selection{.heads = {{.first = 4, .recent = 8, .total = 12}}};
+  const std::vector<double> before = memory_;
+  for (const RecoveryFloor& floor :
+       {RecoveryFloor{.min_recovery = 0.31}, RecoveryFloor{0.16, {0.5f, 0.5f, 0.5f, 0.5f}}}) {
+    CompactionJob job = Compaction(selection);
+    job.floor = floor;
+    job.Run();
+    EXPECT_TRUE(job.status.ok()) << job.status;
+    EXPECT_EQ(job.verdict, CompactionJob::Verdict::kUntouched);
+    EXPECT_FALSE(StatsOf(job.recovery).measured());
+    EXPECT_EQ(memory_, before);
+    for (uint32_t plane = 0; plane < 4; ++plane) {
+      EXPECT_EQ(job.planes.positions(plane), planes_.positions(plane));
+      EXPECT_EQ(job.planes.mass(plane), planes_.mass(plane)) << "it is measured on";
+    }
+  }
+  // One head that loses more is made up for by others: the mean counts.
+  for (const RecoveryFloor& floor :
+       {RecoveryFloor{.min_recovery = 0.29}, RecoveryFloor{0.16, {0.2f, 0.8f, 0.6f, 0.6f}},
+        RecoveryFloor{}}) {
+    CompactionJob job = Compaction(selection);
+    job.floor = floor;
+    job.Run();
+    EXPECT_EQ(job.verdict, CompactionJob::Verdict::kGood);
+    EXPECT_EQ(job.result.lengths, std::vector<uint32_t>(4, 12));
+    memory_ = before;
+  }
+}
+
+TEST_F(JobTest, WhatCannotBeMeasuredIsNoMoreThanAnyFloor) {
+  CompactionJob job = Compaction(Selection{.heads = {{.recent = 16, .total = 16}}});
+  job.floor.min_recovery = 0.01;
+  job.Run();
+  EXPECT_EQ(job.verdict, CompactionJob::Verdict::kUntouched);
+}
+
+TEST_F(JobTest, WhatTheFloorHoldsMovesAllTheSame) {
+  DrainJob drain = Drain({39}, 0.5f);
+  drain.Run();
+  planes_ = drain.planes;
+  CompactionJob job = Compaction(Selection{.heads = {{.recent = 8, .total = 8}}});
+  job.floor.min_recovery = 0.99;
+  job.evacuate = {pages_[1]};
+  job.replacements = {pages_[7]};
+  job.Run();
+  ASSERT_TRUE(job.status.ok()) << job.status;
+  EXPECT_EQ(job.verdict, CompactionJob::Verdict::kHeld);
+  EXPECT_FALSE(job.selection.has_value());
+  EXPECT_THAT(job.result.pages, UnorderedElementsAre(pages_[0], pages_[2], pages_[7]));
+  EXPECT_EQ(job.result.lengths, std::vector<uint32_t>(4, kTokens));
+  for (float mass : job.planes.mass(0)) EXPECT_GT(mass, 0.0f);
+}
+
 TEST_F(JobTest, WithoutQueriesThereIsNoRecoveryToTell) {
   CompactionJob job = Compaction(Selection{.heads = {{.recent = 16, .total = 16}}});
   job.Run();

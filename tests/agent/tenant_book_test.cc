@@ -478,5 +478,44 @@ TEST_F(TenantBookTest, CountersOutliveOrders) {
   EXPECT_EQ(Lease(kA), 6u);
 }
 
+TEST_F(TenantBookTest, ATenantFollowsItsRungAndKeepsWhatWasMadeOfItsLadder) {
+  TenantOrder order = Order(kA, 1, 10);
+  order.ladder = PolicyLadder{.min_recovery = 0.9,
+                              .rungs = {DefaultPolicySpec(), *MakePolicySpec("streaming", {})}};
+  ASSERT_TRUE(Apply(1, {order}).ok());
+  const auto ladder = book_.Find(kA)->ladder;
+  ASSERT_NE(ladder, nullptr);
+  EXPECT_EQ(book_.Find(kA)->spec.name, "full");
+  EXPECT_EQ(book_.Find(kA)->rungs.size(), 2u);
+  order.rung = 1;
+  ASSERT_TRUE(Apply(1, {order}).ok());
+  EXPECT_EQ(book_.Find(kA)->spec.name, "streaming") << "without another lease";
+  EXPECT_EQ(book_.Find(kA)->policy, ladder->rungs[1].policy);
+  EXPECT_EQ(book_.Find(kA)->ladder, ladder) << "live sessions are of it";
+  book_.CountRung(kA, ladder.get(), 1, {.compactions = 2, .floor_stops = 1});
+  EXPECT_EQ(book_.Find(kA)->rungs[1].compactions, 2u);
+
+  order.ladder->min_recovery = 0.8;
+  ASSERT_TRUE(Apply(1, {order}).ok());
+  EXPECT_NE(book_.Find(kA)->ladder, ladder);
+  book_.CountRung(kA, ladder.get(), 1, {.compactions = 1});
+  EXPECT_EQ(book_.Find(kA)->rungs[1].compactions, 0u) << "counted anew, and of this ladder alone";
+  order.ladder.reset();
+  order.policy = *MakePolicySpec("h2o", {});
+  ASSERT_TRUE(Apply(1, {order}).ok());
+  EXPECT_EQ(book_.Find(kA)->ladder, nullptr);
+  EXPECT_EQ(book_.Find(kA)->rung, 0u);
+  EXPECT_EQ(book_.Find(kA)->spec.name, "h2o");
+}
+
+TEST_F(TenantBookTest, ACompactionThatTheFloorRefusesIsNoRefusalOfAWorker) {
+  ASSERT_TRUE(Apply(1, {Order(kA, 1, 10)}).ok());
+  ReclaimRecord record = Refusal(kA, milliseconds(0));
+  record.reason = ReclaimReason::kFloor;
+  book_.Record(record);
+  EXPECT_EQ(book_.Find(kA)->counters.refusals, 0u);
+  EXPECT_EQ(book_.TakeRecords().size(), 1u);
+}
+
 }  // namespace
 }  // namespace kvpool

@@ -132,6 +132,45 @@ TEST(CliPolicyTest, ParametersChangeAloneOrWithThePolicy) {
   EXPECT_FALSE(changed({.parameters = {"sinks=2", "sinks=2"}}).ok()) << "twice";
 }
 
+TEST(CliPolicyTest, ALadderIsMadeAndChangedByItsParameters) {
+  const TenantSpec now{.name = "chat", .limit = 1_MiB};
+  const auto made = Changed(now, {.policy = "auto", .parameters = {"min_recovery=0.9"}});
+  ASSERT_TRUE(made.ok()) << made.status();
+  EXPECT_EQ(made->ladder, (PolicyLadder{.min_recovery = 0.9, .rungs = DefaultRungs()}));
+  const auto shorter = Changed(*made, {.parameters = {"allowed=full,int8,recent-512"}});
+  ASSERT_TRUE(shorter.ok()) << shorter.status();
+  EXPECT_EQ(shorter->ladder->min_recovery, 0.9);
+  EXPECT_EQ(shorter->ladder->rungs.size(), 3u);
+  EXPECT_EQ(*Changed(*shorter, {}), *shorter);
+  const auto fixed = Changed(*shorter, {.policy = "full"});
+  ASSERT_TRUE(fixed.ok()) << fixed.status();
+  EXPECT_EQ(*fixed, now);
+  EXPECT_FALSE(Changed(now, {.policy = "auto"}).ok()) << "no floor";
+  EXPECT_FALSE(Changed(*made, {.parameters = {"allowed="}}).ok());
+  EXPECT_FALSE(Changed(*made, {.parameters = {"allowed=best"}}).ok());
+  EXPECT_FALSE(Changed(*made, {.parameters = {"budget=7"}}).ok());
+}
+
+TEST(CliTableTest, ALadderIsShownWithWhereTheTenantIsAndWhy) {
+  boost::json::array rungs;
+  for (const char* policy : {"full()", "streaming(recent=60)"}) {
+    rungs.push_back({{"policy", policy},
+                     {"sessions", 3},
+                     {"compactions", 7},
+                     {"floor_stops", 1},
+                     {"cumulative_recovery", 0.97}});
+  }
+  const boost::json::object tenant = {
+      {"name", "chat"},
+      {"policy", {{"name", "auto"}, {"min_recovery", 0.95}}},
+      {"ladder", {{"rung", 1}, {"reason", "it holds more than its lease"}, {"rungs", rungs}}}};
+  const std::string text = RenderTenant(tenant, {});
+  EXPECT_THAT(text, HasSubstr("auto(min_recovery=0.95) 2/2: streaming(recent=60)"));
+  EXPECT_THAT(text, HasSubstr("Ladder:       there because it holds more than its lease\n"));
+  EXPECT_THAT(text, HasSubstr("> 2"));
+  EXPECT_THAT(text, HasSubstr("0.970"));
+}
+
 TEST(CliTableTest, APolicyIsShownWithAllItsParametersAndWhetherItIsApproximate) {
   boost::json::object policy = {
       {"name", "fastgen"}, {"recovery", 0.95}, {"profile", "sampled"}, {"slack", 64}};

@@ -8,11 +8,13 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "common/convert.h"
+#include "common/policy_ladder.h"
 #include "common/policy_spec.h"
 #include "common/rpc_listener.h"
 #include "common/rpc_thread.h"
@@ -31,6 +33,16 @@ struct FakeTenant {
   uint32_t grace_running_millis = 15'000;
   rpc::OverDeadline over_deadline = rpc::OverDeadline::HOLD;
   uint32_t floor_slabs = 0;
+  std::optional<PolicyLadder> ladder;  // then `policy` is that of `rung`
+  uint32_t rung = 0;
+};
+
+struct FakeRungUse {
+  uint32_t sessions = 0;
+  uint64_t compactions = 0;
+  uint64_t floor_stops = 0;
+  double cumulative_sum = 0;
+  uint64_t cumulative_count = 0;
 };
 
 // What an agent reported last for a tenant.
@@ -47,6 +59,7 @@ struct FakeUse {
   uint64_t recovery_count = 0;
   uint64_t over_millis = 0;
   bool past_deadline = false;
+  std::vector<FakeRungUse> rungs;
 };
 
 class FakeManager {
@@ -150,6 +163,14 @@ class FakeManager {
                                            .recovery_count = use.getRecoveryCount(),
                                            .over_millis = use.getOverMillis(),
                                            .past_deadline = use.getPastDeadline()};
+        for (auto rung : use.getRungs()) {
+          manager_.uses_[use.getTenant()].rungs.push_back(
+              {.sessions = rung.getSessions(),
+               .compactions = rung.getCompactions(),
+               .floor_stops = rung.getFloorStops(),
+               .cumulative_sum = rung.getCumulativeSum(),
+               .cumulative_count = rung.getCumulativeCount()});
+        }
       }
       for (auto reclaim : context.getParams().getReport().getReclaims()) {
         manager_.reclaims_[reclaim.getTenant()].push_back(
@@ -169,7 +190,9 @@ class FakeManager {
         list[i].setSeq(manager_.seq_);
         list[i].setLeaseSlabs(tenant.lease_slabs);
         list[i].setLimitSlabs(tenant.limit_slabs);
-        ToProto(tenant.policy, list[i].initPolicy());
+        ToProto(tenant.ladder.has_value() ? tenant.ladder->rungs[tenant.rung] : tenant.policy,
+                list[i].initPolicy());
+        if (tenant.ladder.has_value()) ToProto(*tenant.ladder, tenant.rung, list[i]);
         list[i].setGraceColdMillis(tenant.grace_cold_millis);
         list[i].setGraceRunningMillis(tenant.grace_running_millis);
         list[i].setOverDeadline(tenant.over_deadline);

@@ -402,5 +402,143 @@ TEST_F(ClusterTest, AnOutlookIsWhatLeasesComeTo) {
   EXPECT_EQ(cluster_->ledger().Committed(a), 20) << "a copy is a copy";
 }
 
+// A tenant with a ladder of four rungs, and its agent.
+class LadderClusterTest : public ClusterTest {
+ protected:
+  LadderClusterTest() : agent_(Connect(Agent("a", 20))) { SetLadderOf(0.9, 4); }
+
+  void SetLadderOf(double min_recovery, size_t rungs) {
+    TenantSpec spec{.name = "t", .limit = 20_MiB};
+    std::vector<PolicySpec> all = DefaultRungs();
+    all.resize(rungs);
+    SetLadder({.min_recovery = min_recovery, .rungs = std::move(all)}, &spec);
+    const auto changed = cluster_->tenants().PlanApply({spec}, cluster_->AgentPools());
+    ASSERT_TRUE(changed.ok()) << changed.status();
+    cluster_->CommitTenants(*changed);
+  }
+  const Tenant& Now() { return *cluster_->tenants().Find("t"); }
+  TenantUse& use() { return agent_.use[Now().id]; }
+
+  // A report, and what comes of it; the reason when the tenant changed its rung.
+  std::string Tick() {
+    Exchange(agent_);
+    std::string reason;
+    for (const RungMove& move : cluster_->RungsDue(now_)) {
+      std::optional<Tenant> moved = cluster_->Moved(move);
+      EXPECT_TRUE(moved.has_value());
+      cluster_->CommitTenants({*moved});
+      reason = moved->rung.reason;
+    }
+    return reason;
+  }
+  // The reasons of all changes in this time.
+  std::vector<std::string> Pass(Duration time) {
+    std::vector<std::string> reasons;
+    for (const TimePoint end = now_ + time; now_ < end;) {
+      if (std::string reason = Tick(); !reason.empty()) reasons.push_back(std::move(reason));
+    }
+    return reasons;
+  }
+
+  ModelAgent agent_;
+};
+
+TEST_F(LadderClusterTest, ClimbsForDemandThatIsNotServedAndComesDownAfterIt) {
+  EXPECT_THAT(Pass(seconds(10)), IsEmpty());
+  use().wanted_slabs = 4;
+  EXPECT_THAT(Pass(seconds(10)), IsEmpty()) << "it gets what it wants";
+  use().wanted_slabs = 13;
+  const auto reasons = Pass(seconds(5));
+  ASSERT_THAT(reasons, SizeIs(2));
+  EXPECT_EQ(reasons[0], "it wants 26 MiB where it is given 20 MiB");
+  EXPECT_EQ(Now().rung.index, 2u);
+  EXPECT_EQ(Now().policy(), DefaultRungs()[2]);
+  EXPECT_EQ(Exchange(agent_).tenants[0].tenant->rung.index, 2u);
+  EXPECT_EQ(cluster_->RungChangesOf(Now().id).climbs, 2u);
+  use().wanted_slabs = 4;
+  EXPECT_THAT(Pass(seconds(29)), IsEmpty());
+  EXPECT_THAT(Pass(seconds(40)),
+              ElementsAre("there was no pressure for 30 s", "there was no pressure for 30 s"));
+  EXPECT_EQ(Now().rung.index, 0u);
+  EXPECT_EQ(cluster_->RungChangesOf(Now().id).descents, 2u);
+  EXPECT_EQ(Now().revision, 1u) << "nobody changed what the operator set";
+}
+
+TEST_F(LadderClusterTest, ClimbsWhileItHoldsMoreThanItsLeaseAndWhenWorkersAreRefused) {
+  (void)Tick();
+  use().over = seconds(1);
+  EXPECT_THAT(Pass(seconds(4)), ElementsAre("it holds more than its lease"));
+  use().over = {};
+  for (int i = 0; i < 12; ++i) {
+    use().refusals += 2;
+    (void)Tick();
+  }
+  EXPECT_EQ(Now().rung.reason, "sessions or pages were refused");
+}
+
+TEST_F(LadderClusterTest, LeavesARungWhoseCompactionsTheFloorHolds) {
+  use().wanted_slabs = 13;
+  use().rungs.resize(4);
+  (void)Pass(seconds(12));
+  ASSERT_EQ(Now().rung.index, 3u);
+  use().rungs[3] = {.compactions = 1, .floor_stops = 4, .cumulative_sum = 1, .cumulative_count = 1};
+  EXPECT_EQ(Tick(),
+            "4 of 5 compactions on this rung would have lost more than min_recovery 0.900 "
+            "allows");
+  EXPECT_THAT(Pass(std::chrono::minutes(4)), IsEmpty()) << "barred";
+  use().rungs[2] = {.compactions = 2, .cumulative_sum = 1.5, .cumulative_count = 2};
+  EXPECT_EQ(Tick(),
+            "the cumulative recovery of its sessions on this rung is 0.750, below "
+            "min_recovery 0.900");
+}
+
+TEST_F(LadderClusterTest, WhatAnAgentCountedBeforeIsNothingNew) {
+  use().wanted_slabs = 13;
+  (void)Pass(seconds(4));
+  ASSERT_EQ(Now().rung.index, 1u);
+  use().wanted_slabs = 4;
+  cluster_->Disconnect("a", agent_.link);
+  agent_.link = cluster_->Connect(agent_.info);
+  agent_.seq = 0;
+  use().refusals = 1000;
+  use().rungs.resize(4);
+  use().rungs[1] = {.compactions = 1, .floor_stops = 1000};
+  EXPECT_THAT(Pass(seconds(5)), IsEmpty());
+}
+
+TEST_F(LadderClusterTest, WithoutReportsAndAfterARestartItStaysWhereItIs) {
+  use().wanted_slabs = 13;
+  (void)Pass(seconds(4));
+  ASSERT_EQ(Now().rung.index, 1u);
+  use().wanted_slabs = 4;
+  Restart({agent_.info});
+  EXPECT_EQ(Now().rung.index, 1u);
+  now_ += std::chrono::minutes(10);
+  EXPECT_THAT(cluster_->RungsDue(now_), IsEmpty()) << "nobody says anything";
+  agent_ = Connect(Agent("a", 20));
+  EXPECT_THAT(Pass(seconds(29)), IsEmpty());
+  EXPECT_THAT(Pass(seconds(5)), SizeIs(1)) << "then as before";
+}
+
+TEST_F(LadderClusterTest, AnotherLadderKeepsThePolicyThatTheTenantIsOn) {
+  use().wanted_slabs = 13;
+  (void)Pass(seconds(6));
+  ASSERT_EQ(Now().rung.index, 2u);
+  SetLadderOf(0.8, 3);
+  EXPECT_EQ(Now().rung.index, 2u);
+  SetLadderOf(0.8, 2);
+  EXPECT_EQ(Now().rung, TenantRung()) << "it is not there any more";
+  TenantSpec fixed{.name = "t", .limit = 20_MiB};
+  cluster_->CommitTenants(*cluster_->tenants().PlanApply({fixed}, cluster_->AgentPools()));
+  EXPECT_THAT(Pass(seconds(10)), IsEmpty());
+  const RungMove late{.tenant = "t", .from = 0, .step = {.to = 1}};
+  EXPECT_FALSE(cluster_->Moved(late).has_value());
+  SetLadderOf(0.8, 2);
+  EXPECT_TRUE(cluster_->Moved(late).has_value());
+  EXPECT_FALSE(cluster_->Moved({.tenant = "t", .from = 1, .step = {.to = 0}}).has_value());
+  EXPECT_FALSE(cluster_->Moved({.tenant = "t", .from = 0, .step = {.to = 2}}).has_value());
+  EXPECT_FALSE(cluster_->Moved({.tenant = "u", .from = 0, .step = {.to = 1}}).has_value());
+}
+
 }  // namespace
 }  // namespace kvpool

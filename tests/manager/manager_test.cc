@@ -771,20 +771,29 @@ TEST_F(ManagerTest, ARestartKeepsTenantsAndLearnsLeases) {
   EXPECT_EQ(one.tenant("a").epoch, 2u);
 }
 
-// Every tenant there can be, with every token and the policy that has most parameters.
+// Every tenant there can be, with every token, and the longest ladder of the policy that has most
+// parameters.
 TEST_F(ManagerTest, TheLargestOrdersFitIntoAMessage) {
   const PolicySchema& largest =
       *std::max_element(PolicySchemas().begin(), PolicySchemas().end(),
                         [](const PolicySchema& a, const PolicySchema& b) {
-                          return a.parameters.size() < b.parameters.size();
+                          const auto size = [](const PolicySchema& schema) {
+                            return schema.acts == Acts::kGrowth ? schema.parameters.size() : 0;
+                          };
+                          return size(a) < size(b);
                         });
+  PolicyLadder ladder{.min_recovery = 0.5};
+  for (uint32_t rung = 0; rung < limits::kRungs; ++rung) {
+    PolicyValues values = WithoutDefaults(largest).parameters;
+    values["budget"] = int64_t{10'000} - rung;
+    ladder.rungs.push_back(*MakePolicySpec(largest.name, values));
+  }
   json::array tenants;
   std::vector<Tenant> stored;
   for (uint32_t i = 0; i < limits::kTenants; ++i) {
     const std::string name = std::string(limits::kNameBytes - 4, 'x') + std::to_string(1000 + i);
-    Tenant tenant{.id = TenantId(i + 1),
-                  .spec = {.name = name, .policy = WithoutDefaults(largest)},
-                  .revision = 1};
+    Tenant tenant{.id = TenantId(i + 1), .spec = {.name = name}, .revision = 1};
+    SetLadder(ladder, &tenant.spec);
     for (uint32_t t = 0; t < limits::kTokensPerTenant; ++t) {
       tenant.tokens.push_back(Sha256(name + std::to_string(t)));
     }
@@ -804,6 +813,50 @@ TEST_F(ManagerTest, TheLargestOrdersFitIntoAMessage) {
   }
   EXPECT_TRUE(agent.complete());
   EXPECT_EQ(agent.tenant_count(), limits::kTenants);
+}
+
+TEST_F(ManagerTest, ATenantThatIsPressedClimbsAndAnotherManagerGoesOnThere) {
+  const std::string body = R"({"guaranteed": 0, "limit": 4194304, "policy": {"name": "auto",
+      "min_recovery": 0.9, "allowed": ["full", "int8"]}})";
+  ASSERT_EQ(Call("PUT", "/v1/tenants/chat", body).status, 200);
+  FakeAgent agent(AgentOptions("a"));
+  ASSERT_EQ(agent.Connect(), "ok");
+  ASSERT_TRUE(agent.Exchange().ok());
+  agent.tenant("chat").wanted = 4;
+  ASSERT_TRUE(Eventually([&] {
+    EXPECT_TRUE(agent.Exchange().ok());
+    return agent.tenant("chat").policy.find("format=int8") != std::string::npos;
+  })) << agent.tenant("chat").policy;
+  const json::value entry = Get("/v1/audit?tenant=chat").at("entries").as_array().back();
+  EXPECT_EQ(entry.at("actor"), "manager");
+  EXPECT_EQ(entry.at("action"), "policy.climb");
+  EXPECT_EQ(entry.at("before").at("rung"), 0);
+  EXPECT_EQ(entry.at("after").at("rung"), 1);
+  EXPECT_EQ(entry.at("after").at("reason"), "it wants 8 MiB where it is given 4 MiB");
+  EXPECT_THAT(Call("GET", "/metrics", "", "").body,
+              HasSubstr("kvpool_tenant_rung_changes_total{direction=\"climb\",tenant=\"chat\"} 1"));
+  EXPECT_EQ(Get("/v1/tenants/chat").at("revision"), 1);
+  StopManager();
+  StartManager();
+  EXPECT_EQ(Get("/v1/tenants/chat").at("ladder").at("rung"), 1);
+  EXPECT_THAT(Call("GET", "/v1/tenants/chat/explain").body,
+              HasSubstr("because it wants 8 MiB where it is given 4 MiB"));
+}
+
+TEST_F(ManagerTest, AnAgentWithImpossibleRungsIsCutOff) {
+  Put("chat", 0, 4);
+  const auto report = [&](std::function<void(rpc::TenantUse::Builder)> edit) {
+    FakeAgent agent(AgentOptions("a"));
+    EXPECT_EQ(agent.Connect(), "ok");
+    EXPECT_TRUE(agent.Exchange().ok());
+    return agent.Exchange([&](rpc::Report::Builder report) { edit(report.getTenants()[0]); }).ok();
+  };
+  EXPECT_TRUE(report([](rpc::TenantUse::Builder use) { use.initRungs(limits::kRungs); }));
+  EXPECT_FALSE(report([](rpc::TenantUse::Builder use) { use.initRungs(limits::kRungs + 1); }));
+  EXPECT_FALSE(
+      report([](rpc::TenantUse::Builder use) { use.initRungs(1)[0].setCumulativeSum(0.5); }));
+  EXPECT_FALSE(
+      report([](rpc::TenantUse::Builder use) { use.initRungs(1)[0].setCumulativeSum(-1); }));
 }
 
 TEST_F(ManagerTest, MetricsHaveATenantsNumbersWhileItExists) {

@@ -251,6 +251,12 @@ TEST_F(OpenApiTest, EveryAnswerIsAsItIsDescribed) {
   Try("POST " + tenant + "/tokens", "/v1/tenants/a/tokens", 201);
   Try("POST " + tenant + "/tokens", "/v1/tenants/none/tokens", 404);
 
+  Try("PUT " + tenant, "/v1/tenants/c", 200,
+      R"({"guaranteed": 0, "limit": 9, "policy": {"name": "auto", "min_recovery": 0.9}})");
+  Try("GET " + tenant, "/v1/tenants/c", 200);
+  Try("GET " + tenant + "/explain", "/v1/tenants/c/explain", 200);
+  Try("DELETE " + tenant, "/v1/tenants/c", 200);
+
   FakeAgent fake(AgentOptions("gpu-0"));
   ASSERT_EQ(fake.Connect(), "ok");
   ASSERT_TRUE(fake.Exchange().ok());

@@ -111,6 +111,25 @@ TEST_F(RecordsTest, ATenantThatLeavesGoesOnLeaving) {
   EXPECT_TRUE(Read().tenants.at(0).leaving);
 }
 
+TEST_F(RecordsTest, ATenantStaysOnItsRungAndALadderThatIsTooShortIsNamed) {
+  Tenant tenant = MakeTenant(1, "a");
+  SetLadder({.min_recovery = 0.9, .rungs = DefaultRungs()}, &tenant.spec);
+  tenant.rung = {.index = 3, .reason = "it wants 12 MiB where it is given 8 MiB"};
+  Write(SaveTenants({tenant}, TenantId(2)));
+  const Tenant read = Read().tenants.at(0);
+  EXPECT_EQ(read.spec, tenant.spec);
+  EXPECT_EQ(read.rung, tenant.rung);
+  EXPECT_EQ(read.policy(), DefaultRungs()[3]);
+  tenant.rung.index = 8;
+  const std::string record = *SaveTenants({tenant}, TenantId(2)).at("tenant/1");
+  EXPECT_THAT(Error("tenant/1", record), HasSubstr("within 0..7"));
+  SetPolicy(DefaultPolicySpec(), &tenant.spec);
+  Error("tenant/1", *SaveTenants({tenant}, TenantId(2)).at("tenant/1"));
+  tenant.rung = {};
+  Write(SaveTenants({tenant}, TenantId(2)));
+  EXPECT_EQ(Read().tenants.at(0).rung, TenantRung());
+}
+
 TEST_F(RecordsTest, ARemovedTenantsIdStaysUsed) {
   Write(SaveTenants({MakeTenant(1, "a"), MakeTenant(2, "b")}, TenantId(3)));
   Write(RemoveTenant(TenantId(2)));
