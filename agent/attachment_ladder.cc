@@ -55,7 +55,7 @@ void Attachment::SettleCharge(AgentSession* session) {
 }
 
 void Attachment::ClimbNow(AgentSession* session) {
-  if (session->wanted_rung <= session->rung || session->whole) return;
+  if (session->wanted_rung <= session->rung || session->whole || session->failed) return;
   // What it has written since the agent last looked decides whether it fits its new charge.
   if (!Snapshot(session).ok()) return;
   session->rung = session->wanted_rung;

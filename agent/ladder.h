@@ -62,6 +62,11 @@ struct SessionLadder {
   Charge whole;  // the most that it can come to when nothing of it may go
 
   explicit operator bool() const { return ladder != nullptr; }
+  // Requires a ladder. What must be there for it on some rung: without a floor the charge of the
+  // last one, with one the whole.
+  const Charge& Least() const {
+    return ladder->said.min_recovery > 0 ? whole : rungs.back().charge;
+  }
 };
 
 // `can_have` says which formats can be had for this layout here.

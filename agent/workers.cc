@@ -291,16 +291,14 @@ absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
     });
     terms.charge = terms.ladder.rungs[tenant->rung].charge;
   }
-  Charge whole = terms.charge;
-  whole += terms.Growth();
   const PoolConfig& pool = deps_.ledger->config();
-  const uint32_t alone = SlabsFor(setup.layout, whole);
+  const uint32_t alone = SlabsFor(setup.layout, terms.ladder ? terms.ladder.Least() : terms.charge);
   const uint32_t most = std::min(tenant->limit_slabs, pool.slabs - pool.reserve_slabs);
   if (alone > most) {
-    return absl::OutOfRangeError(absl::StrCat(
-        "a session of ", max_tokens, " tokens needs ", alone, " slabs under ",
-        tenant->ladder == nullptr ? ToString(tenant->spec) : ToString(tenant->ladder->said),
-        "; tenant ", tenant->name, " can have at most ", most, " here"));
+    return absl::OutOfRangeError(
+        absl::StrCat("a session of ", max_tokens, " tokens needs ", alone, " slabs under ",
+                     terms.ladder ? kAutoPolicy : ToString(tenant->spec), "; tenant ", tenant->name,
+                     " can have at most ", most, " here"));
   }
   TenantCharges charges = ChargesAndRoom(setup.tenant);
   charges.Add(setup.layout, terms.charge);

@@ -200,7 +200,8 @@ class Cluster {
   // Of a tenant that has a ladder.
   struct Rungs {
     RungChoice choice;
-    RungUse done;           // by its rung since the last step
+    uint32_t rung = 0;      // that it is on
+    RungUse done;           // by it since the last step
     uint64_t refusals = 0;  // likewise
   };
 

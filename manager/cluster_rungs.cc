@@ -18,20 +18,16 @@ constexpr Duration kRungPause = std::chrono::milliseconds(250);
 }  // namespace
 
 void Cluster::TakeRungs(const Agent& agent, const AgentReport& report) {
-  if (rungs_.empty()) return;
-  std::map<TenantId, const Tenant*> by_id;
-  for (const auto& [name, tenant] : tenants_.by_name()) by_id[tenant.id] = &tenant;
   for (const TenantUse& use : report.tenants) {
     const auto rungs = rungs_.find(use.lease.tenant);
     const auto before = agent.use.find(use.lease.tenant);
-    const auto tenant = by_id.find(use.lease.tenant);
     // Of an agent's first report nobody knows how old it is what it counts.
-    if (rungs == rungs_.end() || before == agent.use.end() || tenant == by_id.end()) continue;
+    if (rungs == rungs_.end() || before == agent.use.end()) continue;
+    Rungs& known = rungs->second;
     const uint64_t refused = before->second.refusals;
-    rungs->second.refusals += use.refusals > refused ? use.refusals - refused : 0;
-    const size_t rung = tenant->second->rung.index;
-    if (rung >= use.rungs.size() || rung >= before->second.rungs.size()) continue;
-    rungs->second.done += use.rungs[rung].Since(before->second.rungs[rung]);
+    known.refusals += use.refusals > refused ? use.refusals - refused : 0;
+    if (known.rung >= use.rungs.size() || known.rung >= before->second.rungs.size()) continue;
+    known.done += use.rungs[known.rung].Since(before->second.rungs[known.rung]);
   }
 }
 
@@ -78,9 +74,9 @@ std::vector<RungMove> Cluster::RungsDue(TimePoint now) {
     const auto size = static_cast<uint32_t>(tenant.spec.ladder->rungs.size());
     const auto known = rungs_.find(tenant.id);
     if (known != rungs_.end() && known->second.choice.rungs() != size) rungs_.erase(known);
-    Rungs& rungs =
-        rungs_.try_emplace(tenant.id, Rungs{RungChoice(size, tenant.rung.index, now), {}, 0})
-            .first->second;
+    Rungs& rungs = rungs_.try_emplace(tenant.id, Rungs{RungChoice(size, tenant.rung.index, now)})
+                       .first->second;
+    if (std::exchange(rungs.rung, tenant.rung.index) != tenant.rung.index) rungs.done = {};
     std::optional<RungStep> step = rungs.choice.Step(RungInputOf(tenant, rungs), now);
     rungs.done = {};
     rungs.refusals = 0;

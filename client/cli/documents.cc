@@ -151,11 +151,12 @@ std::string ManPage(const CLI::App& app, const ManPageTexts& texts) {
   const std::string& name = app.get_name();
   std::string upper = name;
   std::transform(upper.begin(), upper.end(), upper.begin(), ::toupper);
+  // Ragged on the right: a choice of many words has no space that could be stretched.
   std::string page = absl::StrCat(
-      ".TH ", upper, " 1 \"\" \"kvpool ", texts.version, "\" \"kvpool\"\n.SH NAME\n", name, " \\- ",
-      Roff(texts.summary), "\n.SH SYNOPSIS\n.B ", name, "\n[\\fIoptions\\fR] \\fIcommand\\fR ...\n",
-      ".SH DESCRIPTION\n", Roff(app.get_description()), "\n.SH OPTIONS\n",
-      OptionsText(app, nullptr), ".SH COMMANDS\n");
+      ".TH ", upper, " 1 \"\" \"kvpool ", texts.version, "\" \"kvpool\"\n.ad l\n.SH NAME\n", name,
+      " \\- ", Roff(texts.summary), "\n.SH SYNOPSIS\n.B ", name,
+      "\n[\\fIoptions\\fR] \\fIcommand\\fR ...\n", ".SH DESCRIPTION\n", Roff(app.get_description()),
+      "\n.SH OPTIONS\n", OptionsText(app, nullptr), ".SH COMMANDS\n");
   ForEachCommand(app, "", [&](const std::string& path, const CLI::App& command) {
     const bool group = !command.get_subcommands([](const CLI::App*) { return true; }).empty();
     if (group) return;

@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <set>
 #include <variant>
 #include <vector>
 
@@ -121,6 +122,7 @@ class Rig {
   void Reattach() {
     for (uint32_t slot = 0; slot < kSizes.sessions; ++slot) hostile_->Close(slot);
     while (!jobs_.empty()) EndJob(jobs_.begin()->first);
+    while (!waiting_.empty()) GoOn(*waiting_.begin());
     ASSERT_TRUE(hostile_->sessions().empty());
     EXPECT_EQ(hostile_->charge(), Charge());
     const WorkerId id = hostile_->setup().id;
@@ -144,6 +146,9 @@ class Rig {
     EXPECT_GT(sealings_, 20u);
     EXPECT_GT(slabs_freed_, 20u);
     EXPECT_GT(ended_, 1000u);
+    EXPECT_GT(climbs_, 100u);
+    EXPECT_GT(held_, 100u);
+    EXPECT_GT(waits_, 100u);
   }
 
  private:
@@ -178,6 +183,10 @@ class Rig {
   absl::StatusOr<AgentSession*> Open(Attachment& attachment) {
     const TenantState& tenant = *book_.Find(attachment.setup().tenant);
     const SessionPlan plan{.max_tokens = kSizes.session_tokens, .chunk = 32};
+    if (tenant.id == kHostile && Draw(2) == 0) {
+      return attachment.Open(tenant, plan,
+                             LadderFor(layout_, ladder_, plan, [](SealedFormat) { return true; }));
+    }
     return attachment.Open(tenant, plan, PeakCharge(layout_, *tenant.policy, tenant.seal, plan));
   }
 
@@ -374,10 +383,14 @@ class Rig {
       case 12:
         return Evacuate(SlabIndex(Draw(kSlabs)));
       case 13:
+        if (Draw(2) == 0) return Climb();
         for (const auto& [index, session] : hostile_->sessions()) {
           EXPECT_LE(hostile_->PagesFreedByCompaction(session), kSizes.pages());
           hostile_->AskHandOver(index);
         }
+        return;
+      case 14:
+        if (!waiting_.empty()) GoOn(*std::next(waiting_.begin(), Draw(waiting_.size())));
         return;
       default:
         if (!jobs_.empty()) EndJob(std::next(jobs_.begin(), Draw(jobs_.size()))->first);
@@ -401,6 +414,20 @@ class Rig {
     if (!job.ok() || !job->has_value()) return;
     (*job)->selection.has_value() ? ++compactions_ : ++moves_;
     ASSERT_TRUE(jobs_.emplace(slot, **std::move(job)).second) << "two jobs for one session";
+  }
+
+  void Climb() {
+    (void)hostile_->Climb(ladder_.get(), Draw(3));
+    for (const auto& [slot, session] : hostile_->sessions()) {
+      if (session.rung > 0) ++climbs_;
+    }
+  }
+
+  // There is room for one that the floor holds, or there is none.
+  void GoOn(uint32_t slot) {
+    waiting_.erase(slot);
+    (void)hostile_->GoOn(slot, shm::State::kRunning,
+                         Draw(4) == 0 ? Attachment::Going::kWhole : Attachment::Going::kAsItWas);
   }
 
   // As for a tenant that is past its deadline.
@@ -431,6 +458,11 @@ class Rig {
     const CompactionOutcome outcome =
         hostile_->EndCompaction(slot, std::move(compaction), shm::State::kRunning);
     EXPECT_LE(outcome.freed_pages, kHostileSlabs * layout_.pages_per_slab());
+    if (outcome.floor == CompactionOutcome::Floor::kHeld) ++held_;
+    if (outcome.room == CompactionOutcome::Room::kAwaited) {
+      waiting_.insert(slot);
+      ++waits_;
+    }
     if (outcome.sealing == CompactionOutcome::Sealing::kSealed) ++sealings_;
     EXPECT_FALSE(outcome.recovery.mean > 1.001f);
     EXPECT_FALSE(outcome.cumulative.mean > 1.001f);
@@ -462,7 +494,9 @@ class Rig {
     Charge charge;
     for (const auto& [slot, session] : hostile_->sessions()) {
       charge += session.charge;
-      ASSERT_EQ(session.job != AgentSession::Job::kNone, jobs_.contains(slot));
+      ASSERT_EQ(session.job != AgentSession::Job::kNone,
+                jobs_.contains(slot) || waiting_.contains(slot));
+      ASSERT_LE(session.charge.pages + session.Growth().pages, kSizes.pages() + 8);
       ASSERT_LE(session.drained, session.committed);
     }
     ASSERT_EQ(hostile_->charge(), charge);
@@ -475,12 +509,23 @@ class Rig {
   std::unique_ptr<HostDevice> device_;
   TenantBook book_;
   std::unique_ptr<Attachment> hostile_, honest_;
+  // Policies that its tenant climbs for half of the hostile worker's sessions.
+  const std::shared_ptr<const Ladder> ladder_ = MakeLadder(
+      {.min_recovery = 0.5,
+       .rungs = {
+           DefaultPolicySpec(),
+           *MakePolicySpec("streaming", {{"recent", 60}, {"slack", 32}, {"open", 0}}),
+           *MakePolicySpec(
+               "scissorhands",
+               {{"budget", 64}, {"window", 64}, {"recent", 8}, {"format", "int4"}, {"open", 0}})}});
+  std::set<uint32_t> waiting_;    // slots of sessions that the floor holds
   std::map<uint32_t, Job> jobs_;  // of the hostile worker's sessions, begun and not ended
   uint64_t consumed_ = 0;         // of the hostile worker's grant ring, when it behaves
   std::vector<PageId> honest_pages_;
   std::map<SlabIndex, std::vector<std::byte>> honest_bytes_;
   uint64_t past_failures_ = 0, past_returns_ = 0;
   uint64_t drains_ = 0, compactions_ = 0, moves_ = 0, sealings_ = 0, slabs_freed_ = 0, ended_ = 0;
+  uint64_t climbs_ = 0, held_ = 0, waits_ = 0;
 };
 
 TEST(AttachmentFuzz, AMillionWritesBreakNothing) {

@@ -123,5 +123,25 @@ TEST(ReclaimRecordsTest, WhatFailedOrMovedOnlyIsNoReclaim) {
       IsEmpty());
 }
 
+TEST(ReclaimRecordsTest, WhatTheFloorHeldIsARefusalOfItsOwnAndSaidOnce) {
+  std::vector<CompactionOutcome> outcomes(3);
+  for (CompactionOutcome& outcome : outcomes) {
+    outcome.policy = "h2o";
+    outcome.floor = CompactionOutcome::Floor::kHeld;
+    outcome.held_pages = 5;
+  }
+  outcomes[1].floor = CompactionOutcome::Floor::kHeldAgain;
+  outcomes[2].effect = CompactionOutcome::Effect::kMoved;  // out of a slab, all the same
+  const auto records =
+      RecordsOf({.tenant = TenantId(1), .reason = ReclaimReason::kLeaseShrink}, 8_KiB, outcomes);
+  ASSERT_EQ(records.size(), 1u);
+  EXPECT_EQ(records[0].step, ReclaimStep::kRefusal);
+  EXPECT_EQ(records[0].reason, ReclaimReason::kFloor);
+  EXPECT_EQ(records[0].sessions, 2u);
+  EXPECT_EQ(records[0].bytes, 2u * 5 * 8192);
+  EXPECT_EQ(records[0].bytes_before, 0u);
+  EXPECT_FALSE(records[0].recovery.measured());
+}
+
 }  // namespace
 }  // namespace kvpool

@@ -177,6 +177,15 @@ class OpenApiTest : public ManagerTest {
     Try("DELETE /v1/operators/{operator}", "/v1/operators/config", 409);
   }
 
+  void TryLadder() {
+    const std::string tenant = "/v1/tenants/{tenant}";
+    Try("PUT " + tenant, "/v1/tenants/c", 200,
+        R"({"guaranteed": 0, "limit": 9, "policy": {"name": "auto", "min_recovery": 0.9}})");
+    Try("GET " + tenant, "/v1/tenants/c", 200);
+    Try("GET " + tenant + "/explain", "/v1/tenants/c/explain", 200);
+    Try("DELETE " + tenant, "/v1/tenants/c", 200);
+  }
+
   const json::value document_;
   const Checker checker_;
   std::map<std::string, std::set<int>> answered_;
@@ -251,12 +260,7 @@ TEST_F(OpenApiTest, EveryAnswerIsAsItIsDescribed) {
   Try("POST " + tenant + "/tokens", "/v1/tenants/a/tokens", 201);
   Try("POST " + tenant + "/tokens", "/v1/tenants/none/tokens", 404);
 
-  Try("PUT " + tenant, "/v1/tenants/c", 200,
-      R"({"guaranteed": 0, "limit": 9, "policy": {"name": "auto", "min_recovery": 0.9}})");
-  Try("GET " + tenant, "/v1/tenants/c", 200);
-  Try("GET " + tenant + "/explain", "/v1/tenants/c/explain", 200);
-  Try("DELETE " + tenant, "/v1/tenants/c", 200);
-
+  TryLadder();
   FakeAgent fake(AgentOptions("gpu-0"));
   ASSERT_EQ(fake.Connect(), "ok");
   ASSERT_TRUE(fake.Exchange().ok());

@@ -22,14 +22,22 @@ constexpr uint32_t kChunk = 64;
 // What an agent may have waiting when nothing happens: deadlines of the last calls.
 constexpr size_t kEventsPerAgent = 64;
 
-// The longest session of at most so many slabs; 0: there is none.
+// What a session may be opened under.
+std::vector<PolicySpec> PoliciesOf(const TenantSpec& spec) {
+  return spec.ladder.has_value() ? spec.ladder->rungs : std::vector<PolicySpec>{spec.policy};
+}
+
+// The longest session of at most so many slabs, whatever rung its tenant is on; 0: there is none.
 uint32_t TokensFor(const Layout& layout, const TenantSpec& spec, int64_t slabs) {
-  const std::unique_ptr<const Policy> policy = MakePolicy(spec.policy);
+  const std::vector<PolicySpec> policies = PoliciesOf(spec);
   for (auto pages = slabs * layout.pages_per_slab(); pages > 0; --pages) {
     const auto tokens = static_cast<uint32_t>(pages * kPageTokens);
     const SessionPlan plan{.prompt_tokens = tokens, .max_tokens = tokens, .chunk = kChunk};
-    const Charge charge = PeakCharge(layout, *policy, SealRuleOf(spec.policy), plan);
-    if (SlabsFor(layout, charge) <= slabs) return tokens;
+    const bool fits = std::all_of(policies.begin(), policies.end(), [&](const PolicySpec& policy) {
+      return SlabsFor(layout, PeakCharge(layout, *MakePolicy(policy), SealRuleOf(policy), plan)) <=
+             slabs;
+    });
+    if (fits) return tokens;
   }
   return 0;
 }
@@ -132,7 +140,9 @@ bool Simulation::PoliciesKnown() {
   return std::all_of(agents_.begin(), agents_.end(), [&](const SimAgent& agent) {
     return std::all_of(tenants.begin(), tenants.end(), [&](const auto& entry) {
       const TenantState* state = agent.book().Find(entry.second.id);
-      return state != nullptr && state->spec == entry.second.spec.policy;
+      if (state == nullptr) return false;
+      const std::vector<PolicySpec> allowed = PoliciesOf(entry.second.spec);
+      return std::find(allowed.begin(), allowed.end(), state->spec) != allowed.end();
     });
   });
 }

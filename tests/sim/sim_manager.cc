@@ -73,6 +73,7 @@ void SimManager::Crash(Network::Loss loss) {
   store_.reset();
   links_.clear();
   turns_.clear();
+  moving_.clear();
   busy_ = Busy::kNo;
 }
 
@@ -214,8 +215,30 @@ void SimManager::OnExchange(ConnectionId connection, const Message& message,
   }
   // What it wants anew may wait for the next plan: the real manager answers then, this one at once.
   (void)cluster_->Exchange(name, *std::move(report), now);
+  MoveRungs();
   if (!cluster_->AwaitsBounds(name)) return SendOrders(connection, answer);
   RecordBounds(connection, std::move(answer));
+}
+
+void SimManager::MoveRungs() {
+  for (const RungMove& move : cluster_->RungsDue(process_->Now())) {
+    if (!moving_.insert(move.tenant).second) continue;
+    TakeTurn([this, move] {
+      const std::optional<Tenant> moved = cluster_->Moved(move);
+      if (!moved.has_value()) {
+        moving_.erase(move.tenant);
+        return EndTurn();
+      }
+      world_.Note("rung", "tenant % goes from rung % to %",
+                  {moved->id.value(), move.from, moved->rung.index});
+      Write(SaveTenants({*moved}, cluster_->tenants().next_id()),
+            [this, moved = *moved](const absl::Status& saved) {
+              moving_.erase(moved.spec.name);
+              if (saved.ok()) cluster_->CommitTenants({moved});
+              EndTurn();
+            });
+    });
+  }
 }
 
 void SimManager::RecordBounds(ConnectionId connection, std::function<void(const Message&)> answer) {

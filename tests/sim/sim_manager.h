@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -86,6 +87,7 @@ class SimManager {
   };
   using Turn = std::function<void()>;
 
+  void MoveRungs();
   void TakeTurn(Turn turn);
   void BeginTurn();
   void EndTurn();
@@ -104,6 +106,7 @@ class SimManager {
   std::optional<Cluster> cluster_;
   std::map<ConnectionId, Link> links_;
   std::deque<Turn> turns_;
+  std::set<std::string> moving_;  // tenants whose rung is being changed
   enum class Busy : uint8_t { kNo, kYes } busy_ = Busy::kNo;
 };
 

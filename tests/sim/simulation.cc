@@ -152,6 +152,13 @@ TenantSpec Simulation::NewSpec(const std::string& name) {
   if (world_.Chance(50)) {
     const auto recent = static_cast<int64_t>(16 + world_.Draw(96));
     spec.policy = MakePolicySpec("streaming", {{"recent", recent}}).value();
+    // Without a floor: rows are not simulated, so nothing of them is measured.
+    if (world_.Chance(50)) {
+      SetLadder({.min_recovery = 0,
+                 .rungs = {DefaultPolicySpec(), spec.policy,
+                           MakePolicySpec("streaming", {{"recent", recent / 2}}).value()}},
+                &spec);
+    }
   }
   return spec;
 }
