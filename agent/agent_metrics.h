@@ -17,6 +17,7 @@
 #include "common/http_server.h"
 #include "common/metrics.h"
 #include "common/rpc_listener.h"
+#include "common/tls.h"
 
 namespace kvpool {
 
@@ -30,6 +31,7 @@ class AgentMetrics {
     const RpcListener* listener = nullptr;
     const HttpServer* http = nullptr;
     const ManagerLink* link = nullptr;
+    TlsUses tls;
   };
   AgentMetrics(const std::string& device_kind, const std::string& device_name);
 
