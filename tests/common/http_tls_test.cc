@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <memory>
 #include <string>
 
 #include "common/http_client.h"
@@ -20,7 +21,6 @@ namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::seconds;
-using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 std::shared_ptr<TlsSource> Open(const TlsFiles& files) {
