@@ -74,11 +74,11 @@ absl::Status MakeReserve(const PoolConfig& pool, Device& device) {
 // Everything that lives on the RPC loop, in the order in which it is made and, reversed, destroyed.
 class Agent {
  public:
-  static absl::Status Run(const AgentConfig& config, kj::AsyncIoContext& io);
+  static absl::Status Run(const AgentConfig& config, const AgentTls& tls, kj::AsyncIoContext& io);
 
  private:
-  Agent(const AgentConfig& config, kj::AsyncIoContext& io, JournalMemory journal, PoolLedger ledger,
-        std::unique_ptr<Device> device);
+  Agent(const AgentConfig& config, const AgentTls& tls, kj::AsyncIoContext& io,
+        JournalMemory journal, PoolLedger ledger, std::unique_ptr<Device> device);
 
   absl::Status Restore();
   absl::Status BeginWith(const KeptOrders& kept);
@@ -86,6 +86,7 @@ class Agent {
   void HandleHttp(HttpRequest request, HttpServer::Done done);
 
   const AgentConfig& config_;
+  const AgentTls& tls_;
   kj::AsyncIoContext& io_;
   const Logger log_{"agent"};
   JournalMemory journal_;
@@ -104,9 +105,10 @@ class Agent {
   std::unique_ptr<HttpServer> http_;
 };
 
-Agent::Agent(const AgentConfig& config, kj::AsyncIoContext& io, JournalMemory journal,
-             PoolLedger ledger, std::unique_ptr<Device> device)
+Agent::Agent(const AgentConfig& config, const AgentTls& tls, kj::AsyncIoContext& io,
+             JournalMemory journal, PoolLedger ledger, std::unique_ptr<Device> device)
     : config_(config),
+      tls_(tls),
       io_(io),
       journal_(std::move(journal)),
       ledger_(std::move(ledger)),
@@ -194,8 +196,8 @@ absl::Status Agent::Listen() {
 
   absl::StatusOr<HostPort> http = ParseHostPort(config_.http);
   if (!http.ok()) return http.status();
-  auto server =
-      HttpServer::Start({.address = *http}, [this](HttpRequest request, HttpServer::Done done) {
+  auto server = HttpServer::Start(
+      {.address = *http, .tls = tls_.http}, [this](HttpRequest request, HttpServer::Done done) {
         inbox_.Post([this, request = std::move(request), done = std::move(done)]() mutable {
           HandleHttp(std::move(request), std::move(done));
         });
@@ -213,7 +215,9 @@ absl::Status Agent::Listen() {
                          .token = config_.manager_token,
                          .agent = config_.name,
                          .incarnation = *incarnation,
-                         .device = device_->info().name},
+                         .device = device_->info().name,
+                         .tls = tls_.manager,
+                         .tls_name = config_.tls_manager_name},
       [this] {
         workers_.ClimbSessions();
         for (const auto& [id, tenant] : book_.tenants()) reclaimer_.Look(id);
@@ -235,7 +239,8 @@ void Agent::HandleHttp(HttpRequest request, HttpServer::Done done) {
                                  .listener = listener_.get(),
                                  .http = http_.get(),
                                  .link = link_.get(),
-                                 .keeper = &keeper_})});
+                                 .keeper = &keeper_,
+                                 .tls = {{"manager", tls_.manager}, {"http", tls_.http}}})});
   } else if (request.path == "/healthz") {
     const bool registered = link_->state() == ManagerLink::State::kRegistered;
     done({.body = absl::StrCat("{\"status\":\"ok\",\"manager\":\"",
@@ -245,7 +250,7 @@ void Agent::HandleHttp(HttpRequest request, HttpServer::Done done) {
   }
 }
 
-absl::Status Agent::Run(const AgentConfig& config, kj::AsyncIoContext& io) {
+absl::Status Agent::Run(const AgentConfig& config, const AgentTls& tls, kj::AsyncIoContext& io) {
   const PoolConfig pool{.slabs = static_cast<uint32_t>(config.pool / config.slab_bytes),
                         .reserve_slabs = static_cast<uint32_t>(config.reserve_slabs),
                         .slab_bytes = config.slab_bytes};
@@ -261,7 +266,7 @@ absl::Status Agent::Run(const AgentConfig& config, kj::AsyncIoContext& io) {
   if (!device.ok()) return device.status();
   if (absl::Status reserve = MakeReserve(pool, **device); !reserve.ok()) return reserve;
 
-  Agent agent(config, io, *std::move(journal), *std::move(ledger), *std::move(device));
+  Agent agent(config, tls, io, *std::move(journal), *std::move(ledger), *std::move(device));
   if (absl::Status status = agent.Restore(); !status.ok()) return status;
   if (absl::Status status = agent.Listen(); !status.ok()) return status;
   agent.log_.Info("agent started", {{"name", config.name},
@@ -282,12 +287,12 @@ absl::Status Agent::Run(const AgentConfig& config, kj::AsyncIoContext& io) {
 
 }  // namespace
 
-absl::Status RunAgent(const AgentConfig& config) {
+absl::Status RunAgent(const AgentConfig& config, const AgentTls& tls) {
   kj::UnixEventPort::captureSignal(SIGTERM);
   kj::UnixEventPort::captureSignal(SIGINT);
   KjLogScope kj_logs;
   kj::AsyncIoContext io = kj::setupAsyncIo();
-  return Agent::Run(config, io);
+  return Agent::Run(config, tls, io);
 }
 
 }  // namespace kvpool

@@ -12,6 +12,6 @@
 namespace kvpool {
 
 // Runs until SIGTERM or SIGINT. An error says what could not be started.
-absl::Status RunAgent(const AgentConfig& config);
+absl::Status RunAgent(const AgentConfig& config, const AgentTls& tls);
 
 }  // namespace kvpool

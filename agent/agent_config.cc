@@ -3,6 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/agent_config.h"
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "common/address.h"
 #include "common/ids.h"
@@ -24,6 +26,31 @@ absl::Status CheckName(const std::string& name) {
 absl::Status CheckHostPort(const std::string& text) { return ParseHostPort(text).status(); }
 absl::Status CheckHostPorts(const std::string& text) { return ParseHostPorts(text).status(); }
 
+absl::Status CheckTls(const AgentConfig& config) {
+  absl::Status status = CheckAllOrNone({{"tls_certificate", config.tls_certificate},
+                                        {"tls_key", config.tls_key},
+                                        {"tls_ca", config.tls_ca}});
+  if (!status.ok()) return status;
+  status = CheckAllOrNone({{"http_tls_certificate", config.http_tls_certificate},
+                           {"http_tls_key", config.http_tls_key}});
+  if (!status.ok()) return status;
+  if (config.tls_ca.empty()) {
+    return config.tls_manager_name.empty() ? absl::OkStatus()
+                                           : absl::InvalidArgumentError(
+                                                 "tls_manager_name is set without TLS: set "
+                                                 "tls_certificate, tls_key and tls_ca");
+  }
+  const auto managers = ParseHostPorts(config.manager);
+  if (!managers.ok()) return managers.status();
+  for (const HostPort& manager : *managers) {
+    if (!IsNumeric(manager) || !config.tls_manager_name.empty()) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "manager is ", ToString(manager), ", and with TLS an address cannot be checked: write the",
+        " host name in its certificate instead, or set tls_manager_name to it"));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void Declare(AgentConfig* c, Settings* s) {
@@ -34,10 +61,23 @@ void Declare(AgentConfig* c, Settings* s) {
          &c->manager, CheckHostPorts);
   s->Add("manager_token", "the shared agent token", &c->manager_token);
   s->Add("manager_token_file", "file that holds the shared agent token", &c->manager_token_file);
+  s->Add("tls_certificate",
+         "for TLS to the manager: PEM file with this agent's certificate; its common name is the"
+         " setting name",
+         &c->tls_certificate);
+  s->Add("tls_key", "for TLS to the manager: PEM file with the certificate's key", &c->tls_key);
+  s->Add("tls_ca", "for TLS to the manager: PEM file with the CAs that sign managers' certificates",
+         &c->tls_ca);
+  s->Add("tls_manager_name",
+         "for TLS: the host name in the managers' certificates; without one that in manager",
+         &c->tls_manager_name);
   s->Add("state_file",
          "keeps floors, policies and token hashes over a restart; empty: nothing is kept",
          &c->state_file);
   s->Add("http", "host:port for /metrics and /healthz", &c->http, CheckHostPort);
+  s->Add("http_tls_certificate", "for HTTPS: PEM file with the certificate of http",
+         &c->http_tls_certificate);
+  s->Add("http_tls_key", "for HTTPS: PEM file with the certificate's key", &c->http_tls_key);
   s->AddChoice("device", "where the pool lies; auto takes an accelerator when there is one",
                &c->device, {"auto", "host"});
   s->Add("pool", "bytes of KV memory that this agent owns, whole slabs", &c->pool, 1_MiB,
@@ -54,6 +94,7 @@ void Declare(AgentConfig* c, Settings* s) {
 }
 
 absl::Status CheckTogether(const AgentConfig& config) {
+  if (absl::Status status = CheckTls(config); !status.ok()) return status;
   if (config.slab_bytes.value() % 4096 != 0) {
     return absl::InvalidArgumentError(absl::StrCat("slab_bytes is ", config.slab_bytes.value(),
                                                    ", it must be a multiple of 4096"));
@@ -73,6 +114,31 @@ absl::Status CheckTogether(const AgentConfig& config) {
     return absl::InvalidArgumentError("pool is too large: block ids reach 2 TiB");
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<AgentTls> OpenTls(const AgentConfig& config) {
+  AgentTls tls;
+  if (!config.tls_ca.empty()) {
+    auto source = TlsSource::Open(
+        {.certificate = config.tls_certificate, .key = config.tls_key, .ca = config.tls_ca});
+    if (!source.ok()) return source.status();
+    tls.manager = *std::move(source);
+  } else if (const auto managers = ParseHostPorts(config.manager); managers.ok()) {
+    for (const HostPort& manager : *managers) {
+      WarnInTheClear("manager", manager, "the agent token, token hashes and leases",
+                     "tls_certificate, tls_key, tls_ca");
+    }
+  }
+  if (!config.http_tls_certificate.empty()) {
+    auto source =
+        TlsSource::Open({.certificate = config.http_tls_certificate, .key = config.http_tls_key});
+    if (!source.ok()) return source.status();
+    tls.http = *std::move(source);
+  } else if (const auto http = ParseHostPort(config.http); http.ok()) {
+    WarnInTheClear("http", *http, "names and numbers of tenants",
+                   "http_tls_certificate, http_tls_key");
+  }
+  return tls;
 }
 
 absl::Status ReadToken(AgentConfig* config) {

@@ -189,6 +189,8 @@ void AgentMetrics::UpdateServers(const RpcListener::Counters& rpc,
 }
 
 std::string AgentMetrics::Page(const Sources& sources) {
+  ShowExpiry(sources.tls, metrics_.GaugeFamily("kvpool_agent_certificate_expiry_timestamp_seconds",
+                                               kExpiryHelp));
   for (const auto& [id, tenant] : sources.book->tenants()) UpdateTenant(sources, tenant);
   std::array<uint32_t, 5> by_state{};
   for (uint32_t i = 0; i < sources.ledger->config().slabs; ++i) {

@@ -18,6 +18,7 @@
 #include "common/http_server.h"
 #include "common/metrics.h"
 #include "common/rpc_listener.h"
+#include "common/tls.h"
 
 namespace kvpool {
 
@@ -32,6 +33,7 @@ class AgentMetrics {
     const HttpServer* http = nullptr;
     const ManagerLink* link = nullptr;
     const LeaseKeeper* keeper = nullptr;
+    TlsUses tls;
   };
   AgentMetrics(const std::string& device_kind, const std::string& device_name);
 

@@ -32,7 +32,12 @@ int main(int argc, char** argv) {
     return 2;
   }
   kvpool::InitLogging(kvpool::LogOptionsFrom(config.log_level, config.log_format));
-  if (status = kvpool::RunAgent(config); !status.ok()) {
+  const auto tls = kvpool::OpenTls(config);
+  if (!tls.ok()) {
+    std::cerr << "kvpool-agent: " << tls.status().message() << "\n";
+    return 2;
+  }
+  if (status = kvpool::RunAgent(config, *tls); !status.ok()) {
     kvpool::Logger("agent").Error("cannot run", {{"error", status.ToString()}});
     return 1;
   }

@@ -28,6 +28,8 @@ const char* ToString(rpc::RegisterRefusal refusal) {
       return "it speaks another protocol version";
     case rpc::RegisterRefusal::BAD_NAME:
       return "the agent's name breaks the rules for names";
+    case rpc::RegisterRefusal::BAD_CERTIFICATE:
+      return "tls_certificate is for another agent: its common name must be the setting name";
     case rpc::RegisterRefusal::NAME_TAKEN:
       return "another agent of this name is connected";
     case rpc::RegisterRefusal::TOO_MANY:
@@ -54,6 +56,7 @@ ManagerLink::ManagerLink(const Deps& deps, ManagerLinkOptions options,
       report_millis_(limits::kReportMillis),
       jitter_(static_cast<uint32_t>(options_.incarnation)),
       tasks_(*this) {
+  if (options_.tls != nullptr) tls_.emplace(options_.tls, RpcTls::Side::kClient);
   tasks_.add(Run());
 }
 
@@ -77,16 +80,7 @@ kj::Promise<void> ManagerLink::Refresh() {
 
 kj::Promise<void> ManagerLink::Run() {
   return Session()
-      .then([] {},
-            [this](kj::Exception&& error) {
-              ++failures_;
-              const uint32_t rounds = failures_ / Managers();
-              if (failures_ % Managers() == 0 && rounds % 10 == 1) {
-                log_.Warn(
-                    "no manager; the last leases stay in force",
-                    {{"manager", ToString(Manager())}, {"error", ToStatus(error).ToString()}});
-              }
-            })
+      .then([] {}, [this](kj::Exception&& error) { Note(error); })
       .then([this] {
         state_ = State::kConnecting;
         for (auto& waiting : refreshing_) waiting->fulfill();
@@ -96,6 +90,21 @@ kj::Promise<void> ManagerLink::Run() {
         return Pause();
       })
       .then([this] { return Run(); });
+}
+
+void ManagerLink::Note(const kj::Exception& error) {
+  ++failures_;
+  const uint32_t rounds = failures_ / Managers();
+  if (failures_ % Managers() != 0 || rounds % 10 != 1) return;
+  std::string text = ToStatus(error).ToString();
+  if (tls_ != nullptr) {
+    text += TlsAdvice(text);
+  } else if (state_ == State::kConnecting && client_.get() != nullptr &&
+             error.getType() == kj::Exception::Type::DISCONNECTED) {
+    text += " (it hung up; if its agent port speaks TLS, set tls_certificate, tls_key and tls_ca)";
+  }
+  log_.Warn("no manager; the last leases stay in force",
+            {{"manager", ToString(Manager())}, {"error", text}});
 }
 
 const HostPort& ManagerLink::Manager() const {
@@ -112,9 +121,16 @@ kj::Promise<void> ManagerLink::Pause() {
   return deps_.io->provider->getTimer().afterDelay(millis * kj::MILLISECONDS);
 }
 
+kj::Promise<kj::Own<RpcClient>> ManagerLink::Dial() {
+  KJ_IF_MAYBE (tls, tls_) {
+    const std::string& name = options_.tls_name.empty() ? Manager().host : options_.tls_name;
+    return RpcConnect(*deps_.io, Manager(), *tls, name);
+  }
+  return RpcConnect(*deps_.io, Manager());
+}
+
 kj::Promise<void> ManagerLink::Session() {
-  return WithDeadline(RpcConnect(*deps_.io, Manager()), deps_.io->provider->getTimer(),
-                      kDialDeadline)
+  return WithDeadline(Dial(), deps_.io->provider->getTimer(), kDialDeadline)
       .then([this](kj::Own<RpcClient> client) {
         client_ = kj::mv(client);
         return Register(client_->Bootstrap().castAs<rpc::Manager>());

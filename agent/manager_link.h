@@ -10,6 +10,7 @@
 #include <kj/async-io.h>
 
 #include <functional>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -30,6 +31,8 @@ struct ManagerLinkOptions {
   std::string agent;               // this agent's name
   uint64_t incarnation = 0;        // random, of this pool
   std::string device;              // for people
+  std::shared_ptr<TlsSource> tls;  // null: in the clear
+  std::string tls_name;            // in the managers' certificates; empty: the host that is dialled
 };
 
 class ManagerLink final : private kj::TaskSet::ErrorHandler {
@@ -57,6 +60,8 @@ class ManagerLink final : private kj::TaskSet::ErrorHandler {
   kj::Promise<void> Run();
   kj::Promise<void> Session();
   const HostPort& Manager() const;  // that is dialled now
+  kj::Promise<kj::Own<RpcClient>> Dial();
+  void Note(const kj::Exception& error);
   uint32_t Managers() const { return static_cast<uint32_t>(options_.managers.size()); }
   kj::Promise<void> Register(rpc::Manager::Client manager);
   kj::Promise<void> ExchangeLoop();
@@ -70,6 +75,7 @@ class ManagerLink final : private kj::TaskSet::ErrorHandler {
   const ManagerLinkOptions options_;
   const std::function<void()> on_orders_;
   const Logger log_;
+  kj::Maybe<RpcTls> tls_;
   State state_ = State::kConnecting;
   kj::Own<RpcClient> client_;
   kj::Maybe<rpc::Link::Client> link_;

@@ -3,10 +3,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/address.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <sys/un.h>
 
 #include <algorithm>
 #include <charconv>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -47,6 +50,45 @@ absl::StatusOr<std::vector<HostPort>> ParseHostPorts(const std::string& text) {
     begin = end + 1;
   }
   return addresses;
+}
+
+bool IsNumeric(const HostPort& address) {
+  in6_addr ignored;
+  return inet_pton(AF_INET, address.host.c_str(), &ignored) == 1 ||
+         inet_pton(AF_INET6, address.host.c_str(), &ignored) == 1;
+}
+
+bool IsLoopback(const HostPort& address) {
+  in_addr v4;
+  if (inet_pton(AF_INET, address.host.c_str(), &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
+  in6_addr v6;
+  if (inet_pton(AF_INET6, address.host.c_str(), &v6) == 1) return IN6_IS_ADDR_LOOPBACK(&v6);
+  return address.host == "localhost";
+}
+
+absl::StatusOr<HttpServers> ParseHttpServers(const std::string& text) {
+  constexpr std::string_view kHttp = "http://", kHttps = "https://";
+  HttpServers servers;
+  if (text.starts_with(kHttps)) servers.scheme = Scheme::kHttps;
+  std::string bare;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    std::string_view server = std::string_view(text).substr(begin, end - begin);
+    const bool secure = server.starts_with(kHttps);
+    if (secure != (servers.scheme == Scheme::kHttps)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("\"", text, "\" mixes https:// with others; write https:// before each"));
+    }
+    if (secure || server.starts_with(kHttp)) {
+      server.remove_prefix(secure ? kHttps.size() : kHttp.size());
+    }
+    bare.append(bare.empty() ? "" : ",").append(server);
+    begin = end + 1;
+  }
+  absl::StatusOr<std::vector<HostPort>> addresses = ParseHostPorts(bare);
+  if (!addresses.ok()) return addresses.status();
+  servers.addresses = *std::move(addresses);
+  return servers;
 }
 
 absl::StatusOr<Address> ParseAddress(const std::string& text) {

@@ -32,6 +32,21 @@ absl::StatusOr<HostPort> ParseHostPort(const std::string& text);
 // Several with commas between them, at least one: "10.0.0.1:7600,10.0.0.2:7600".
 absl::StatusOr<std::vector<HostPort>> ParseHostPorts(const std::string& text);
 
+// Whether only this machine reaches it: 127.0.0.0/8, ::1 or "localhost".
+bool IsLoopback(const HostPort& address);
+// Whether the host is an IP address rather than a name.
+bool IsNumeric(const HostPort& address);
+
+enum class Scheme : uint8_t { kHttp, kHttps };
+
+struct HttpServers {
+  Scheme scheme = Scheme::kHttp;
+  std::vector<HostPort> addresses;  // at least one
+};
+
+// As ParseHostPorts; or each with https:// (http://) in front, all alike.
+absl::StatusOr<HttpServers> ParseHttpServers(const std::string& text);
+
 // "/run/kvpool/agent.sock" or what ParseHostPort takes.
 absl::StatusOr<Address> ParseAddress(const std::string& text);
 

@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/http_stream.h"
 #include "proto/limits.h"
 
 namespace kvpool {
@@ -60,16 +61,28 @@ absl::Status Failed(const HostPort& server, const char* what, const beast::error
   return absl::UnavailableError(absl::StrCat(what, " ", ToString(server), ": ", error.message()));
 }
 
+absl::Status FailedTls(const HostPort& server, const beast::error_code& error, HttpStream& stream) {
+  const std::string distrust = stream.Distrust();
+  const std::string why = distrust.empty() ? error.message() : distrust;
+  return absl::UnavailableError(
+      absl::StrCat("no TLS with ", ToString(server), ": ", why, TlsAdvice(why)));
+}
+
 asio::awaitable<absl::StatusOr<HttpResponse>> Exchange(const HostPort& server,
-                                                       const HttpRequest& request) {
+                                                       const HttpRequest& request, TlsSource* tls) {
   const auto executor = co_await asio::this_coro::executor;
   tcp::resolver resolver(executor);
   auto [resolve_error, endpoints] =
       co_await resolver.async_resolve(server.host, std::to_string(server.port), kAsTuple);
   if (resolve_error) co_return Failed(server, "cannot resolve", resolve_error);
-  beast::tcp_stream stream(executor);
-  auto [connect_error, endpoint] = co_await stream.async_connect(endpoints, kAsTuple);
+  HttpStream stream{beast::tcp_stream(executor)};
+  auto [connect_error, endpoint] = co_await stream.tcp().async_connect(endpoints, kAsTuple);
   if (connect_error) co_return Failed(server, "cannot connect to", connect_error);
+  if (tls != nullptr) {
+    const auto material = tls->Current();
+    const beast::error_code error = co_await stream.Connect(*material, server.host);
+    if (error) co_return FailedTls(server, error, stream);
+  }
 
   const auto message = ToMessage(server, request);
   // A server may answer and close before it has read everything, so the answer counts first.
@@ -85,9 +98,11 @@ asio::awaitable<absl::StatusOr<HttpResponse>> Exchange(const HostPort& server,
                                                         " bytes"));
   }
   if (read_error) {
-    const beast::error_code error = write_error ? write_error : read_error;
-    co_return absl::UnknownError(
-        absl::StrCat("no answer from ", ToString(server), ": ", error.message()));
+    // TLS's alert, which says more than that writing failed, is read.
+    const beast::error_code error = write_error && tls == nullptr ? write_error : read_error;
+    co_return absl::UnknownError(absl::StrCat("no answer from ", ToString(server), ": ",
+                                              error.message(),
+                                              tls != nullptr ? TlsAdvice(error.message()) : ""));
   }
   co_return ToResponse(parser.release());
 }
@@ -95,10 +110,10 @@ asio::awaitable<absl::StatusOr<HttpResponse>> Exchange(const HostPort& server,
 }  // namespace
 
 absl::StatusOr<HttpResponse> HttpCall(const HostPort& server, const HttpRequest& request,
-                                      Duration deadline) {
+                                      Duration deadline, TlsSource* tls) {
   std::optional<absl::StatusOr<HttpResponse>> result;
   asio::io_context io(1);
-  asio::co_spawn(io, Exchange(server, request),
+  asio::co_spawn(io, Exchange(server, request, tls),
                  [&result](std::exception_ptr error, absl::StatusOr<HttpResponse> response) {
                    result =
                        error ? absl::InternalError("the exchange has thrown") : std::move(response);

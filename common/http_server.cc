@@ -7,8 +7,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/http_server.h"
 
+#include <openssl/sslerr.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <boost/asio/as_tuple.hpp>
@@ -17,6 +19,7 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/ssl/error.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/beast/core.hpp>
@@ -31,6 +34,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/http_stream.h"
 #include "common/json.h"
 #include "common/log.h"
 #include "common/socket.h"
@@ -105,6 +109,17 @@ asio::awaitable<void> Linger(beast::tcp_stream& stream) {
   }
 }
 
+bool IsPlainHttp(const beast::error_code& error) {
+  return error.category() == asio::error::get_ssl_category() &&
+         ERR_GET_REASON(static_cast<unsigned long>(error.value())) == SSL_R_HTTP_REQUEST;
+}
+
+std::string PeerOf(beast::tcp_stream& stream) {
+  beast::error_code error;
+  const tcp::endpoint peer = stream.socket().remote_endpoint(error);
+  return error ? "gone" : ToString(HostPort{peer.address().to_string(), peer.port()});
+}
+
 // Carries one answer back to the coroutine that waits for it.
 template <typename Resume>
 class Reply {
@@ -145,42 +160,82 @@ class HttpServer::Service : public std::enable_shared_from_this<Service> {
   // On the server's thread: ends what waits for a request.
   void Close() {
     closing_ = true;
-    for (beast::tcp_stream* stream : idle_) stream->cancel();
+    for (HttpStream* stream : idle_) stream->tcp().cancel();
   }
 
  private:
   static asio::awaitable<void> Serve(std::shared_ptr<Service> self,
                                      std::weak_ptr<asio::io_context> io, tcp::socket socket);
-  asio::awaitable<beast::error_code> Read(beast::tcp_stream& stream, beast::flat_buffer& buffer,
+  // False: there is no TLS, and the connection has been dealt with.
+  asio::awaitable<bool> Handshake(HttpStream& stream);
+  asio::awaitable<beast::error_code> Read(HttpStream& stream, beast::flat_buffer& buffer,
                                           Parser& parser);
-  asio::awaitable<beast::error_code> Write(beast::tcp_stream& stream, HttpResponse response,
-                                           Body body, After after);
+  // To a tcp_stream in the clear, whatever the server speaks.
+  template <typename Stream>
+  asio::awaitable<beast::error_code> Write(Stream& stream, HttpResponse response, Body body,
+                                           After after);
+  static beast::tcp_stream& TcpOf(HttpStream& stream) { return stream.tcp(); }
+  static beast::tcp_stream& TcpOf(beast::tcp_stream& stream) { return stream; }
+  static asio::awaitable<void> End(HttpStream& stream);
   asio::awaitable<HttpResponse> Answer(std::shared_ptr<asio::io_context> io, HttpRequest request);
 
   const HttpServerOptions options_;
   const Handler handler_;
-  std::set<beast::tcp_stream*> idle_;
+  std::set<HttpStream*> idle_;
   uint32_t open_ = 0;
   bool closing_ = false;
   std::atomic<uint64_t> handled_ = 0, refused_ = 0, bad_requests_ = 0, above_maximum_ = 0,
                         timed_out_ = 0;
 };
 
-asio::awaitable<beast::error_code> HttpServer::Service::Read(beast::tcp_stream& stream,
+asio::awaitable<bool> HttpServer::Service::Handshake(HttpStream& stream) {
+  if (options_.tls == nullptr) co_return true;
+  const auto material = options_.tls->Current();
+  stream.tcp().expires_after(
+      std::min(options_.deadline, std::chrono::milliseconds(limits::kAuthenticateMillis)));
+  const std::string peer = PeerOf(stream.tcp());
+  idle_.insert(&stream);
+  const beast::error_code error = co_await stream.Accept(*material);
+  idle_.erase(&stream);
+  if (!error) co_return true;
+  if (closing_) co_return false;
+  // Who only looks whether the port is open.
+  if (error == asio::error::eof || error == asio::ssl::error::stream_truncated) co_return false;
+  ++(error == beast::error::timeout ? timed_out_ : bad_requests_);
+  const std::string why = error.message();
+  Logger("http").Warn("no TLS with a client: connection closed",
+                      {{"peer", peer}, {"error", why + TlsAdvice(why)}});
+  if (IsPlainHttp(error)) {
+    HttpResponse response{
+        .status = 400,
+        .body = JsonError("malformed", "this port speaks HTTPS: write https:// in front of it")};
+    co_await Write(stream.tcp(), std::move(response), Body::kSend, After::kClose);
+  }
+  co_await Linger(stream.tcp());
+  co_return false;
+}
+
+asio::awaitable<void> HttpServer::Service::End(HttpStream& stream) {
+  stream.tcp().expires_after(kLinger);
+  co_await stream.Finish();
+  co_await Linger(stream.tcp());
+}
+
+asio::awaitable<beast::error_code> HttpServer::Service::Read(HttpStream& stream,
                                                              beast::flat_buffer& buffer,
                                                              Parser& parser) {
   parser.header_limit(limits::kHttpHeaderBytes);
   parser.body_limit(limits::kHttpBodyBytes);
-  stream.expires_after(options_.deadline);
+  stream.tcp().expires_after(options_.deadline);
   idle_.insert(&stream);
   auto [error, size] = co_await http::async_read(stream, buffer, parser, kAsTuple);
   idle_.erase(&stream);
   co_return error;
 }
 
-asio::awaitable<beast::error_code> HttpServer::Service::Write(beast::tcp_stream& stream,
-                                                              HttpResponse response, Body body,
-                                                              After after) {
+template <typename Stream>
+asio::awaitable<beast::error_code> HttpServer::Service::Write(Stream& stream, HttpResponse response,
+                                                              Body body, After after) {
   http::response<http::string_body> message(static_cast<http::status>(response.status), 11);
   for (const auto& [name, value] : response.headers) message.set(name, value);
   message.set(http::field::content_type, response.content_type);
@@ -188,7 +243,7 @@ asio::awaitable<beast::error_code> HttpServer::Service::Write(beast::tcp_stream&
   message.body() = std::move(response.body);
   message.prepare_payload();
   http::response_serializer<http::string_body> serializer(message);
-  stream.expires_after(options_.deadline);
+  TcpOf(stream).expires_after(options_.deadline);
   beast::error_code error;
   if (body == Body::kSend) {
     std::tie(error, std::ignore) = co_await http::async_write(stream, serializer, kAsTuple);
@@ -214,7 +269,8 @@ asio::awaitable<HttpResponse> HttpServer::Service::Answer(std::shared_ptr<asio::
 asio::awaitable<void> HttpServer::Service::Serve(std::shared_ptr<Service> self,
                                                  std::weak_ptr<asio::io_context> io,
                                                  tcp::socket socket) {
-  beast::tcp_stream stream(std::move(socket));
+  HttpStream stream{beast::tcp_stream(std::move(socket))};
+  if (!co_await self->Handshake(stream)) co_return;
   // Room for a header just above its limit, which is answered, and for reading ahead.
   beast::flat_buffer buffer(2 * limits::kHttpHeaderBytes);
   bool first = true;
@@ -227,7 +283,7 @@ asio::awaitable<void> HttpServer::Service::Serve(std::shared_ptr<Service> self,
       ++self->bad_requests_;
       HttpResponse response{.status = refusal, .body = RefusalBody(refusal)};
       co_await self->Write(stream, std::move(response), Body::kSend, After::kClose);
-      co_await Linger(stream);
+      co_await End(stream);
       break;
     }
     // Between requests a connection may well fall idle.
@@ -236,13 +292,13 @@ asio::awaitable<void> HttpServer::Service::Serve(std::shared_ptr<Service> self,
     first = false;
     const bool keep_alive = parser.get().keep_alive();
     const Body body = parser.get().method() == http::verb::head ? Body::kOmit : Body::kSend;
-    stream.expires_never();
+    stream.tcp().expires_never();
     HttpResponse response = co_await self->Answer(io.lock(), ToRequest(parser.release()));
     ++(response.status / 100 == 4 ? self->refused_ : self->handled_);
     const After after = keep_alive && !self->closing_ ? After::kKeepAlive : After::kClose;
     if (co_await self->Write(stream, std::move(response), body, after)) break;
     if (after == After::kClose) {
-      co_await Linger(stream);
+      co_await End(stream);
       break;
     }
   }

@@ -3,7 +3,8 @@
 //
 // Hostile peers: sizes, connections and times are bounded by proto/limits.h. A malformed request is
 // answered 400, a body or header that is too large 413 or 431, a slow one is closed, a connection
-// above the maximum is closed at once. HEAD reaches the handler as GET; its body is not sent.
+// above the maximum is closed at once. With TLS the handshake has limits::kAuthenticateMillis; who
+// speaks plain HTTP is told so (400). HEAD reaches the handler as GET; its body is not sent.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -16,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "common/address.h"
 #include "common/http.h"
+#include "common/tls.h"
 #include "proto/limits.h"
 
 namespace kvpool {
@@ -24,6 +26,7 @@ struct HttpServerOptions {
   HostPort address{"127.0.0.1", 0};  // port 0: the system picks one
   std::chrono::milliseconds deadline = std::chrono::seconds(limits::kHttpSeconds);
   uint32_t connections = limits::kHttpConnections;
+  std::shared_ptr<TlsSource> tls;  // null: HTTP in the clear
 };
 
 class HttpServer {

@@ -12,15 +12,34 @@ RpcClient::RpcClient(kj::Own<kj::AsyncIoStream> stream, kj::Timer& timer)
       bootstrap_(link_->Bootstrap()),
       done_(link_->Done().fork()) {}
 
-kj::Promise<kj::Own<RpcClient>> RpcConnect(kj::AsyncIoContext& io, const Address& address) {
+namespace {
+
+kj::Promise<kj::Own<kj::AsyncIoStream>> Dial(kj::AsyncIoContext& io, const Address& address) {
   const bool local = std::holds_alternative<UnixPath>(address);
   const std::string text = absl::StrCat(local ? "unix:" : "", ToString(address));
-  kj::Timer& timer = io.provider->getTimer();
   return io.provider->getNetwork()
       .parseAddress(text.c_str())
       .then([](kj::Own<kj::NetworkAddress>&& resolved) {
         auto connecting = resolved->connect();
         return connecting.attach(kj::mv(resolved));
+      });
+}
+
+}  // namespace
+
+kj::Promise<kj::Own<RpcClient>> RpcConnect(kj::AsyncIoContext& io, const Address& address) {
+  kj::Timer& timer = io.provider->getTimer();
+  return Dial(io, address).then([&timer](kj::Own<kj::AsyncIoStream>&& stream) {
+    return kj::heap<RpcClient>(kj::mv(stream), timer);
+  });
+}
+
+kj::Promise<kj::Own<RpcClient>> RpcConnect(kj::AsyncIoContext& io, const HostPort& address,
+                                           RpcTls& tls, const std::string& name) {
+  kj::Timer& timer = io.provider->getTimer();
+  return Dial(io, address)
+      .then([&tls, name](kj::Own<kj::AsyncIoStream>&& stream) {
+        return tls.Connect(kj::mv(stream), name);
       })
       .then([&timer](kj::Own<kj::AsyncIoStream>&& stream) {
         return kj::heap<RpcClient>(kj::mv(stream), timer);

@@ -9,11 +9,13 @@
 #include <kj/timer.h>
 
 #include <chrono>
+#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "common/address.h"
 #include "common/rpc_link.h"
+#include "common/rpc_tls.h"
 
 namespace kvpool {
 
@@ -35,6 +37,11 @@ class RpcClient {
 
 // Connects to a unix socket (file descriptors can be received) or to host:port.
 kj::Promise<kj::Own<RpcClient>> RpcConnect(kj::AsyncIoContext& io, const Address& address);
+
+// Through TLS to a server whose certificate must be for the host name `name`. `tls` must outlive
+// the promise.
+kj::Promise<kj::Own<RpcClient>> RpcConnect(kj::AsyncIoContext& io, const HostPort& address,
+                                           RpcTls& tls, const std::string& name);
 
 // Breaks `promise` with OVERLOADED, which ToStatus makes DeadlineExceeded, when it takes longer.
 // The peer is not told: the call still runs there.

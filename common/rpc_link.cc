@@ -67,6 +67,14 @@ kj::Maybe<kj::Own<capnp::MallocMessageBuilder>> WithoutText(Segments segments) {
   return kj::mv(builder);
 }
 
+// A write that fails because reading did says less of why: the reader's error goes first.
+kj::Promise<void> AfterTheReader(kj::Promise<void> write) {
+  return write.catch_([](kj::Exception&& error) {
+    return kj::evalLast(
+        [error = kj::mv(error)]() mutable { kj::throwFatalException(kj::mv(error)); });
+  });
+}
+
 class GuardedStream final : public capnp::MessageStream {
  public:
   GuardedStream(kj::Own<capnp::MessageStream> inner, size_t incoming_fds,
@@ -102,9 +110,9 @@ class GuardedStream final : public capnp::MessageStream {
     if (IsBlame(segments)) Blame();
     KJ_IF_MAYBE (clean, WithoutText(segments)) {
       auto promise = inner_->writeMessage(nullptr, (*clean)->getSegmentsForOutput());
-      return promise.attach(kj::mv(*clean));
+      return AfterTheReader(promise.attach(kj::mv(*clean)));
     }
-    return inner_->writeMessage(fds, segments);
+    return AfterTheReader(inner_->writeMessage(fds, segments));
   }
 
   // The two-party network of this version writes one message at a time.

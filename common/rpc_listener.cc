@@ -18,10 +18,28 @@ namespace {
 
 // How long to wait when accept fails, which means that the process is out of descriptors or memory.
 constexpr auto kAcceptPause = 100 * kj::MILLISECONDS;
+// How long a peer whose handshake failed has to read why.
+constexpr auto kLinger = 1 * kj::SECONDS;
 
-absl::StatusOr<RpcPeer> Identify(kj::PeerIdentity& identity) {
+kj::Promise<void> ReadAway(kj::AsyncIoStream& stream, kj::ArrayPtr<kj::byte> buffer) {
+  return stream.tryRead(buffer.begin(), 1, buffer.size())
+      .then([&stream, buffer](size_t count) -> kj::Promise<void> {
+        if (count == 0) return kj::READY_NOW;
+        return ReadAway(stream, buffer);
+      });
+}
+
+// Closing with unread bytes would reset the connection, and the peer might never see TLS's alert.
+kj::Promise<void> Drain(kj::AsyncIoStream& stream) {
+  stream.shutdownWrite();
+  auto ignored = kj::heapArray<kj::byte>(4096);
+  auto drained = ReadAway(stream, ignored);
+  return drained.attach(kj::mv(ignored));
+}
+
+absl::StatusOr<RpcPeer> Identify(kj::Own<kj::PeerIdentity> identity) {
   RpcPeer peer;
-  KJ_IF_MAYBE (local, kj::dynamicDowncastIfAvailable<kj::LocalPeerIdentity>(identity)) {
+  KJ_IF_MAYBE (local, kj::dynamicDowncastIfAvailable<kj::LocalPeerIdentity>(*identity)) {
     const auto credentials = local->getCredentials();
     peer.pid = credentials.pid.orDefault(0);
     peer.uid = credentials.uid.orDefault(static_cast<kj::uint>(-1));
@@ -31,8 +49,11 @@ absl::StatusOr<RpcPeer> Identify(kj::PeerIdentity& identity) {
     if (peer.pidfd.get() < 0) {
       return absl::ErrnoToStatus(errno, absl::StrCat("cannot watch the process of ", peer.text));
     }
+  } else if (kj::dynamicDowncastIfAvailable<kj::TlsPeerIdentity>(*identity) != nullptr) {
+    peer.certificate = identity.downcast<kj::TlsPeerIdentity>();
+    peer.text = peer.certificate->getNetworkIdentity().toString().cStr();
   } else {
-    peer.text = identity.toString().cStr();
+    peer.text = identity->toString().cStr();
   }
   return peer;
 }
@@ -49,20 +70,34 @@ void RpcConnection::Finish() {
   for (const auto& callback : std::exchange(callbacks_, {})) callback();
 }
 
-// What a connection owns while it is open.
+// A connection's place among those that may be open.
+struct RpcListener::Place {
+  explicit Place(Counters& counters) : counters(counters) { ++counters.open; }
+  ~Place() { --counters.open; }
+  KJ_DISALLOW_COPY(Place);
+
+  Counters& counters;
+};
+
+// What a connection owns while it is served.
 struct RpcListener::Live {
-  Live(RpcListener& listener, kj::Own<RpcConnection> connection)
-      : listener(listener), connection(kj::mv(connection)) {
-    ++listener.counters_.open;
-  }
+  Live(std::string peer, kj::Own<Place> place, kj::Own<RpcConnection> connection)
+      : peer(std::move(peer)), place(kj::mv(place)), connection(kj::mv(connection)) {}
   ~Live() noexcept(false) {
-    if (link.get() != nullptr) listener.counters_.Count(link->fault());
+    if (link.get() != nullptr) Note(link->fault());
     link = nullptr;
-    --listener.counters_.open;
+    place = nullptr;
     connection->Finish();
   }
 
-  RpcListener& listener;
+  void Note(RpcLink::Fault fault) const {
+    place->counters.Count(fault);
+    if (fault != RpcLink::Fault::kGarbage) return;
+    Logger("rpc").Warn("not our protocol, or above its limits: connection cut", {{"peer", peer}});
+  }
+
+  const std::string peer;
+  kj::Own<Place> place;
   kj::Own<RpcConnection> connection;
   kj::Own<RpcLink> link;
 };
@@ -83,6 +118,7 @@ RpcListener::RpcListener(kj::LowLevelAsyncIoProvider& io, RpcListenerOptions opt
       timer_(io.getTimer()),
       receiver_(io.wrapListenSocketFd(kj::mv(socket))),
       tasks_(*this) {
+  if (options_.tls != nullptr) tls_.emplace(options_.tls, RpcTls::Side::kServer);
   if (auto* host_port = std::get_if<HostPort>(&options_.address)) {
     host_port->port = static_cast<uint16_t>(receiver_->getPort());
   }
@@ -117,39 +153,74 @@ void RpcListener::Accept(kj::AuthenticatedStream accepted) {
         {{"address", ToString(options_.address)}, {"maximum", options_.connections}});
     return;
   }
-  KJ_IF_MAYBE (error, kj::runCatchingExceptions([&] { Serve(kj::mv(accepted)); })) {
+  auto place = kj::heap<Place>(counters_);
+  const auto deadline = timer_.now() + options_.authenticate.count() * kj::MILLISECONDS;
+  KJ_IF_MAYBE (error, kj::runCatchingExceptions([&] {
+                 // However it ended, it has ended.
+                 tasks_.add((options_.tls == nullptr
+                                 ? Serve(kj::mv(accepted), kj::mv(place), deadline)
+                                 : Handshake(kj::mv(accepted), kj::mv(place), deadline))
+                                .catch_([](kj::Exception&&) {}));
+               })) {
     Logger("rpc").Warn("cannot serve a connection", {{"error", error->getDescription().cStr()}});
   }
 }
 
-void RpcListener::Serve(kj::AuthenticatedStream accepted) {
-  auto peer = Identify(*accepted.peerIdentity);
+kj::Promise<void> RpcListener::Handshake(kj::AuthenticatedStream accepted, kj::Own<Place> place,
+                                         kj::TimePoint deadline) {
+  // TLS borrows the stream, so that a peer that is refused can still be let read why.
+  kj::Own<kj::AsyncIoStream> stream = kj::mv(accepted.stream);
+  kj::AsyncIoStream& bytes = *stream;
+  accepted.stream = kj::Own<kj::AsyncIoStream>(&bytes, kj::NullDisposer::instance);
+  const std::string peer = accepted.peerIdentity->toString().cStr();
+  auto late = timer_.atTime(deadline).then([]() -> kj::AuthenticatedStream {
+    kj::throwFatalException(KJ_EXCEPTION(OVERLOADED, "no TLS handshake in time"));
+  });
+  return KJ_ASSERT_NONNULL(tls_)
+      .Accept(kj::mv(accepted))
+      .exclusiveJoin(kj::mv(late))
+      .then(
+          [this, place = kj::mv(place), deadline](kj::AuthenticatedStream&& secure) mutable {
+            return Serve(kj::mv(secure), kj::mv(place), deadline);
+          },
+          [this, peer, &bytes](kj::Exception&& error) -> kj::Promise<void> {
+            ++counters_.handshake;
+            Logger("rpc").Warn("no TLS with a good certificate: connection cut",
+                               {{"peer", peer}, {"error", TlsError(error)}});
+            return Drain(bytes).exclusiveJoin(timer_.afterDelay(kLinger));
+          })
+      .attach(kj::mv(stream));
+}
+
+kj::Promise<void> RpcListener::Serve(kj::AuthenticatedStream accepted, kj::Own<Place> place,
+                                     kj::TimePoint deadline) {
+  auto peer = Identify(kj::mv(accepted.peerIdentity));
   if (!peer.ok()) {
     Logger("rpc").Warn("closed a connection", {{"error", peer.status().ToString()}});
-    return;
+    return kj::READY_NOW;
   }
   ++counters_.accepted;
   const std::string text = peer->text;
+  const bool with_tls = peer->certificate.get() != nullptr;
   auto close = kj::newPromiseAndFulfiller<void>();
   auto connection = kj::refcounted<RpcConnection>(kj::mv(close.fulfiller));
-  auto live = kj::heap<Live>(*this, kj::addRef(*connection));
+  auto live = kj::heap<Live>(text, kj::mv(place), kj::addRef(*connection));
   live->link = RpcLink::Serve(kj::mv(accepted.stream), timer_,
                               factory_(*std::move(peer), kj::addRef(*connection)));
 
-  const auto limit = options_.authenticate.count() * kj::MILLISECONDS;
-  auto deadline = timer_.afterDelay(limit).then(
+  auto over = live->link->Done().then([text, with_tls, connection = kj::addRef(*connection)] {
+    if (!with_tls || connection->IsAuthenticated()) return;
+    Logger("rpc").Warn("hung up after the TLS handshake; does it know the CA of our certificate?",
+                       {{"peer", text}});
+  });
+  auto late = timer_.atTime(deadline).then(
       [this, text, connection = kj::mv(connection)]() -> kj::Promise<void> {
         if (connection->IsAuthenticated()) return kj::NEVER_DONE;
         ++counters_.unauthenticated;
         Logger("rpc").Warn("no token in time: connection cut", {{"peer", text}});
         return kj::READY_NOW;
       });
-  auto done = live->link->Done()
-                  .exclusiveJoin(kj::mv(close.promise))
-                  .exclusiveJoin(kj::mv(deadline))
-                  .attach(kj::mv(live));
-  // However it ended, it has ended.
-  tasks_.add(done.catch_([](kj::Exception&&) {}));
+  return over.exclusiveJoin(kj::mv(close.promise)).exclusiveJoin(kj::mv(late)).attach(kj::mv(live));
 }
 
 void RpcListener::taskFailed(kj::Exception&& error) {

@@ -2,9 +2,9 @@
 // TCP (without). Knows nothing of what is served: each connection gets a bootstrap capability of
 // its own from a factory. KJ thread only.
 //
-// A connection that has not shown a token (RpcConnection::Authenticated) after the deadline is cut;
-// one above the maximum is closed at once; one that breaks the protocol is cut, see rpc_link.h.
-// Each is counted.
+// A connection that has not shown a token (RpcConnection::Authenticated) after the deadline is cut,
+// with TLS one that has not shown a good certificate, too; one above the maximum is closed at once;
+// one that breaks the protocol is cut, see rpc_link.h. Each is counted.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -25,6 +25,7 @@
 #include "absl/status/statusor.h"
 #include "common/address.h"
 #include "common/rpc_link.h"
+#include "common/rpc_tls.h"
 #include "proto/limits.h"
 
 namespace kvpool {
@@ -35,6 +36,7 @@ struct RpcPeer {
   pid_t pid = 0;          // as the kernel recorded at connect; 0 over TCP
   uid_t uid = 0;          // of that process; meaningless over TCP
   kj::AutoCloseFd pidfd;  // readable once the process is gone; always open for a unix socket
+  kj::Own<kj::TlsPeerIdentity> certificate;  // with TLS; else null
 };
 
 // One connection as its server objects see it. They may hold it for longer than it lives, as calls
@@ -72,6 +74,7 @@ struct RpcListenerOptions {
   Address address;
   uint32_t connections = limits::kConnections;
   std::chrono::milliseconds authenticate{limits::kAuthenticateMillis};
+  std::shared_ptr<TlsSource> tls;  // with all three files; null: in the clear
 };
 
 class RpcListener final : private kj::TaskSet::ErrorHandler {
@@ -80,6 +83,7 @@ class RpcListener final : private kj::TaskSet::ErrorHandler {
     uint64_t accepted = 0;         // served
     uint64_t above_maximum = 0;    // closed at once
     uint64_t unauthenticated = 0;  // cut at the deadline
+    uint64_t handshake = 0;        // cut: no TLS with a good certificate
     uint64_t garbage = 0;          // cut: RpcLink::Fault::kGarbage
     uint64_t unread = 0;           // cut: RpcLink::Fault::kUnread
     uint32_t open = 0;             // now
@@ -103,6 +107,7 @@ class RpcListener final : private kj::TaskSet::ErrorHandler {
   const Counters& counters() const { return counters_; }
 
  private:
+  struct Place;
   struct Live;
 
   RpcListener(kj::LowLevelAsyncIoProvider& io, RpcListenerOptions options, BootstrapFactory factory,
@@ -110,13 +115,17 @@ class RpcListener final : private kj::TaskSet::ErrorHandler {
 
   kj::Promise<void> AcceptLoop();
   void Accept(kj::AuthenticatedStream accepted);
-  void Serve(kj::AuthenticatedStream accepted);
+  kj::Promise<void> Handshake(kj::AuthenticatedStream accepted, kj::Own<Place> place,
+                              kj::TimePoint deadline);
+  kj::Promise<void> Serve(kj::AuthenticatedStream accepted, kj::Own<Place> place,
+                          kj::TimePoint deadline);
   void taskFailed(kj::Exception&& error) override;
 
   RpcListenerOptions options_;
   BootstrapFactory factory_;
   kj::Timer& timer_;
   kj::Own<kj::ConnectionReceiver> receiver_;
+  kj::Maybe<RpcTls> tls_;
   Counters counters_;
   kj::TaskSet tasks_;  // destroyed first: the connections
 };

@@ -80,15 +80,20 @@ absl::StatusOr<Sha256Hash> FromHex(const std::string& digits) {
   return hash;
 }
 
-absl::StatusOr<std::string> ReadTokenFile(const std::string& path) {
+absl::Status CheckPrivate(const std::string& what, const std::string& path) {
   struct stat info;
   if (stat(path.c_str(), &info) != 0) {
-    return absl::NotFoundError(absl::StrCat("token file ", path, " cannot be read"));
+    return absl::NotFoundError(absl::StrCat(what, " ", path, " cannot be read"));
   }
   if ((info.st_mode & S_IRWXO) != 0) {
     return absl::PermissionDeniedError(
-        absl::StrCat("token file ", path, " is open to everyone; chmod it to 0600 or 0640"));
+        absl::StrCat(what, " ", path, " is open to everyone; chmod it to 0600 or 0640"));
   }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> ReadTokenFile(const std::string& path) {
+  if (absl::Status status = CheckPrivate("token file", path); !status.ok()) return status;
   std::ifstream file(path);
   std::string token(limits::kTokenBytes + 2, '\0');
   file.read(token.data(), static_cast<std::streamsize>(token.size()));

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace kvpool {
@@ -31,6 +32,10 @@ bool EqualInConstantTime(const Sha256Hash& a, const Sha256Hash& b);
 std::string ToHex(const Sha256Hash& hash);
 // The reverse, exactly 64 digits.
 absl::StatusOr<Sha256Hash> FromHex(const std::string& digits);
+
+// PermissionDenied for a file that everyone may read, NotFound for one that is not there. `what`
+// begins the message: "token file".
+absl::Status CheckPrivate(const std::string& what, const std::string& path);
 
 // The first line of a file that holds a token, at most limits::kTokenBytes. Refuses a file that
 // others may read.

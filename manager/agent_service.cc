@@ -41,6 +41,9 @@ const char* Advice(rpc::RegisterRefusal refusal) {
       return "the agent speaks another protocol version; upgrade the older side";
     case rpc::RegisterRefusal::BAD_NAME:
       return "an agent's name is a-z, 0-9 and hyphens";
+    case rpc::RegisterRefusal::BAD_CERTIFICATE:
+      return "the agent's certificate is for another name; its common name must be the agent's"
+             " setting name";
     case rpc::RegisterRefusal::NAME_TAKEN:
       return "another agent of this name is connected; give each agent its own name";
     case rpc::RegisterRefusal::TOO_MANY:
@@ -127,8 +130,8 @@ class AgentService::LinkServer final : public rpc::Link::Server {
 
 class AgentService::ManagerServer final : public rpc::Manager::Server {
  public:
-  ManagerServer(AgentService& service, std::string peer, kj::Own<RpcConnection> connection)
-      : service_(service), peer_(std::move(peer)), connection_(kj::mv(connection)) {}
+  ManagerServer(AgentService& service, RpcPeer peer, kj::Own<RpcConnection> connection)
+      : service_(service), peer_(kj::mv(peer)), connection_(kj::mv(connection)) {}
 
   kj::Promise<void> register_(RegisterContext context) override {
     const auto params = context.getParams().getParams();
@@ -143,6 +146,9 @@ class AgentService::ManagerServer final : public rpc::Manager::Server {
     }
     const std::string name(params.getAgent().begin(), params.getAgent().size());
     if (!CheckName("agent", name).ok()) return Refuse(context, rpc::RegisterRefusal::BAD_NAME);
+    if (peer_.certificate.get() != nullptr && !IsFor(*peer_.certificate, name)) {
+      return Refuse(context, rpc::RegisterRefusal::BAD_CERTIFICATE);
+    }
     auto agent = CheckedAgentInfo(params);
     if (!agent.ok()) return Refuse(context, rpc::RegisterRefusal::BAD_POOL);
     return service_.control_.Register(*agent, params.getHighestEpoch())
@@ -158,7 +164,7 @@ class AgentService::ManagerServer final : public rpc::Manager::Server {
           }
           ++service_.counters_.registrations;
           service_.log_.Info("agent registered", {{"agent", agent.name},
-                                                  {"peer", peer_},
+                                                  {"peer", peer_.text},
                                                   {"slabs", agent.slabs()},
                                                   {"slab_bytes", agent.slab_bytes.value()}});
           context.getResults().getResult().setLink(kj::heap<LinkServer>(
@@ -172,14 +178,14 @@ class AgentService::ManagerServer final : public rpc::Manager::Server {
     ++service_.counters_.refused;
     // Agents look for the leader among all managers, again and again.
     if (refusal != rpc::RegisterRefusal::NOT_LEADER) {
-      service_.log_.Warn("agent refused", {{"peer", peer_}, {"why", Advice(refusal)}});
+      service_.log_.Warn("agent refused", {{"peer", peer_.text}, {"why", Advice(refusal)}});
     }
     context.getResults().getResult().setRefused(refusal);
     return kj::READY_NOW;
   }
 
   AgentService& service_;
-  const std::string peer_;
+  RpcPeer peer_;
   kj::Own<RpcConnection> connection_;
 };
 
@@ -193,8 +199,7 @@ kj::Promise<absl::Status> AgentService::PlanAndRecord(const std::string& agent) 
 
 BootstrapFactory AgentService::Factory() {
   return [this](RpcPeer peer, kj::Own<RpcConnection> connection) -> capnp::Capability::Client {
-    return rpc::Manager::Client(
-        kj::heap<ManagerServer>(*this, std::move(peer.text), kj::mv(connection)));
+    return rpc::Manager::Client(kj::heap<ManagerServer>(*this, kj::mv(peer), kj::mv(connection)));
   };
 }
 

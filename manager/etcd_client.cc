@@ -103,7 +103,7 @@ absl::StatusOr<json::object> EtcdClient::Post(const std::string& path, const jso
   absl::Status error;
   for (size_t tried = 0; tried < options_.endpoints.size(); ++tried) {
     const HostPort& server = options_.endpoints[endpoint_ % options_.endpoints.size()];
-    const auto response = HttpCall(server, request, options_.deadline);
+    const auto response = HttpCall(server, request, options_.deadline, options_.tls.get());
     if (response.ok()) {
       auto answer = ParseJson(response->body, limits::kHttpReplyBytes);
       if (!answer.ok() || !answer->is_object()) {

@@ -9,6 +9,7 @@
 
 #include <boost/json.hpp>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -17,11 +18,13 @@
 #include "absl/status/statusor.h"
 #include "common/address.h"
 #include "common/clock.h"
+#include "common/tls.h"
 
 namespace kvpool {
 
 struct EtcdOptions {
   std::vector<HostPort> endpoints;  // client URLs of the members, at least one
+  std::shared_ptr<TlsSource> tls;   // null: HTTP
   std::string user, password;       // no user: without authentication
   Duration deadline;                // of one request at one endpoint
 };

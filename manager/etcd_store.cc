@@ -59,6 +59,7 @@ absl::StatusOr<Store::Changes> FromText(const std::string& text) {
 EtcdStore::EtcdStore(EtcdStoreOptions options)
     : options_(std::move(options)),
       client_({.endpoints = options_.endpoints,
+               .tls = options_.tls,
                .user = options_.user,
                .password = options_.password,
                .deadline = options_.ttl / kDeadlineParts}) {}

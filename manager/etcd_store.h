@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -24,10 +25,11 @@ namespace kvpool {
 
 struct EtcdStoreOptions {
   std::vector<HostPort> endpoints;
-  std::string user, password;  // no user: without authentication
-  std::string prefix;          // of all keys, without a '/' at its end
-  Duration ttl;                // of the leadership, when it is not renewed
-  std::string advertise;       // this manager's address for operators
+  std::shared_ptr<TlsSource> tls;  // null: HTTP
+  std::string user, password;      // no user: without authentication
+  std::string prefix;              // of all keys, without a '/' at its end
+  Duration ttl;                    // of the leadership, when it is not renewed
+  std::string advertise;           // this manager's address for operators
 };
 
 class EtcdStore final : public Store {

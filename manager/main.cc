@@ -20,16 +20,22 @@ int main(int argc, char** argv) {
     std::cerr << "kvpool-manager: " << startup.status().message() << "\n";
     return 2;
   }
+  // Also before --print-config: what it prints would start. Defaults pass, so --help prints.
+  const absl::Status together = kvpool::CheckTogether(config);
+  if (!together.ok()) {
+    std::cerr << "kvpool-manager: " << together.message() << "\n";
+    return 2;
+  }
   if (!startup->output.empty()) {
     std::cout << startup->output;
     return 0;
   }
+  kvpool::InitLogging(kvpool::LogOptionsFrom(config.log_level, config.log_format));
   const auto secrets = kvpool::ReadSecrets(config);
   if (!secrets.ok()) {
     std::cerr << "kvpool-manager: " << secrets.status().message() << "\n";
     return 2;
   }
-  kvpool::InitLogging(kvpool::LogOptionsFrom(config.log_level, config.log_format));
   if (const absl::Status status = kvpool::RunManager(config, *secrets); !status.ok()) {
     std::cerr << "kvpool-manager: " << status.message() << "\n";
     return 1;

@@ -28,10 +28,11 @@ std::optional<Sha256Hash> HashOf(const std::optional<std::string>& token) {
 absl::StatusOr<std::unique_ptr<Store>> Manager::OpenStore(const ManagerConfig& config,
                                                           const ManagerSecrets& secrets) {
   if (config.store == "sqlite") return SqliteStore::Open(config.database);
-  absl::StatusOr<std::vector<HostPort>> endpoints = ParseHostPorts(config.etcd_endpoints);
-  if (!endpoints.ok()) return endpoints.status();
+  absl::StatusOr<HttpServers> members = ParseHttpServers(config.etcd_endpoints);
+  if (!members.ok()) return members.status();
   return std::make_unique<EtcdStore>(
-      EtcdStoreOptions{.endpoints = *std::move(endpoints),
+      EtcdStoreOptions{.endpoints = std::move(members->addresses),
+                       .tls = secrets.etcd_tls,
                        .user = config.etcd_user,
                        .password = secrets.etcd_password,
                        .prefix = config.etcd_prefix,
@@ -42,6 +43,9 @@ absl::StatusOr<std::unique_ptr<Store>> Manager::OpenStore(const ManagerConfig& c
 Manager::Manager(kj::AsyncIoContext& io, const ManagerConfig& config, const ManagerSecrets& secrets,
                  std::unique_ptr<Store> store)
     : config_(config),
+      agents_tls_(secrets.agents_tls),
+      http_tls_(secrets.http_tls),
+      etcd_tls_(secrets.etcd_tls),
       configured_operator_(HashOf(secrets.operator_token)),
       leadership_(io.provider->getTimer(), std::move(store),
                   {.operator_token = secrets.operator_token,
@@ -71,6 +75,7 @@ kj::Promise<void> Manager::BeginToLead(Office office) {
 }
 
 std::string Manager::MetricsPage() {
+  metrics_.UpdateTls({{"agents", agents_tls_}, {"http", http_tls_}, {"etcd", etcd_tls_}});
   metrics_.Update(control_.cluster(), leadership_, agents_.counters(), listener_->counters(),
                   http_->counters(), BootClock::now());
   return metrics_.Serialize();
@@ -79,18 +84,18 @@ std::string Manager::MetricsPage() {
 absl::Status Manager::Listen(kj::AsyncIoContext& io) {
   const absl::StatusOr<HostPort> agents = ParseHostPort(config_.agents);
   if (!agents.ok()) return agents.status();
-  auto listener =
-      RpcListener::Listen(*io.lowLevelProvider,
-                          {.address = *agents, .connections = limits::kAgents}, agents_.Factory());
+  auto listener = RpcListener::Listen(
+      *io.lowLevelProvider,
+      {.address = *agents, .connections = limits::kAgents, .tls = agents_tls_}, agents_.Factory());
   if (!listener.ok()) return listener.status();
   listener_ = *std::move(listener);
 
   const absl::StatusOr<HostPort> http = ParseHostPort(config_.http);
   if (!http.ok()) return http.status();
-  auto server =
-      HttpServer::Start({.address = *http}, [this](HttpRequest request, HttpServer::Done done) {
-        api_.Handle(std::move(request), std::move(done));
-      });
+  auto server = HttpServer::Start({.address = *http, .tls = http_tls_},
+                                  [this](HttpRequest request, HttpServer::Done done) {
+                                    api_.Handle(std::move(request), std::move(done));
+                                  });
   if (!server.ok()) return server.status();
   http_ = *std::move(server);
   return absl::OkStatus();

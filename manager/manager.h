@@ -15,6 +15,7 @@
 #include "common/http_server.h"
 #include "common/kj_asio.h"
 #include "common/rpc_listener.h"
+#include "common/tls.h"
 #include "manager/agent_service.h"
 #include "manager/api.h"
 #include "manager/control.h"
@@ -47,6 +48,7 @@ class Manager {
   std::string MetricsPage();
 
   const ManagerConfig config_;
+  const std::shared_ptr<TlsSource> agents_tls_, http_tls_, etcd_tls_;  // null: in the clear
   const std::optional<Sha256Hash> configured_operator_;
   std::optional<std::string> new_operator_token_;
   Leadership leadership_;

@@ -91,6 +91,7 @@ void ManagerMetrics::Update(const Cluster& cluster, const Leadership& leadership
   raise(reports_, {{"outcome", "bad"}}, agents.bad_reports);
   raise(rpc_refused_, {{"reason", "maximum"}}, rpc.above_maximum);
   raise(rpc_refused_, {{"reason", "unauthenticated"}}, rpc.unauthenticated);
+  raise(rpc_refused_, {{"reason", "handshake"}}, rpc.handshake);
   raise(rpc_refused_, {{"reason", "garbage"}}, rpc.garbage);
   raise(rpc_refused_, {{"reason", "unread"}}, rpc.unread);
   raise(http_, {{"outcome", "handled"}}, http.handled);
@@ -99,6 +100,11 @@ void ManagerMetrics::Update(const Cluster& cluster, const Leadership& leadership
   raise(http_, {{"outcome", "above_maximum"}}, http.above_maximum);
   raise(http_, {{"outcome", "timed_out"}}, http.timed_out);
   UpdateTenants(cluster);
+}
+
+void ManagerMetrics::UpdateTls(const TlsUses& uses) {
+  ShowExpiry(uses, metrics_.GaugeFamily("kvpool_manager_certificate_expiry_timestamp_seconds",
+                                        kExpiryHelp));
 }
 
 void ManagerMetrics::UpdateTenants(const Cluster& cluster) {

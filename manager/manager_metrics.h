@@ -9,6 +9,7 @@
 #include "common/http_server.h"
 #include "common/metrics.h"
 #include "common/rpc_listener.h"
+#include "common/tls.h"
 #include "manager/agent_service.h"
 #include "manager/cluster.h"
 #include "manager/leadership.h"
@@ -22,6 +23,7 @@ class ManagerMetrics {
   void Update(const Cluster& cluster, const Leadership& leadership,
               const AgentService::Counters& agents, const RpcListener::Counters& rpc,
               const HttpServer::Counters& http, TimePoint now);
+  void UpdateTls(const TlsUses& uses);
   // The text of /metrics.
   std::string Serialize() { return metrics_.Serialize(); }
 

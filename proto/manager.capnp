@@ -46,6 +46,7 @@ enum RegisterRefusal @0x8c5e0d7bf3a12496 {
   badPool @6;                   # pool or slab size is zero or not whole slabs
   staleEpoch @7;                # the agent has seen a higher epoch: this manager is not the leader
   notLeader @8;                 # another manager leads, or none yet: ask the next one
+  badCertificate @9;            # the common name of the agent's TLS certificate is not its name
 }
 
 interface Link @0xa90f6b4d1e8372c5 {

@@ -52,7 +52,7 @@ absl::StatusOr<boost::json::object> ApiClient::Call(const std::string& method,
   if (!token_.empty()) request.headers["authorization"] = "Bearer " + token_;
   absl::Status error;
   for (const HostPort& server : servers_) {
-    const auto response = HttpCall(server, request, kDeadline);
+    const auto response = HttpCall(server, request, kDeadline, tls_.get());
     if (!response.ok()) {
       error = absl::UnavailableError(absl::StrCat("no answer from ", ToString(server), ": ",
                                                   std::string(response.status().message()),

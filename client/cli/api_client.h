@@ -6,20 +6,23 @@
 #pragma once
 
 #include <boost/json.hpp>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/address.h"
+#include "common/tls.h"
 
 namespace kvpool {
 
 class ApiClient {
  public:
-  // `servers`: at least one.
-  ApiClient(std::vector<HostPort> servers, std::string token)
-      : servers_(std::move(servers)), token_(std::move(token)) {}
+  // `servers`: at least one. Without `tls` they are spoken to in the clear.
+  ApiClient(std::vector<HostPort> servers, std::string token,
+            std::shared_ptr<TlsSource> tls = nullptr)
+      : servers_(std::move(servers)), token_(std::move(token)), tls_(std::move(tls)) {}
 
   // `path` may go on with "?" and a query. NotFound for 404, Aborted for 409, PermissionDenied for
   // 401 and 403, FailedPrecondition for other 4xx, with the server's own message. Unavailable when
@@ -38,6 +41,7 @@ class ApiClient {
 
   const std::vector<HostPort> servers_;
   const std::string token_;
+  const std::shared_ptr<TlsSource> tls_;
 };
 
 }  // namespace kvpool

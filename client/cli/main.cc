@@ -8,6 +8,7 @@
 #include <functional>
 #include <iostream>
 #include <map>
+#include <memory>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -17,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "client/cli/commands.h"
 #include "client/cli/documents.h"
+#include "common/address.h"
 #include "common/config.h"
 #include "common/quantity.h"
 #include "common/secret.h"
@@ -65,6 +67,7 @@ int ExitCode(const absl::Status& status, int failed) {
 
 struct Flags {
   std::string server = "127.0.0.1:7610";
+  std::string ca;
   std::string token;
   std::string token_file;
   std::string output = "table";
@@ -384,10 +387,15 @@ void AddGlobals(CLI::App& app, Flags& f) {
   app.require_subcommand(1);
   app.fallthrough();
   app.add_option("--server", f.server,
-                 "host:port of the manager's API; of several managers all, with commas")
+                 "host:port of the manager's API; of several managers all, with commas; where it"
+                 " speaks TLS with https:// before each")
       ->envname("KVPOOL_SERVER")
       ->capture_default_str()
-      ->check(Parsed("HOST:PORT", ParseHostPorts));
+      ->check(Parsed("HOST:PORT", ParseHttpServers));
+  app.add_option("--ca", f.ca,
+                 "for https://: PEM file with the CAs that sign the managers' certificates; without"
+                 " one the system's")
+      ->envname("KVPOOL_CA");
   auto* file = app.add_option("--token-file", f.token_file,
                               "file with an operator's token (Env:KVPOOL_TOKEN_FILE)");
   app.add_option("--token", f.token,
@@ -408,6 +416,14 @@ absl::StatusOr<std::string> FindToken(const Flags& f,
   }
   const auto token = environment.find("KVPOOL_TOKEN");
   return token == environment.end() ? "" : token->second;
+}
+
+// Null for servers that are spoken to in the clear.
+absl::StatusOr<std::shared_ptr<TlsSource>> OpenTls(const Flags& f, const HttpServers& servers) {
+  if (servers.scheme == Scheme::kHttps) return TlsSource::Open({.ca = f.ca});
+  if (f.ca.empty()) return nullptr;
+  return absl::InvalidArgumentError("--ca is given, but " + f.server +
+                                    " is not asked over TLS: write https:// before each server");
 }
 
 absl::Status RunInto(const ApiClient& api, const Flags& flags, const Command& command,
@@ -479,7 +495,10 @@ int Main(int argc, char** argv) {
   }
   const auto token = FindToken(flags, ProcessEnvironment());
   if (!token.ok()) return Fail(std::string(token.status().message()), flags.failed);
-  const ApiClient api(*ParseHostPorts(flags.server), *token);
+  const auto servers = ParseHttpServers(flags.server);
+  const auto tls = OpenTls(flags, *servers);
+  if (!tls.ok()) return Fail(std::string(tls.status().message()), kUsage);
+  const ApiClient api(servers->addresses, *token, *tls);
   const absl::Status status =
       flags.watch ? Watch(api, flags, command) : RunInto(api, flags, command, std::cout);
   return status.ok() ? flags.done

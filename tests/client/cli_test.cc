@@ -567,7 +567,7 @@ TEST_F(CliTest, TheManagerSaysWhyItDoesNotStart) {
   }
   outcome = start({"--agent-token-file", folder_ / "agent.token", "--etcd-user", "u"});
   EXPECT_EQ(outcome.code, 2);
-  EXPECT_THAT(outcome.output, HasSubstr("set both etcd_user and etcd_password_file"));
+  EXPECT_THAT(outcome.output, HasSubstr("set all of etcd_user, etcd_password_file"));
   outcome = start({"--database", folder_ / "manager.db", "--agents", "127.0.0.1:0", "--http",
                    "127.0.0.1:0", "--agent-token-file", folder_ / "agent.token"});
   EXPECT_EQ(outcome.code, 1);

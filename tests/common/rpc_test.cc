@@ -549,5 +549,31 @@ TEST(AddressTest, ParsesAndRefuses) {
   EXPECT_FALSE(ParseAddress("/" + std::string(120, 'a')).ok());
 }
 
+TEST(AddressTest, ServersHaveOneScheme) {
+  const auto plain = ParseHttpServers("a:1,http://[::1]:2");
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  EXPECT_EQ(plain->scheme, Scheme::kHttp);
+  EXPECT_THAT(plain->addresses, ::testing::ElementsAre(HostPort{"a", 1}, HostPort{"::1", 2}));
+  const auto secure = ParseHttpServers("https://a:1,https://b:2");
+  ASSERT_TRUE(secure.ok()) << secure.status();
+  EXPECT_EQ(secure->scheme, Scheme::kHttps);
+  EXPECT_THAT(secure->addresses, ::testing::ElementsAre(HostPort{"a", 1}, HostPort{"b", 2}));
+  for (const char* bad : {"", "https://", "https://a", "https://a:1,b:2", "a:1,https://b:2", "a:1,",
+                          "ftp://a:1", "https://https://a:1", "https://a:1/"}) {
+    EXPECT_FALSE(ParseHttpServers(bad).ok()) << bad;
+  }
+}
+
+TEST(AddressTest, KnowsLoopbackAndAddresses) {
+  for (const char* host : {"127.0.0.1", "127.9.9.9", "::1", "localhost"}) {
+    EXPECT_TRUE(IsLoopback({host})) << host;
+  }
+  for (const char* host : {"0.0.0.0", "::", "10.0.0.1", "manager", "127.0.0.1.example", ""}) {
+    EXPECT_FALSE(IsLoopback({host})) << host;
+  }
+  for (const char* host : {"127.0.0.1", "::1", "fe80::1"}) EXPECT_TRUE(IsNumeric({host})) << host;
+  for (const char* host : {"localhost", "10.0.0", "a", ""}) EXPECT_FALSE(IsNumeric({host})) << host;
+}
+
 }  // namespace
 }  // namespace kvpool

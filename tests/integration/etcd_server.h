@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -26,11 +27,19 @@ class EtcdServer {
   static bool Installed() { return std::filesystem::exists(kProgram); }
 
   explicit EtcdServer(std::vector<std::string> flags = {}) : flags_(std::move(flags)) { Start(); }
+  // Over TLS: shows `server`, and asks for a certificate that its CA has signed. `client` is ours.
+  EtcdServer(const TlsFiles& server, std::shared_ptr<TlsSource> client)
+      : flags_{"--cert-file",       server.certificate, "--key-file",        server.key,
+               "--trusted-ca-file", server.ca,          "--client-cert-auth"},
+        client_(std::move(client)) {
+    Start();
+  }
   ~EtcdServer() { Kill(); }
 
   // Blocks until it answers.
   void Start() {
-    const std::string client = "http://127.0.0.1:" + std::to_string(port_);
+    const std::string client =
+        (client_ ? "https" : "http") + ("://127.0.0.1:" + std::to_string(port_));
     const std::string peer = "http://127.0.0.1:" + std::to_string(peer_port_);
     std::vector<std::string> args{"--data-dir",
                                   folder_ / "data",
@@ -48,7 +57,8 @@ class EtcdServer {
     process_ = Process(kProgram, args, folder_ / "etcd.log");
     healthy_ = Eventually(
         [this] {
-          const auto answer = HttpCall(address(), {.path = "/health"}, std::chrono::seconds(1));
+          const auto answer =
+              HttpCall(address(), {.path = "/health"}, std::chrono::seconds(1), client_.get());
           return answer.ok() && answer->body.find("true") != std::string::npos;
         },
         std::chrono::seconds(30));
@@ -67,6 +77,7 @@ class EtcdServer {
 
  private:
   const std::vector<std::string> flags_;
+  const std::shared_ptr<TlsSource> client_;  // null: HTTP
   const uint16_t port_ = FreePort(), peer_port_ = FreePort();
   TempDir folder_;
   Process process_;

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "common/http_server.h"
+#include "tests/common/certificates.h"
 #include "tests/conformance/store_suite.h"
 #include "tests/integration/etcd_server.h"
 
@@ -36,6 +37,20 @@ EtcdServer* Server() {
   return server.get();
 }
 
+// The same over TLS, with what a client of it needs.
+struct TlsEtcd {
+  TempDir folder;
+  TestCa ca{folder / "", "ca"};
+  std::shared_ptr<TlsSource> client = *TlsSource::Open(ca.Issue("client", {.common_name = "m"}));
+  EtcdServer server{
+      ca.Issue("etcd", {.common_name = "etcd", .alternatives = "DNS:localhost,IP:127.0.0.1"}),
+      client};
+};
+TlsEtcd& TlsServer() {
+  static TlsEtcd etcd;
+  return etcd;
+}
+
 std::string NextPrefix() {
   static int count = 0;
   return "/kvpool-" + std::to_string(++count);
@@ -43,12 +58,16 @@ std::string NextPrefix() {
 
 class EtcdRig final : public StoreRig {
  public:
-  explicit EtcdRig(const EtcdServer& server) : server_(server) {}
+  explicit EtcdRig(const EtcdServer& server, std::shared_ptr<TlsSource> tls = nullptr)
+      : server_(server), tls_(std::move(tls)) {}
 
   absl::StatusOr<std::unique_ptr<Store>> Open() override { return Make("a:1"); }
   std::unique_ptr<EtcdStore> Make(const std::string& advertise) const {
-    return std::make_unique<EtcdStore>(EtcdStoreOptions{
-        .endpoints = {server_.address()}, .prefix = prefix_, .ttl = kTtl, .advertise = advertise});
+    return std::make_unique<EtcdStore>(EtcdStoreOptions{.endpoints = {server_.address()},
+                                                        .tls = tls_,
+                                                        .prefix = prefix_,
+                                                        .ttl = kTtl,
+                                                        .advertise = advertise});
   }
   std::string Key(const std::string& key) const { return prefix_ + "/" + key; }
   EtcdClient Client() const {
@@ -57,17 +76,21 @@ class EtcdRig final : public StoreRig {
 
  private:
   const EtcdServer& server_;
+  const std::shared_ptr<TlsSource> tls_;
   const std::string prefix_ = NextPrefix();
 };
 
 // Nothing to test where etcd is missing: scripts/setup installs it.
-auto Rigs() {
-  return EtcdServer::Installed() ? std::vector<std::function<std::unique_ptr<StoreRig>()>>{[] {
-    return std::make_unique<EtcdRig>(*Server());
-  }}
-                                 : std::vector<std::function<std::unique_ptr<StoreRig>()>>{};
+using Rigs = std::vector<std::function<std::unique_ptr<StoreRig>()>>;
+Rigs WhereInstalled(const Rigs::value_type& rig) {
+  return EtcdServer::Installed() ? Rigs{rig} : Rigs();
 }
-INSTANTIATE_TEST_SUITE_P(Etcd, StoreSuite, ::testing::ValuesIn(Rigs()));
+INSTANTIATE_TEST_SUITE_P(Etcd, StoreSuite, ::testing::ValuesIn(WhereInstalled([] {
+                           return std::make_unique<EtcdRig>(*Server());
+                         })));
+INSTANTIATE_TEST_SUITE_P(EtcdTls, StoreSuite, ::testing::ValuesIn(WhereInstalled([] {
+                           return std::make_unique<EtcdRig>(TlsServer().server, TlsServer().client);
+                         })));
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(StoreSuite);
 
 class EtcdStoreTest : public ::testing::Test {
@@ -437,6 +460,25 @@ TEST_F(EtcdStoreTest, AUserAndItsPassword) {
   EXPECT_EQ(EtcdStore(options).Campaign().status().code(), absl::StatusCode::kInvalidArgument);
   options.user = "";
   EXPECT_FALSE(EtcdStore(options).Campaign().ok());
+}
+
+TEST_F(EtcdStoreTest, OverTlsBothSidesMustBeTrusted) {
+  TlsEtcd& etcd = TlsServer();
+  const auto campaign = [&etcd](std::shared_ptr<TlsSource> tls) {
+    return EtcdRig(etcd.server, std::move(tls)).Open().value()->Campaign().status();
+  };
+  EXPECT_TRUE(campaign(etcd.client).ok());
+  const TestCa other(etcd.folder / "", "other");
+  TlsFiles files = other.Issue("stranger", {.common_name = "m"});
+  const absl::Status untrusted = campaign(*TlsSource::Open(files));
+  EXPECT_EQ(untrusted.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(untrusted.ToString(), AllOf(HasSubstr("127.0.0.1"), HasSubstr("another CA")));
+  files.ca = etcd.ca.file();
+  EXPECT_THAT(campaign(*TlsSource::Open(files)).ToString(),
+              HasSubstr("the other side refuses the certificate"));
+  EXPECT_THAT(campaign(*TlsSource::Open({.ca = etcd.ca.file()})).ToString(),
+              HasSubstr("certificate"));
+  EXPECT_FALSE(campaign(nullptr).ok()) << "plain HTTP";
 }
 
 }  // namespace
