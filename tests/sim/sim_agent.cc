@@ -47,7 +47,8 @@ void SimAgent::Start() {
                                                 .process = deps_.process,
                                                 .ledger = &*life_->ledger,
                                                 .device = life_->device,
-                                                .workers = &life_->workers},
+                                                .workers = &life_->workers,
+                                                .book = &life_->book},
                            [this] { Hurry(); });
   life_->workers.OnChange([this](TenantId tenant) {
     life_->reclaimer->Look(tenant);
