@@ -16,9 +16,10 @@ constexpr std::chrono::seconds kStuckPause(5);
 }  // namespace
 
 void AgentReclaimer::Look(TenantId tenant) {
+  const TenantUsage usage = deps_.ledger->Usage(tenant);
+  deps_.book->SeeHeld(tenant, usage.held_slabs - usage.stuck_slabs, deps_.process->Now());
   bool& pending = pending_[tenant];
   if (pending) return;
-  const TenantUsage usage = deps_.ledger->Usage(tenant);
   if (usage.held_slabs <= usage.lease_slabs && usage.evacuating_slabs == 0 &&
       usage.draining_slabs == 0 && usage.abandoned_slabs == 0) {
     return;
@@ -32,6 +33,7 @@ void AgentReclaimer::Pass(TenantId tenant) {
   const ReclaimPlan plan = PlanReclaim(Input(tenant));
   for (SlabIndex slab : plan.cancel) (void)deps_.ledger->CancelEvacuate(slab);
   for (SlabIndex slab : plan.evacuate) (void)deps_.ledger->BeginEvacuate(slab);
+  deps_.workers->Preempt(tenant, plan.preempt);
   deps_.workers->AskHandOver(tenant, plan.ask);
   const auto rest = [this, tenant, take = plan.take] {
     deps_.workers->CompactIdle(tenant, take, [this, tenant] {
@@ -55,6 +57,9 @@ ReclaimInput AgentReclaimer::Input(TenantId tenant) const {
                      .held_slabs = usage.held_slabs - usage.stuck_slabs,
                      .draining_slabs = usage.draining_slabs,
                      .slabs = deps_.ledger->EmptiestSlabs(tenant, usage.held_slabs)};
+  if (const TenantState* state = deps_.book->Find(tenant)) {
+    input.preemption = state->MayPreempt(deps_.process->Now());
+  }
   deps_.workers->AddReclaimSessions(tenant, &input);
   return input;
 }

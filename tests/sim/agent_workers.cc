@@ -183,19 +183,8 @@ absl::StatusOr<OpenedSession> AgentWorkers::Open(WorkerId id, const SessionPlan&
   TenantCharges charges = Charges(worker->tenant, std::nullopt);
   charges.Add(*worker->layout, charge);
   const uint32_t needed = charges.Slabs();
-  if (needed > tenant->lease_slabs) {
-    worker->waiting = charge;
-    worker->waiting_since = deps_.process->Now();
-    deps_.book->Record(
-        {.tenant = tenant->id,
-         .time = worker->waiting_since,
-         .step = ReclaimStep::kRefusal,
-         .reason = deps_.book->WhyRefused(*tenant, needed, most, worker->waiting_since),
-         .policy = ToString(tenant->spec),
-         .sessions = 1,
-         .bytes = charge.pages * static_cast<uint64_t>(worker->layout->page_bytes().value())});
-    Changed(worker->tenant);
-    return absl::ResourceExhaustedError("not now");
+  if (needed > tenant->lease_slabs || PastDeadline(tenant->id)) {
+    return RefuseSession(worker, charge, needed, most);
   }
   worker->waiting = {};
   if (worker->sessions.size() >= kMostSessions) return absl::ResourceExhaustedError("no slot");
@@ -212,6 +201,30 @@ absl::StatusOr<OpenedSession> AgentWorkers::Open(WorkerId id, const SessionPlan&
   worker->shared->slots[slot] = {.state = SharedMemory::State::kRunning};
   return OpenedSession{
       .slot = slot, .id = *session, .peak_tokens = tenant->policy->PeakTokens(plan)};
+}
+
+bool AgentWorkers::PastDeadline(TenantId tenant) const {
+  const TenantState* state = deps_.book->Find(tenant);
+  return state != nullptr && state->PastDeadline(deps_.process->Now());
+}
+
+absl::Status AgentWorkers::RefuseSession(AgentWorker* worker, const Charge& charge, uint32_t needed,
+                                         uint32_t most) {
+  const TenantState& tenant = *deps_.book->Find(worker->tenant);
+  const TimePoint now = deps_.process->Now();
+  worker->waiting = charge;
+  worker->waiting_since = now;
+  deps_.book->Record(
+      {.tenant = tenant.id,
+       .time = now,
+       .step = ReclaimStep::kRefusal,
+       .reason = tenant.PastDeadline(now) ? ReclaimReason::kLeaseShrink
+                                          : deps_.book->WhyRefused(tenant, needed, most, now),
+       .policy = ToString(tenant.spec),
+       .sessions = 1,
+       .bytes = charge.pages * static_cast<uint64_t>(worker->layout->page_bytes().value())});
+  Changed(worker->tenant);
+  return absl::ResourceExhaustedError("not now");
 }
 
 void AgentWorkers::Close(WorkerId id, uint32_t slot, SessionId session) {

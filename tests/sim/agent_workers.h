@@ -57,6 +57,8 @@ struct AgentSession {
   bool job = false;
   bool closed = false;
   bool failed = false;
+  bool ending = false;  // to be ended when it is handed over
+  bool ended = false;   // by the agent: it has no pages any more
 };
 
 struct AgentWorker {
@@ -110,6 +112,8 @@ class AgentWorkers {
   // What reclaim does.
   void Snapshot(TenantId tenant);
   void AskHandOver(TenantId tenant, const std::vector<SessionId>& sessions);
+  // All that are to be ended: now if IDLE, else when handed over.
+  void Preempt(TenantId tenant, const std::vector<SessionId>& sessions);
   void ReturnMagazines(TenantId tenant, Done done);
   void CompactIdle(TenantId tenant, const std::vector<SessionId>& sessions, const Done& done);
   bool Populating(SlabIndex slab) const { return populating_.contains(slab); }
@@ -137,6 +141,9 @@ class AgentWorkers {
   AgentWorker* Find(WorkerId worker);
   TenantCharges Charges(TenantId tenant, std::optional<TimePoint> now) const;
   uint32_t UsableSlabs(const TenantState& tenant) const;
+  bool PastDeadline(TenantId tenant) const;
+  absl::Status RefuseSession(AgentWorker* worker, const Charge& charge, uint32_t needed,
+                             uint32_t most);
   void Changed(TenantId tenant) {
     if (on_change_) on_change_(tenant);
   }
@@ -150,6 +157,8 @@ class AgentWorkers {
   void RemoveIfDone(WorkerId worker);
   void Collect(WorkerId id, AgentWorker* worker);
   uint32_t Fill(WorkerId id, AgentWorker* worker, uint32_t pages);
+  // Nothing new past the grace.
+  uint32_t FillInTime(WorkerId id, AgentWorker* worker, uint32_t pages);
   std::vector<SlabIndex> MakeSlabs(WorkerId id, const TenantState& tenant, size_t count);
   void Grow(WorkerId id, uint32_t pages, std::function<void(bool)> done);
   void Offer(WorkerId id, std::vector<SlabIndex> slabs, std::function<void(bool)> done);
@@ -157,6 +166,9 @@ class AgentWorkers {
 
   bool Snapshot(AgentWorker* worker, uint32_t slot, AgentSession* session);
   void Free(WorkerId id, uint32_t slot);
+  void GiveBack(AgentWorker* worker, AgentSession* session);
+  bool ShallEnd(const AgentWorker& worker, const AgentSession& session) const;
+  void End(AgentWorker* worker, uint32_t slot, AgentSession* session);
   uint64_t PagesFreed(const AgentWorker& worker, uint32_t slot, const AgentSession& session) const;
   std::vector<PageId> GrantReplacements(WorkerId id, const AgentSession& session, size_t count);
   // False when there was nothing to do.

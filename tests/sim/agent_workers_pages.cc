@@ -36,6 +36,11 @@ uint32_t AgentWorkers::Fill(WorkerId id, AgentWorker* worker, uint32_t pages) {
   return waiting + static_cast<uint32_t>(granted.size());
 }
 
+uint32_t AgentWorkers::FillInTime(WorkerId id, AgentWorker* worker, uint32_t pages) {
+  if (!PastDeadline(worker->tenant)) return Fill(id, worker, pages);
+  return static_cast<uint32_t>(worker->shared->grants.size());
+}
+
 void AgentWorkers::TopUp(WorkerId id) {
   AgentWorker* worker = Find(id);
   if (worker == nullptr) return;
@@ -54,11 +59,12 @@ void AgentWorkers::Reserve(WorkerId id, uint32_t pages,
   AgentWorker* worker = Find(id);
   if (worker == nullptr) return done(absl::FailedPreconditionError("detached"));
   Collect(id, worker);
-  if (Fill(id, worker, std::max(pages, worker->target)) >= pages) return done(absl::OkStatus());
+  if (FillInTime(id, worker, std::max(pages, worker->target)) >= pages)
+    return done(absl::OkStatus());
   Grow(id, pages, [this, id, pages, done = std::move(done)](bool grown) {
     AgentWorker* worker = Find(id);
     if (worker == nullptr) return done(absl::FailedPreconditionError("detached"));
-    if (Fill(id, worker, pages) >= pages) return done(absl::OkStatus());
+    if (FillInTime(id, worker, pages) >= pages) return done(absl::OkStatus());
     if (grown) return Reserve(id, pages, done);
     Refuse(id, pages, done);
   });
@@ -69,13 +75,14 @@ void AgentWorkers::Refuse(WorkerId id, uint32_t pages,
   ReturnMagazines(Find(id)->tenant, [this, id, pages, done = std::move(done)] {
     AgentWorker* worker = Find(id);
     if (worker == nullptr) return done(absl::FailedPreconditionError("detached"));
-    const uint32_t got = Fill(id, worker, pages);
+    const uint32_t got = FillInTime(id, worker, pages);
     if (got >= pages) return done(absl::OkStatus());
     const TenantState* tenant = deps_.book->Find(worker->tenant);
     deps_.book->Record({.tenant = worker->tenant,
                         .time = deps_.process->Now(),
                         .step = ReclaimStep::kRefusal,
-                        .reason = ReclaimReason::kNoPages,
+                        .reason = PastDeadline(worker->tenant) ? ReclaimReason::kLeaseShrink
+                                                               : ReclaimReason::kNoPages,
                         .policy = ToString(tenant->spec),
                         .bytes = uint64_t{pages - got} *
                                  static_cast<uint64_t>(worker->layout->page_bytes().value())});
@@ -125,7 +132,7 @@ std::vector<SlabIndex> AgentWorkers::MakeSlabs(WorkerId id, const TenantState& t
 void AgentWorkers::Grow(WorkerId id, uint32_t pages, std::function<void(bool)> done) {
   AgentWorker* worker = Find(id);
   const TenantState* tenant = deps_.book->Find(worker->tenant);
-  if (worker->growing || tenant == nullptr) return done(false);
+  if (worker->growing || tenant == nullptr || PastDeadline(tenant->id)) return done(false);
   std::vector<SlabIndex> slabs = deps_.ledger->SlabsToOffer(id, limits::kSlabsPerCall);
   const size_t wanted =
       std::min<size_t>(CeilDiv(pages, worker->layout->pages_per_slab()), limits::kSlabsPerCall);
@@ -234,10 +241,52 @@ void AgentWorkers::Free(WorkerId id, uint32_t slot) {
   AgentWorker& worker = workers_.at(id);
   AgentSession& session = worker.sessions.at(slot);
   if (!session.failed) Snapshot(&worker, slot, &session);
-  (void)deps_.ledger->CloseSession(session.id);
-  worker.charge -= session.charge;
+  if (!session.ended) GiveBack(&worker, &session);
   worker.shared->slots.erase(slot);
   worker.sessions.erase(slot);
+}
+
+void AgentWorkers::GiveBack(AgentWorker* worker, AgentSession* session) {
+  (void)deps_.ledger->CloseSession(session->id);
+  worker->charge -= session->charge;
+  session->charge = {};
+}
+
+// ---- Ends --------------------------------------------------------------------------------------
+
+bool AgentWorkers::ShallEnd(const AgentWorker& worker, const AgentSession& session) const {
+  const TenantState* tenant = deps_.book->Find(worker.tenant);
+  return session.ending && tenant != nullptr &&
+         tenant->MayPreempt(deps_.process->Now()) == Preemption::kAll;
+}
+
+// Of a BUSY session without a job.
+void AgentWorkers::End(AgentWorker* worker, uint32_t slot, AgentSession* session) {
+  if (!Snapshot(worker, slot, session)) return;
+  GiveBack(worker, session);
+  session->ended = session->failed = true;
+  session->compacted.clear();
+  worker->shared->slots[slot].state = SharedMemory::State::kFailed;
+  deps_.world->Note("preempt", "session % is ended", {static_cast<int64_t>(session->id.value())});
+}
+
+void AgentWorkers::Preempt(TenantId tenant, const std::vector<SessionId>& sessions) {
+  for (auto& [id, worker] : workers_) {
+    if (worker.tenant != tenant || worker.detached) continue;
+    bool ended = false;
+    for (auto& [slot, session] : worker.sessions) {
+      if (session.failed) continue;
+      session.ending = std::find(sessions.begin(), sessions.end(), session.id) != sessions.end();
+      if (!session.ending) continue;
+      SharedMemory::Slot& shared = worker.shared->slots[slot];
+      shared.hand_over = SharedMemory::Slot::HandOver::kAsked;
+      if (session.job || shared.state != SharedMemory::State::kIdle) continue;
+      shared.state = SharedMemory::State::kBusy;
+      End(&worker, slot, &session);
+      ended = true;
+    }
+    if (ended) Changed(tenant);
+  }
 }
 
 uint64_t AgentWorkers::PagesFreed(const AgentWorker& worker, uint32_t slot,
@@ -271,6 +320,10 @@ bool AgentWorkers::BeginJob(WorkerId id, uint32_t slot, SharedMemory::State rest
   if (session.failed || session.closed || session.job) return false;
   if (worker.shared->slots[slot].state != SharedMemory::State::kBusy) return false;
   worker.shared->slots[slot].hand_over = SharedMemory::Slot::HandOver::kNo;
+  if (resting == SharedMemory::State::kRunning && ShallEnd(worker, session)) {
+    End(&worker, slot, &session);
+    return false;
+  }
   if (!Snapshot(&worker, slot, &session)) return false;
 
   const auto owned = deps_.ledger->PagesOf(session.id).value_or(std::span<const PageId>());
@@ -381,14 +434,19 @@ void AgentWorkers::AddReclaimSessions(TenantId tenant, ReclaimInput* input) cons
   for (const auto& [id, worker] : workers_) {
     if (worker.tenant != tenant || worker.detached) continue;
     for (const auto& [slot, session] : worker.sessions) {
-      if (session.job || session.failed) continue;
+      if (session.failed) continue;
       const auto shared = worker.shared->slots.find(slot);
       const bool idle = shared != worker.shared->slots.end() &&
                         shared->second.state == SharedMemory::State::kIdle;
       ReclaimSession known{
           .id = session.id,
           .where = idle ? ReclaimSession::Where::kIdle : ReclaimSession::Where::kRunning,
-          .frees_pages = PagesFreed(worker, slot, session)};
+          .ending = session.closed || session.ending};
+      if (session.closed || session.job) {
+        known.where = ReclaimSession::Where::kBusy;
+      } else {
+        known.frees_pages = PagesFreed(worker, slot, session);
+      }
       for (PageId page : deps_.ledger->PagesOf(session.id).value_or(std::span<const PageId>())) {
         ++known.pages;
         known.slabs.push_back(worker.layout->SlabOf(page));

@@ -93,12 +93,15 @@ bool Simulation::SetGuarantees(Demands* demands) {
     TenantSpec spec = tenant.spec;
     spec.floors.clear();
     std::vector<int64_t> demand(agents_.size());
+    spec.floors.clear();
+    const bool floors = world_.Chance(50);
     int64_t sum = 0;
     for (size_t a = 0; a < agents_.size() && index % 2 == 0; ++a) {
       demand[a] = std::min<int64_t>(room[a], static_cast<int64_t>(world_.Draw(6)));
       if (TokensFor(layouts_[0], spec, demand[a]) == 0) demand[a] = 0;
       room[a] -= demand[a];
       sum += demand[a];
+      if (floors && demand[a] > 0) spec.floors[agents_[a].shape().name] = Slabs(demand[a]);
     }
     spec.guaranteed = Slabs(sum);
     spec.limit = std::max(spec.guaranteed, Slabs(index % 2 == 0 ? sum : ClusterSlabs() / 2));

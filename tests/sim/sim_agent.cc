@@ -18,6 +18,7 @@ using std::chrono::seconds;
 
 constexpr seconds kCallDeadline(5);
 constexpr uint32_t kFirstPauseMillis = 200, kLongestPauseMillis = 5000;
+constexpr seconds kLatest(2);  // a message that arrives again
 constexpr milliseconds kReportSpacing(20), kReportEvery(limits::kReportMillis);
 constexpr Network::Delay kDelay{microseconds(200), milliseconds(40)};
 
@@ -47,7 +48,8 @@ void SimAgent::Start() {
                                                 .process = deps_.process,
                                                 .ledger = &*life_->ledger,
                                                 .device = life_->device,
-                                                .workers = &life_->workers},
+                                                .workers = &life_->workers,
+                                                .book = &life_->book},
                            [this] { Hurry(); });
   life_->workers.OnChange([this](TenantId tenant) {
     life_->reclaimer->Look(tenant);
@@ -216,12 +218,16 @@ void SimAgent::Exchange() {
   };
   life_->exchanging = true;
   life_->hurried = false;
-  // Now and then twice: the second must change nothing.
-  const int copies = deps_.world->Chance(2) ? 2 : 1;
-  for (int i = 0; i < copies; ++i) {
-    deps_.network->Send(life_->connection, deps_.process,
-                        [manager = life_->manager, connection = life_->connection, message,
-                         answer] { manager->OnExchange(connection, message, answer); });
+  // Now and then twice, the second time after newer ones: it must change nothing.
+  const auto deliver = [manager = life_->manager, connection = life_->connection, message, answer] {
+    manager->OnExchange(connection, message, answer);
+  };
+  deps_.network->Send(life_->connection, deps_.process, deliver);
+  if (deps_.world->Chance(2)) {
+    deps_.process->After(deps_.world->DrawBetween(Duration(0), kLatest),
+                         [this, connection = life_->connection, deliver] {
+                           deps_.network->Send(connection, deps_.process, deliver);
+                         });
   }
   deps_.process->After(kCallDeadline, [this, number, answered] {
     if (!*answered) LinkFailed(number);

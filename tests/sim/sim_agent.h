@@ -34,6 +34,7 @@ class AgentReclaimer {
     PoolLedger* ledger = nullptr;
     std::shared_ptr<SimDevice> device;
     AgentWorkers* workers = nullptr;
+    TenantBook* book = nullptr;
   };
   AgentReclaimer(const Deps& deps, std::function<void()> on_progress)
       : deps_(deps), on_progress_(std::move(on_progress)) {}

@@ -19,6 +19,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/sim/report.h"
+#include "tests/sim/trace_main.h"
 
 namespace kvpool::sim {
 namespace {
@@ -106,6 +107,28 @@ int Finish(const Command& command, const Summary& summary) {
   return summary.failed.empty() ? 0 : 1;
 }
 
+void AddTraceOptions(CLI::App& app, TraceCommand* trace) {
+  CLI::Option* path =
+      app.add_option("--trace", trace->path,
+                     "replay these arrivals: Mooncake's JSON lines or Azure's CSV, as published");
+  const auto add = [&](const char* name, auto& value, const char* text) {
+    return app.add_option(name, value, text)->needs(path)->capture_default_str();
+  };
+  add("--pool", trace->pool_gib, "GiB of each GPU that tenants can have")
+      ->check(CLI::Range(0.03125, 4096.0));
+  add("--geometry", trace->model, "the model whose cache it is");
+  add("--models", trace->models_path, "table of models for --geometry, CSV (docs/simulation.md)");
+  add("--minutes", trace->minutes, "so much of the trace; 0: all")
+      ->check(CLI::Range(0.0, 1000000.0));
+  add("--requests", trace->requests, "so many requests of the trace; 0: all");
+  add("--patience", trace->patience_seconds, "seconds that a request waits for admission")
+      ->check(CLI::Range(0.0, 100000.0));
+  add("--prompt-speed", trace->prompt_speed, "tokens a second at which a session takes its prompt")
+      ->check(CLI::Range(1, 1000000));
+  add("--answer-speed", trace->answer_speed, "tokens a second at which a session answers")
+      ->check(CLI::Range(1, 1000000));
+}
+
 int Main(int argc, char** argv) {
   Command command;
   CLI::App app(
@@ -115,7 +138,16 @@ int Main(int argc, char** argv) {
       "I10 are checked (tests/sim/invariants.h). The same seed and options give the same history.\n"
       "\n"
       "  scripts/simulate --seeds 10000           every seed from 1, on all cores\n"
-      "  scripts/simulate --seed 42 --verbose     one seed, with its history",
+      "  scripts/simulate --seed 42 --verbose     one seed, with its history\n"
+      "\n"
+      "With --trace it replays real arrivals instead, without faults: the trace's conversations\n"
+      "become tenants of very different size on GPUs of a given pool, once with a static part of\n"
+      "every GPU for each tenant, once with budgets that guarantee the same and lend the rest, "
+      "and\n"
+      "then with each policy that compacts. The table says what each served (docs/simulation.md).\n"
+      "\n"
+      "  scripts/simulate --trace mooncake_conversation.jsonl --pool 32\n"
+      "  scripts/simulate --trace azure2023_code.csv --pool 4 --minutes 10 --json outcome.json",
       "kvpool-simulate");
   bool verbose = false;
   app.add_option("--seeds", command.seeds, "how many seeds to run")->capture_default_str();
@@ -134,6 +166,8 @@ int Main(int argc, char** argv) {
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
   app.add_option("--json", command.json_path, "write the outcome to this file");
+  TraceCommand trace;
+  AddTraceOptions(app, &trace);
   app.add_flag("--verbose", verbose, "print the history (with --seed)");
   try {
     app.parse(argc, argv);
@@ -142,6 +176,13 @@ int Main(int argc, char** argv) {
     }
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (!trace.path.empty()) {
+    if (app.count("--agents") > 0) trace.agents = command.options.agents;
+    if (app.count("--tenants") > 0) trace.tenants = command.options.tenants;
+    trace.threads = command.threads;
+    trace.json_path = command.json_path;
+    return RunTrace(trace);
   }
   using std::chrono::duration_cast;
   command.options.faulty = duration_cast<Duration>(std::chrono::duration<double>(command.seconds));

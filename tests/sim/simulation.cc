@@ -160,6 +160,17 @@ TenantSpec Simulation::NewSpec(const std::string& name) {
                 &spec);
     }
   }
+  if (world_.Chance(40)) {
+    Bytes left = spec.guaranteed;
+    for (const SimAgent& agent : agents_) {
+      const Bytes floor = std::min(left, Slabs(static_cast<int64_t>(world_.Draw(4))));
+      if (floor > 0_B) spec.floors[agent.shape().name] = floor;
+      left -= floor;
+    }
+  }
+  spec.grace.cold = world_.DrawBetween(milliseconds(0), milliseconds(500));
+  spec.grace.running = world_.DrawBetween(spec.grace.cold, milliseconds(3000));
+  if (world_.Chance(50)) spec.over_deadline = OverDeadline::kPreempt;
   return spec;
 }
 

@@ -23,13 +23,6 @@ namespace kvpool {
 
 inline const std::string kModelDirectory = SourcePath("worker/models/prose-5m");
 
-// Where inputs that may not be committed are, if they are anywhere: KVPOOL_SHARED, or a folder
-// beside the project's.
-inline std::string SharedDirectory() {
-  const char* const named = std::getenv("KVPOOL_SHARED");
-  return named != nullptr ? named : SourcePath("../shared");
-}
-
 // An odd shape: head_dim is not hidden / heads, three query heads share a KV head, head untied.
 inline LlamaConfig TinyConfig() {
   return {.hidden = 24,
