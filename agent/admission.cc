@@ -28,13 +28,22 @@ Charge& Charge::operator-=(const Charge& other) {
   return *this;
 }
 
+namespace {
+
+bool Compacts(const Layout& layout, const Policy& policy, const SealRule& seal,
+              const SessionPlan& plan) {
+  return seal.format != SealedFormat::kNone ||
+         policy.NextCompactAt({.geometry = &layout.geometry(), .plan = plan}).has_value();
+}
+
+}  // namespace
+
 Charge PeakCharge(const Layout& layout, const Policy& policy, const SealRule& seal,
                   const SessionPlan& plan) {
   const Geometry& geometry = layout.geometry();
   const uint32_t tokens = policy.PeakTokens(plan);
   const bool seals = seal.format != SealedFormat::kNone;
-  const bool compacts =
-      seals || policy.NextCompactAt({.geometry = &geometry, .plan = plan}).has_value();
+  const bool compacts = Compacts(layout, policy, seal, plan);
   Charge charge;
   // A compacted segment's last block and the first fresh page may each be partly empty.
   charge.pages = CeilDiv(tokens, kPageTokens) + (compacts ? 1 : 0);
@@ -72,6 +81,16 @@ absl::Status CheckQueries(const PolicySpec& spec, const Policy& policy, QueryOff
   return absl::InvalidArgumentError(absl::StrCat(
       "policy ", spec.name, " needs the queries of a session, and this worker said at ",
       "attach that it pushes none; it can serve tenants with ", absl::StrJoin(allowed, ", ")));
+}
+
+uint32_t ShareableTokens(const Layout& layout, const Policy& policy, const SealRule& seal,
+                         const SessionPlan& plan) {
+  const PolicyNeeds needs = policy.Needs();
+  if (needs.profile.has_value() || needs.planes.flags) return 0;
+  if (Compacts(layout, policy, seal, plan)) return 0;
+  const bool rows = needs.queries == QueryNeed::kExact || needs.queries == QueryNeed::kPrompt;
+  const uint32_t own = std::max(1u, rows ? needs.prompt_rows : 0);
+  return plan.prompt_tokens > own ? plan.prompt_tokens - own : 0;
 }
 
 uint32_t ReservePages(const Layout& layout, SealedFormat format) {

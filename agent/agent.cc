@@ -17,6 +17,7 @@
 #include "agent/host_device.h"
 #include "agent/manager_link.h"
 #include "agent/pool.h"
+#include "agent/prefix_store.h"
 #include "agent/reclaimer.h"
 #include "agent/service.h"
 #include "agent/tenant_book.h"
@@ -90,6 +91,7 @@ class Agent {
   AgentMetrics metrics_;
   TenantBook book_;
   SealingReserve reserve_;
+  PrefixStore prefixes_;
   boost::asio::thread_pool pool_;
   Workers workers_;
   Reclaimer reclaimer_;
@@ -108,11 +110,13 @@ Agent::Agent(const AgentConfig& config, kj::AsyncIoContext& io, JournalMemory jo
       device_(std::move(device)),
       metrics_("host", device_->info().name),
       reserve_(ledger_.config().slabs, ledger_.config().reserve_slabs),
+      prefixes_(&ledger_),
       pool_(static_cast<size_t>(config.threads)),
       workers_({.device = device_.get(),
                 .ledger = &ledger_,
                 .book = &book_,
                 .reserve = &reserve_,
+                .prefixes = &prefixes_,
                 .pool = &pool_,
                 .timer = &io.provider->getTimer(),
                 .port = &io.unixEventPort,
@@ -122,7 +126,8 @@ Agent::Agent(const AgentConfig& config, kj::AsyncIoContext& io, JournalMemory jo
                   .book = &book_,
                   .workers = &workers_,
                   .pool = &pool_,
-                  .timer = &io.provider->getTimer()}),
+                  .timer = &io.provider->getTimer(),
+                  .parked_ttl = config.parked_ttl}),
       inbox_(io.unixEventPort) {
   book_.OnRecord([this](const TenantState& tenant, const ReclaimRecord& record) {
     metrics_.ObserveReclaim(tenant, record);
@@ -192,6 +197,7 @@ void Agent::HandleHttp(HttpRequest request, HttpServer::Done done) {
                                  .book = &book_,
                                  .workers = &workers_,
                                  .reserve = &reserve_,
+                                 .prefixes = &prefixes_,
                                  .listener = listener_.get(),
                                  .http = http_.get(),
                                  .link = link_.get()})});

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "common/clock.h"
 #include "common/config.h"
 #include "common/units.h"
 
@@ -22,6 +23,7 @@ struct AgentConfig {
   Bytes pool = 1_GiB;
   Bytes slab_bytes = 2_MiB;
   int64_t reserve_slabs = 2;
+  Duration parked_ttl = std::chrono::hours(1);
   int64_t threads = 1;
   std::string log_level = "info";
   std::string log_format = "text";

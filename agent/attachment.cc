@@ -137,6 +137,7 @@ void Attachment::Close(uint32_t slot) {
 }
 
 void Attachment::GiveBack(AgentSession* session) {
+  LetGoOfPrefix(session);
   if (session->needs.profile.has_value()) regions_->DropProfile(session->slot);
   (void)ledger_->CloseSession(session->id);  // the ledger has every session that has not ended
   charge_ -= session->charge;
@@ -167,8 +168,8 @@ absl::Status Attachment::FailForPageList(AgentSession* session, const std::strin
   return absl::DataLossError(why);
 }
 
-absl::Status Attachment::Snapshot(AgentSession* session) {
-  SlotWords words = regions_->ReadSlot(session->slot);
+// Whether the worker's words fit what is known of the session, and its pages are its own.
+absl::Status Attachment::CheckWords(AgentSession* session, const SlotWords& words) {
   const uint64_t room = session->fresh_start + uint64_t{kPageTokens} * words.fresh_pages.size();
   if (words.committed < session->committed || words.committed > room ||
       words.committed > session->plan.max_tokens) {
@@ -177,16 +178,30 @@ absl::Status Attachment::Snapshot(AgentSession* session) {
         absl::StrCat("committed went from ", session->committed, " to ", words.committed,
                      " with room for ", room, " of at most ", session->plan.max_tokens, " tokens"));
   }
-  if (absl::Status adopted = ledger_->Adopt(session->id, words.fresh_pages); !adopted.ok()) {
+  std::span<const PageId> pages = words.fresh_pages;
+  if (session->epoch == 0) {
+    const std::vector<PageId>& frozen = session->frozen;
+    if (pages.size() < frozen.size() || !std::equal(frozen.begin(), frozen.end(), pages.begin())) {
+      return FailForPageList(session, "the page list does not begin with the shared pages");
+    }
+    pages = pages.subspan(frozen.size());
+  }
+  if (absl::Status adopted = ledger_->Adopt(session->id, pages); !adopted.ok()) {
     return FailForPageList(session, std::string(adopted.message()));
   }
-  for (PageId page : words.fresh_pages) {
+  for (PageId page : pages) {
     if (std::binary_search(session->compacted_pages.begin(), session->compacted_pages.end(),
                            page)) {
       return FailForPageList(session,
                              "the page list names a page of the session's compacted segment");
     }
   }
+  return absl::OkStatus();
+}
+
+absl::Status Attachment::Snapshot(AgentSession* session) {
+  SlotWords words = regions_->ReadSlot(session->slot);
+  if (absl::Status status = CheckWords(session, words); !status.ok()) return status;
   const auto committed = static_cast<uint32_t>(words.committed);
   const uint32_t appended = committed - session->committed;
   session->planes.Append(session->committed, appended);
@@ -197,6 +212,7 @@ absl::Status Attachment::Snapshot(AgentSession* session) {
   session->committed = committed;
   session->fresh_pages = std::move(words.fresh_pages);
   session->profiled = words.profiled;
+  FreezePrefix(session);
   return absl::OkStatus();
 }
 
@@ -443,12 +459,15 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
   const bool asked = regions_->table(slot).hand_over.exchange(0, std::memory_order_relaxed) != 0;
   if (absl::Status status = Snapshot(session); !status.ok()) return status;
 
+  ThawEvacuated(session);
   const std::span<const PageId> owned =
       ledger_->PagesOf(session->id).value_or(std::span<const PageId>());
   std::vector<PageId> pages(owned.begin(), owned.end());
   std::vector<PageId> evacuate, replacements;
   std::copy_if(pages.begin(), pages.end(), std::back_inserter(evacuate),
                [this](PageId page) { return InEvacuatedSlab(page); });
+  // Those that it shares stay where they are; whole as they are, no row or block moves into them.
+  pages.insert(pages.end(), session->frozen.begin(), session->frozen.end());
   if (!evacuate.empty()) {
     replacements = GrantReplacements(session, evacuate.size());
     if (replacements.empty()) evacuate.clear();

@@ -23,6 +23,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "agent/pool.h"
+#include "agent/prefix_index.h"
 #include "agent/recovery.h"
 #include "agent/session.h"
 #include "agent/session_jobs.h"
@@ -39,6 +40,8 @@ struct AttachmentSetup {
   uint32_t chunk_tokens = 1;
   QueryOffer queries = QueryOffer::kAll;
   std::byte* base = nullptr;  // the device's range, for host kernels
+  // Of its tenant and layout; nullptr: no prefixes are shared.
+  std::shared_ptr<PrefixIndex> prefixes;
 };
 
 // What a compaction did, or the end of a session, for records and replies.
@@ -85,8 +88,21 @@ class Attachment {
   // ResourceExhausted when no slot is free.
   absl::StatusOr<AgentSession*> Open(const TenantState& tenant, const SessionPlan& plan,
                                      const Charge& charge);
-  // Frees the session's pages now, or when its job ends.
+  // Frees the session's pages now, or when its job ends. Those of its prompt that others may share
+  // are parked.
   void Close(uint32_t slot);
+
+  // Prompts that begin alike (attachment_prefix.cc). `keys`: of the whole pages of a prompt.
+  //
+  // Slabs that must be mapped by this worker before the known beginning can be shared.
+  std::vector<SlabIndex> SlabsOfPrefix(std::span<const PageKey> keys) const;
+  // The pages that TakePrefix would give to a session of this many shareable tokens.
+  std::vector<PageId> FindPrefix(std::span<const PageKey> keys, uint32_t shareable) const;
+  // A session just opened begins with them: they are in its page list and committed. Its own pages
+  // of the prompt will be shared in turn, unless nothing is shareable.
+  void TakePrefix(AgentSession* session, std::vector<PageKey> keys, uint32_t shareable);
+  // Takes up what the workers wrote of prompts that are told and not all shared yet.
+  void FreezeAll();
   // Takes up what the workers wrote since the last job, for sessions without one.
   void SnapshotAll();
   // nullptr for a slot without an open session; takes any value.
@@ -142,7 +158,16 @@ class Attachment {
   Attachment(AttachmentSetup setup, PoolLedger* ledger, std::unique_ptr<SharedRegions> regions);
 
   // Reads the slot's words and checks them: adopts its pages and extends the planes to `committed`.
+  // Then what is whole of the prompt is frozen.
   absl::Status Snapshot(AgentSession* session);
+  absl::Status CheckWords(AgentSession* session, const SlotWords& words);
+  void FreezePrefix(AgentSession* session);
+  // The last of its frozen pages, from number `first` on, which it holds alone, are its own again.
+  void ThawFrom(AgentSession* session, size_t first);
+  // So that none of them is in a slab that is being evacuated, as far as it holds them alone.
+  void ThawEvacuated(AgentSession* session);
+  void LetGoOfPrefix(AgentSession* session);
+  void ChangeCharge(AgentSession* session, int64_t pages);
   absl::Status FailForPageList(AgentSession* session, const std::string& why);
   void Fail(AgentSession* session, shm::Failure why);
   // The session in a slot that is BUSY without a job, for a hand-over. Errors as BeginCompaction.

@@ -407,11 +407,12 @@ std::vector<SlabUsage> PoolLedger::EmptiestSlabs(TenantId tenant, size_t max) co
     if (state != SlabState::kLeased && state != SlabState::kEvacuating) continue;
     if (groups_[slabs_[i].group]->tenant == tenant) slabs.push_back(*Slab(SlabIndex(i)));
   }
-  const auto used = [](const SlabUsage& slab) {
-    return slab.owned_pages + slab.granted_pages + slab.frozen_pages - slab.parked_pages;
+  const auto place = [](const SlabUsage& slab) {
+    return std::pair(slab.owned_pages + slab.granted_pages + slab.frozen_pages - slab.parked_pages,
+                     slab.parked_pages);
   };
   std::stable_sort(slabs.begin(), slabs.end(),
-                   [&](const SlabUsage& a, const SlabUsage& b) { return used(a) < used(b); });
+                   [&](const SlabUsage& a, const SlabUsage& b) { return place(a) < place(b); });
   if (slabs.size() > max) slabs.resize(max);
   return slabs;
 }

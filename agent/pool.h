@@ -219,8 +219,8 @@ class PoolLedger {
   std::optional<SlabUsage> Slab(SlabIndex slab) const;  // nullopt: not a slab of this pool
   // As in SlabUsage; nullopt: nobody has this pair.
   std::optional<uint32_t> GroupOf(TenantId tenant, const Layout& layout) const;
-  // LEASED and EVACUATING slabs of a tenant, fewest pages in use first, at most `max`. Pages that
-  // are only kept for reuse are not counted.
+  // LEASED and EVACUATING slabs of a tenant, fewest pages in use first, of these fewest parked
+  // ones, which are not counted as in use. At most `max`.
   std::vector<SlabUsage> EmptiestSlabs(TenantId tenant, size_t max) const;
   uint64_t GrantedPages(WorkerId worker) const;  // 0 for a worker that is nobody
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "agent/admission.h"
+#include "agent/prefix_keys.h"
 #include "agent/tenant_book.h"
 #include "common/ids.h"
 #include "kernels/planes.h"
@@ -43,6 +44,11 @@ struct AgentSession {
   std::optional<uint32_t> policy_at;    // rows of the longest head at which its policy is due
   bool policy_asked = false;            // by the last hand-over
   uint32_t failed_sealings = 0;         // one after the other
+  // Of the whole pages of its prompt, as far as its worker told the tokens and they are shared.
+  std::vector<PageKey> keys;
+  // The pages of the first of them, in the index: held with other sessions, written by none. They
+  // begin the fresh pages until the session is compacted or moved, and are rows of it ever after.
+  std::vector<PageId> frozen;
   uint64_t drained = 0;                 // number of the next query to drain
   std::vector<float> recovery_product;  // [planes] over its compactions; negative: never measured
   std::vector<uint8_t> head_classes;    // what its policy found in the prompt; see PolicyState

@@ -71,7 +71,8 @@ absl::StatusOr<WorkerId> Workers::Attach(const AttachRequest& request,
                         .sizes = sizes,
                         .chunk_tokens = request.chunk_tokens,
                         .queries = request.queries,
-                        .base = deps_.device->base()},
+                        .base = deps_.device->base(),
+                        .prefixes = deps_.prefixes->For(request.tenant, request.layout)},
                        deps_.ledger);
   if (!attachment.ok()) {
     (void)deps_.ledger->RemoveWorker(*id);
@@ -130,6 +131,7 @@ TenantCharges Workers::Charges(TenantId tenant, std::optional<TimePoint> now) co
       charges.Add(attachment.layout(), worker.waiting);
     }
   }
+  deps_.prefixes->AddCharges(tenant, &charges);
   return charges;
 }
 
@@ -175,7 +177,7 @@ void Workers::Snapshot(TenantId tenant) {
 
 Bytes Workers::UsedBytes(TenantId tenant) const {
   const TenantUsage usage = deps_.ledger->Usage(tenant);
-  Bytes used = usage.owned_bytes + usage.granted_bytes;
+  Bytes used = usage.owned_bytes + usage.granted_bytes + usage.frozen_bytes - usage.parked_bytes;
   for (const auto& [id, worker] : workers_) {
     if (worker.attachment->setup().tenant != tenant) continue;
     // A worker that says it has taken nothing hides no more than what it was granted.
@@ -190,56 +192,76 @@ uint32_t Workers::UsableSlabs(const TenantState& tenant) const {
   return Charges(tenant.id, std::nullopt).UsableSlabs(tenant.lease_slabs);
 }
 
-absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
-                                            uint32_t max_tokens) {
+absl::Status Workers::CheckOpen(const AttachmentSetup& setup, const TenantState& tenant,
+                                const SessionPlan& plan) const {
+  if (plan.prompt_tokens == 0 || plan.prompt_tokens > plan.max_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "promptTokens is ", plan.prompt_tokens, ", allowed is 1..maxTokens = ", plan.max_tokens));
+  }
+  if (plan.max_tokens > setup.sizes.session_tokens) {
+    return absl::OutOfRangeError(absl::StrCat("maxTokens is ", plan.max_tokens,
+                                              ", the attachment was made for at most ",
+                                              setup.sizes.session_tokens));
+  }
+  if (absl::Status status = CheckQueries(tenant.spec, *tenant.policy, setup.queries);
+      !status.ok()) {
+    return status;
+  }
+  if (absl::Status format =
+          CheckFormat(setup.layout, deps_.device->info().formats, tenant.seal.format);
+      !format.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("tenant ", tenant.name, ": ", std::string(format.message())));
+  }
+  if (absl::Status reserve =
+          CheckReserve(setup.layout, tenant.seal.format, deps_.ledger->config().reserve_slabs);
+      !reserve.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("tenant ", tenant.name, ": ", std::string(reserve.message())));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<AgentSession*> Workers::OpenNow(WorkerId id, const SessionRequest& request,
+                                               const std::vector<PageKey>& keys) {
   Worker* worker = Find(id);
   if (worker == nullptr) return absl::FailedPreconditionError("the worker has detached");
   Attachment& attachment = *worker->attachment;
   const AttachmentSetup& setup = attachment.setup();
   const TenantState* tenant = deps_.book->Find(setup.tenant);
-  if (prompt_tokens == 0 || prompt_tokens > max_tokens) {
-    return absl::InvalidArgumentError(absl::StrCat("promptTokens is ", prompt_tokens,
-                                                   ", allowed is 1..maxTokens = ", max_tokens));
-  }
-  if (max_tokens > setup.sizes.session_tokens) {
-    return absl::OutOfRangeError(absl::StrCat("maxTokens is ", max_tokens,
-                                              ", the attachment was made for at most ",
-                                              setup.sizes.session_tokens));
-  }
-  if (absl::Status status = CheckQueries(tenant->spec, *tenant->policy, setup.queries);
-      !status.ok()) {
-    return status;
-  }
-  const SessionPlan plan{
-      .prompt_tokens = prompt_tokens, .max_tokens = max_tokens, .chunk = setup.chunk_tokens};
-  if (absl::Status format =
-          CheckFormat(setup.layout, deps_.device->info().formats, tenant->seal.format);
-      !format.ok()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("tenant ", tenant->name, ": ", std::string(format.message())));
-  }
-  const PoolConfig& pool = deps_.ledger->config();
-  if (absl::Status reserve = CheckReserve(setup.layout, tenant->seal.format, pool.reserve_slabs);
-      !reserve.ok()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("tenant ", tenant->name, ": ", std::string(reserve.message())));
-  }
-  const Charge charge = PeakCharge(setup.layout, *tenant->policy, tenant->seal, plan);
+  const SessionPlan plan{.prompt_tokens = request.prompt_tokens,
+                         .max_tokens = request.max_tokens,
+                         .chunk = setup.chunk_tokens};
+  if (absl::Status status = CheckOpen(setup, *tenant, plan); !status.ok()) return status;
+  Charge charge = PeakCharge(setup.layout, *tenant->policy, tenant->seal, plan);
   const uint32_t alone = SlabsFor(setup.layout, charge);
+  const PoolConfig& pool = deps_.ledger->config();
   const uint32_t most = std::min(tenant->limit_slabs, pool.slabs - pool.reserve_slabs);
   if (alone > most) {
-    return absl::OutOfRangeError(absl::StrCat("a session of ", max_tokens, " tokens needs ", alone,
-                                              " slabs under ", ToString(tenant->spec), "; tenant ",
-                                              tenant->name, " can have at most ", most, " here"));
+    return absl::OutOfRangeError(absl::StrCat(
+        "a session of ", plan.max_tokens, " tokens needs ", alone, " slabs under ",
+        ToString(tenant->spec), "; tenant ", tenant->name, " can have at most ", most, " here"));
   }
+  const uint32_t shareable = ShareableTokens(setup.layout, *tenant->policy, tenant->seal, plan);
+  const std::vector<PageId> shared = attachment.FindPrefix(keys, shareable);
+  const auto parked = std::count_if(shared.begin(), shared.end(), [this](PageId page) {
+    return deps_.ledger->HoldersOf(page) == 0;
+  });
+  charge.pages -= shared.size();
   TenantCharges charges = Charges(setup.tenant, std::nullopt);
   charges.Add(setup.layout, charge);
+  charges.Add(setup.layout, {.pages = static_cast<uint64_t>(parked)});
   const uint32_t needed = charges.Slabs();
   if (needed > tenant->lease_slabs || tenant->PastDeadline(BootClock::now())) {
     return RefuseSession(worker, charge, needed, most);
   }
   worker->waiting = {};
-  return attachment.Open(*tenant, plan, charge);
+  absl::StatusOr<AgentSession*> session = attachment.Open(*tenant, plan, charge);
+  if (session.ok() && !keys.empty()) {
+    attachment.TakePrefix(*session, keys, shareable);
+    deps_.prefixes->CountPrompt(setup.tenant, (*session)->committed);
+  }
+  return session;
 }
 
 absl::Status Workers::RefuseSession(Worker* worker, const Charge& charge, uint32_t needed,

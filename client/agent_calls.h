@@ -27,6 +27,7 @@ struct OpenedSession {
   uint32_t prompt_rows = 0;
   bool token_flags = false;            // whether the policy wants them
   std::optional<ProfileRule> profile;  // how to profile the prompt, if at all
+  uint32_t shared_tokens = 0;          // committed already; their pages begin the page list
 };
 
 struct DrainRequest {

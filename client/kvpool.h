@@ -93,6 +93,12 @@ struct Step {
 struct OpenOptions {
   uint32_t prompt_tokens = 1;  // what a policy profiles
   uint32_t max_tokens = 1;     // longest the session can get, prompt included
+  // The prompt's token ids: what the agent knows of its beginning is in the new session's cache
+  // already. Empty: nothing is shared.
+  std::span<const int32_t> prompt;
+  // What keys and values depend on besides: the weights, an adapter. Only prompts told with the
+  // same name and in the same geometry are shared. At most 256 bytes.
+  std::string model;
 };
 
 struct TenantStatistics {
@@ -134,6 +140,10 @@ class Tenant {
 class Session {
  public:
   virtual ~Session() = default;
+
+  // Tokens of the prompt that were in the cache when the session was opened, a multiple of 16 and
+  // less than the prompt: feeding begins behind them. Their rows are never written.
+  virtual uint32_t shared_tokens() const = 0;
 
   // Tokens committed so far: the logical position of the next token. Not the cache's length.
   virtual uint32_t position() const = 0;

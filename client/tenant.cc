@@ -23,6 +23,10 @@ absl::StatusOr<std::unique_ptr<Session>> TenantImpl::Open(const OpenOptions& opt
     return absl::InternalError(
         absl::StrCat("the agent named session slot ", opened->slot, " of ", setup_.sizes.sessions));
   }
+  if (opened->shared_tokens >= options.prompt_tokens || opened->shared_tokens % kPageTokens != 0) {
+    return absl::InternalError(absl::StrCat("the agent shares ", opened->shared_tokens,
+                                            " tokens of a prompt of ", options.prompt_tokens));
+  }
   return std::make_unique<SessionImpl>(*this, *opened, options.prompt_tokens);
 }
 

@@ -114,6 +114,7 @@ class SessionImpl final : public Session {
   SessionImpl(TenantImpl& tenant, const OpenedSession& opened, uint32_t prompt_tokens);
   ~SessionImpl() override;
 
+  uint32_t shared_tokens() const override { return opened_.shared_tokens; }
   uint32_t position() const override { return committed_; }
   SessionView View(uint32_t appended) const override;
   BlockId WriteBlock(uint32_t layer, uint32_t head, uint32_t i) const override;

@@ -6,10 +6,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <random>
 #include <set>
 #include <vector>
+
+#include "proto/limits.h"
 
 namespace kvpool {
 namespace {
@@ -79,11 +82,19 @@ TEST(PrefixIndex, FindsTheLongestBeginning) {
 }
 
 TEST(PrefixIndex, IsNeverLargerThanItMayBe) {
-  PrefixIndex index(kSecret, 2);
-  const std::vector<PageKey> chain = Chain(Tokens(0, 64));
-  EXPECT_TRUE(index.Add(std::span(chain).first(1), PageId(1)));
-  EXPECT_TRUE(index.Add(std::span(chain).first(2), PageId(2)));
-  EXPECT_FALSE(index.Add(std::span(chain).first(3), PageId(3)));
+  PrefixIndex index(kSecret, limits::kPrefixPages);
+  PageKey key{};
+  for (uint32_t i = 0; i < limits::kPrefixPages; ++i) {
+    std::memcpy(key.data(), &i, sizeof(i));
+    ASSERT_TRUE(index.Add({&key, 1}, PageId(i)));
+  }
+  EXPECT_TRUE(index.full());
+  key.fill(0xff);
+  EXPECT_FALSE(index.Add({&key, 1}, PageId(1)));
+  PageKey first{};
+  index.LetGo({&first, 1}, kStart);
+  EXPECT_EQ(index.Drop(1), std::vector<PageId>{PageId(0)});
+  EXPECT_TRUE(index.Add({&key, 1}, PageId(1)));
 }
 
 TEST(PrefixIndex, DropsLeavesFirstAndNothingThatIsHeld) {

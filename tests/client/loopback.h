@@ -76,7 +76,8 @@ class Loopback {
                                      .layout = layout,
                                      .sizes = sizes,
                                      .chunk_tokens = options.chunk,
-                                     .base = device_->base()},
+                                     .base = device_->base(),
+                                     .prefixes = prefixes_},
                                     ledger_.get());
     MapSlabs();
     SharedRegions& regions = attachment_->regions();
@@ -97,6 +98,7 @@ class Loopback {
   Tenant& tenant() { return *tenant_; }
   Attachment& attachment() { return *attachment_; }
   PoolLedger& ledger() { return *ledger_; }
+  PrefixIndex& prefixes() { return *prefixes_; }
   Magazine& magazine() { return *magazine_; }
   std::byte* control() { return control_.data(); }
   HostDevice& device() { return *device_; }
@@ -162,9 +164,17 @@ class Loopback {
       const SessionPlan plan{.prompt_tokens = options.prompt_tokens,
                              .max_tokens = options.max_tokens,
                              .chunk = loop_.options_.chunk};
-      const absl::StatusOr<AgentSession*> session = loop_.attachment_->Open(
-          tenant, plan, PeakCharge(loop_.attachment_->layout(), *tenant.policy, tenant.seal, plan));
+      const Layout& layout = loop_.attachment_->layout();
+      const std::vector<uint32_t> prompt(options.prompt.begin(), options.prompt.end());
+      const PrefixSecret& secret = loop_.prefixes_->secret();
+      const std::vector<PageKey> keys = PageKeys(secret, RootKey(secret, options.model), prompt);
+      const uint32_t shareable = ShareableTokens(layout, *tenant.policy, tenant.seal, plan);
+      loop_.attachment_->FreezeAll();
+      Charge charge = PeakCharge(layout, *tenant.policy, tenant.seal, plan);
+      charge.pages -= loop_.attachment_->FindPrefix(keys, shareable).size();
+      const absl::StatusOr<AgentSession*> session = loop_.attachment_->Open(tenant, plan, charge);
       if (!session.ok()) return session.status();
+      loop_.attachment_->TakePrefix(*session, keys, shareable);
       const PolicyNeeds& needs = (*session)->needs;
       return OpenedSession{.handle = (*session)->slot,
                            .slot = (*session)->slot,
@@ -172,7 +182,8 @@ class Loopback {
                            .sample_every = needs.sample_every,
                            .prompt_rows = needs.prompt_rows,
                            .token_flags = needs.planes.flags,
-                           .profile = needs.profile};
+                           .profile = needs.profile,
+                           .shared_tokens = (*session)->committed};
     }
     void Close(uint64_t handle) override {
       loop_.attachment_->Close(static_cast<uint32_t>(handle));
@@ -227,6 +238,8 @@ class Loopback {
   std::unique_ptr<HostDevice> device_;
   TenantBook book_;
   WorkerId worker_;
+  std::shared_ptr<PrefixIndex> prefixes_ =
+      std::make_shared<PrefixIndex>(DrawPrefixSecret().value(), 4096);
   std::unique_ptr<Attachment> attachment_;
   Mapping control_;
   std::unique_ptr<Magazine> magazine_;

@@ -1,0 +1,117 @@
+// Prompts that begin alike: what a session takes of those before it, and leaves to those after it.
+// See attachment.h.
+//
+// A page of a prompt is frozen when it is full and committed: nobody writes it from then on. A
+// session that is compacted or moved leaves no more of its pages to others.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "agent/attachment.h"
+
+namespace kvpool {
+
+std::vector<SlabIndex> Attachment::SlabsOfPrefix(std::span<const PageKey> keys) const {
+  std::vector<SlabIndex> slabs;
+  if (setup_.prefixes == nullptr) return slabs;
+  for (const PageId page : setup_.prefixes->Find(keys)) {
+    const SlabIndex slab = setup_.layout.SlabOf(page);
+    if (ledger_->Slab(slab)->state != SlabState::kLeased) break;
+    if (ledger_->HasMapped(setup_.id, slab)) continue;
+    if (std::find(slabs.begin(), slabs.end(), slab) == slabs.end()) slabs.push_back(slab);
+  }
+  return slabs;
+}
+
+std::vector<PageId> Attachment::FindPrefix(std::span<const PageKey> keys,
+                                           uint32_t shareable) const {
+  if (setup_.prefixes == nullptr) return {};
+  std::vector<PageId> pages =
+      setup_.prefixes->Find(keys.first(std::min<size_t>(keys.size(), shareable / kPageTokens)));
+  // What is on its way out, or has not been mapped, ends it.
+  const auto end = std::find_if(pages.begin(), pages.end(), [this](PageId page) {
+    const SlabIndex slab = setup_.layout.SlabOf(page);
+    return ledger_->Slab(slab)->state != SlabState::kLeased || !ledger_->HasMapped(setup_.id, slab);
+  });
+  pages.erase(end, pages.end());
+  return pages;
+}
+
+void Attachment::ChangeCharge(AgentSession* session, int64_t pages) {
+  session->charge.pages += pages;
+  charge_.pages += pages;
+}
+
+void Attachment::TakePrefix(AgentSession* session, std::vector<PageKey> keys, uint32_t shareable) {
+  if (setup_.prefixes == nullptr || shareable == 0) return;
+  session->keys = std::move(keys);
+  const std::vector<PageId> pages = FindPrefix(session->keys, shareable);
+  if (pages.empty() || !ledger_->Share(session->id, pages).ok()) return;  // a journal is full
+  setup_.prefixes->Hold(std::span(session->keys).first(pages.size()));
+  session->frozen = session->fresh_pages = pages;
+  session->committed = static_cast<uint32_t>(pages.size()) * kPageTokens;
+  session->planes.Append(0, session->committed);
+  regions_->BeginList(session->slot, pages);
+}
+
+void Attachment::FreezeAll() {
+  for (auto& [slot, session] : sessions_) {
+    if (session.job != AgentSession::Job::kNone || session.failed || session.closed) continue;
+    if (session.epoch != 0 || session.frozen.size() == session.keys.size()) continue;
+    (void)Snapshot(&session);  // a bad list fails its session, which is all there is to do
+  }
+}
+
+void Attachment::FreezePrefix(AgentSession* session) {
+  if (session->epoch != 0) return;
+  const size_t full = std::min<size_t>(session->committed / kPageTokens, session->keys.size());
+  const size_t had = session->frozen.size();
+  std::vector<PageId> pages;
+  for (size_t i = had; i < full; ++i) {
+    const PageId page = session->fresh_pages[i];
+    if (InEvacuatedSlab(page)) break;
+    if (setup_.prefixes->full()) (void)ledger_->StopKeeping(setup_.prefixes->Drop(1));
+    if (!setup_.prefixes->Add(std::span(session->keys).first(i + 1), page)) {
+      session->keys.resize(i);  // another session was first, or there is no room: not again
+      break;
+    }
+    pages.push_back(page);
+  }
+  if (pages.empty()) return;
+  if (!ledger_->Freeze(session->id, pages, Keep::kForReuse).ok()) {  // its journal is full
+    setup_.prefixes->TakeOut(session->keys, had);
+    session->keys.resize(had);
+    return;
+  }
+  session->frozen.insert(session->frozen.end(), pages.begin(), pages.end());
+  ChangeCharge(session, -static_cast<int64_t>(pages.size()));
+}
+
+void Attachment::ThawFrom(AgentSession* session, size_t first) {
+  const std::vector<PageId> own(session->frozen.begin() + static_cast<std::ptrdiff_t>(first),
+                                session->frozen.end());
+  if (own.empty()) return;
+  (void)ledger_->StopKeeping(
+      setup_.prefixes->TakeOut(std::span(session->keys).first(session->frozen.size()), first));
+  (void)ledger_->Thaw(session->id, own);
+  session->frozen.resize(first);
+  session->keys.resize(first);
+  ChangeCharge(session, static_cast<int64_t>(own.size()));
+}
+
+void Attachment::ThawEvacuated(AgentSession* session) {
+  const auto first = std::find_if(
+      session->frozen.begin(), session->frozen.end(),
+      [this](PageId page) { return InEvacuatedSlab(page) && ledger_->HoldersOf(page) == 1; });
+  // Nobody holds a page without those before it: so this one holds all behind it alone.
+  ThawFrom(session, static_cast<size_t>(first - session->frozen.begin()));
+}
+
+void Attachment::LetGoOfPrefix(AgentSession* session) {
+  if (session->frozen.empty()) return;
+  setup_.prefixes->LetGo(std::span(session->keys).first(session->frozen.size()), BootClock::now());
+  session->frozen.clear();
+  session->keys.clear();
+}
+
+}  // namespace kvpool

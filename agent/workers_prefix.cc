@@ -1,0 +1,89 @@
+// Opening a session with its prompt's tokens: they are hashed on the kernel pool, slabs that hold a
+// known beginning are mapped by the worker, then the session opens with it; and parked pages. See
+// workers.h.
+//
+// SPDX-License-Identifier: Apache-2.0
+#include <utility>
+
+#include "agent/agent_metrics.h"
+#include "agent/workers.h"
+#include "common/kj_asio.h"
+#include "proto/limits.h"
+
+namespace kvpool {
+
+kj::Promise<absl::StatusOr<AgentSession*>> Workers::Open(WorkerId id, SessionRequest request) {
+  Worker* worker = Find(id);
+  const TenantState* tenant =
+      worker == nullptr ? nullptr : deps_.book->Find(worker->attachment->setup().tenant);
+  const std::shared_ptr<PrefixIndex> index =
+      tenant == nullptr ? nullptr : worker->attachment->setup().prefixes;
+  if (request.prompt.size() < kPageTokens || index == nullptr) return OpenNow(id, request, {});
+  return Offload(*deps_.pool,
+                 [secret = index->secret(), model = request.model,
+                  prompt = std::exchange(request.prompt, {})] {
+                   return PageKeys(secret, RootKey(secret, model), prompt);
+                 })
+      .then([this, id, request](std::vector<PageKey> keys) {
+        return MapPrefix(id, keys).then(
+            [this, id, request, keys] { return OpenNow(id, request, keys); });
+      });
+}
+
+kj::Promise<void> Workers::MapPrefix(WorkerId id, const std::vector<PageKey>& keys) {
+  const Turn turn(deps_.metrics);
+  Worker* worker = Find(id);
+  if (worker == nullptr) return kj::READY_NOW;
+  const AttachmentSetup& setup = worker->attachment->setup();
+  // What sessions have written by now can be shared already.
+  for (auto& [other, known] : workers_) {
+    if (known.attachment->setup().prefixes == setup.prefixes && !known.detached) {
+      known.attachment->FreezeAll();
+    }
+  }
+  std::vector<SlabIndex> slabs = worker->attachment->SlabsOfPrefix(keys);
+  if (slabs.empty() || worker->growing) return kj::READY_NOW;
+  if (slabs.size() > limits::kSlabsPerCall) slabs.resize(limits::kSlabsPerCall);
+  worker->growing = true;
+  return Offer(id, std::move(slabs)).then([this, id, keys](bool mapped) -> kj::Promise<void> {
+    if (mapped) return MapPrefix(id, keys);
+    return kj::READY_NOW;
+  });
+}
+
+bool Workers::DropParked(WorkerId id, uint64_t pages) {
+  const AttachmentSetup& setup = Find(id)->attachment->setup();
+  const uint64_t dropped = deps_.prefixes->Drop(setup.tenant, setup.layout, pages);
+  if (dropped == 0) return false;
+  RecordParked(setup.tenant, ReclaimReason::kNoPages,
+               setup.layout.page_bytes() * static_cast<int64_t>(dropped));
+  return true;
+}
+
+void Workers::DropParked(TenantId tenant, const std::vector<SlabIndex>& slabs,
+                         const std::map<uint32_t, uint64_t>& pages) {
+  if (slabs.empty() && pages.empty()) return;
+  const Bytes dropped = deps_.prefixes->DropFor(tenant, slabs, pages);
+  if (dropped > 0_B) RecordParked(tenant, ReclaimReason::kLeaseShrink, dropped);
+}
+
+void Workers::DropParkedBefore(TimePoint then) {
+  for (const auto& [tenant, bytes] : deps_.prefixes->DropParkedBefore(then)) {
+    RecordParked(tenant, ReclaimReason::kScheduled, bytes);
+    Changed(tenant);
+  }
+}
+
+void Workers::RecordParked(TenantId tenant, ReclaimReason reason, Bytes bytes) {
+  const TenantState* state = deps_.book->Find(tenant);
+  deps_.book->Record({.tenant = tenant,
+                      .time = BootClock::now(),
+                      .step = ReclaimStep::kParked,
+                      .reason = reason,
+                      .policy = state == nullptr ? "" : ToString(state->spec),
+                      .sessions = 0,
+                      .bytes = static_cast<uint64_t>(bytes.value()),
+                      .bytes_before = static_cast<uint64_t>(bytes.value())});
+}
+
+}  // namespace kvpool
