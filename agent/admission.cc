@@ -28,15 +28,11 @@ Charge& Charge::operator-=(const Charge& other) {
   return *this;
 }
 
-namespace {
-
 bool Compacts(const Layout& layout, const Policy& policy, const SealRule& seal,
               const SessionPlan& plan) {
   return seal.format != SealedFormat::kNone ||
          policy.NextCompactAt({.geometry = &layout.geometry(), .plan = plan}).has_value();
 }
-
-}  // namespace
 
 Charge PeakCharge(const Layout& layout, const Policy& policy, const SealRule& seal,
                   const SessionPlan& plan) {
@@ -83,14 +79,14 @@ absl::Status CheckQueries(const PolicySpec& spec, const Policy& policy, QueryOff
       "attach that it pushes none; it can serve tenants with ", absl::StrJoin(allowed, ", ")));
 }
 
-uint32_t ShareableTokens(const Layout& layout, const Policy& policy, const SealRule& seal,
-                         const SessionPlan& plan) {
+uint32_t ShareableTokens(const Layout& layout, const Policy& policy, const SessionPlan& plan) {
   const PolicyNeeds needs = policy.Needs();
   if (needs.profile.has_value() || needs.planes.flags) return 0;
-  if (Compacts(layout, policy, seal, plan)) return 0;
   const bool rows = needs.queries == QueryNeed::kExact || needs.queries == QueryNeed::kPrompt;
   const uint32_t own = std::max(1u, rows ? needs.prompt_rows : 0);
-  return plan.prompt_tokens > own ? plan.prompt_tokens - own : 0;
+  const uint32_t tokens = plan.prompt_tokens > own ? plan.prompt_tokens - own : 0;
+  const auto first = policy.NextCompactAt({.geometry = &layout.geometry(), .plan = plan});
+  return std::min(tokens, first.value_or(tokens));
 }
 
 uint32_t ReservePages(const Layout& layout, SealedFormat format) {

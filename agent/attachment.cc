@@ -109,6 +109,7 @@ absl::StatusOr<AgentSession*> Attachment::Open(const TenantState& tenant, const 
   session.seal = tenant.seal;
   if (setup_.queries == QueryOffer::kNone) session.needs.queries = QueryNeed::kNone;
   session.charge = charge;
+  session.copies = Compacts(setup_.layout, *tenant.policy, tenant.seal, plan);
   session.planes = Planes(setup_.layout.geometry(), session.needs.planes);
   charge_ += charge;
   session.policy_asked = true;
@@ -212,7 +213,7 @@ absl::Status Attachment::Snapshot(AgentSession* session) {
   session->committed = committed;
   session->fresh_pages = std::move(words.fresh_pages);
   session->profiled = words.profiled;
-  FreezePrefix(session);
+  if (!session->copies || session->closed) FreezePrefix(session);
   return absl::OkStatus();
 }
 
@@ -338,7 +339,8 @@ uint32_t Attachment::PagesFreedByCompaction(const AgentSession& session) const {
       session.policy->Compact(session.State(setup_.layout.geometry()));
   const uint64_t rows = session.cache_tokens();
   if (!selection.has_value() || rows == 0) return 0;
-  const uint64_t now = session.compacted_pages.size() + session.fresh_pages.size();
+  const uint64_t now =
+      session.compacted_pages.size() + session.fresh_pages.size() - SharedPages(session);
   // Of what stays as large a share is sealed as of what is there: which rows go is not known yet.
   const uint64_t sealed = uint64_t{selection->expected} * session.sealed_tokens() / rows;
   uint64_t then = CeilDiv<uint64_t>(selection->expected - sealed, kPageTokens);
@@ -460,6 +462,20 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
   if (absl::Status status = Snapshot(session); !status.ok()) return status;
 
   ThawEvacuated(session);
+  const bool profile = TakeProfile(session);
+  const Pressure pressure = asked || resting == shm::State::kIdle ? Pressure::kYes : Pressure::kNo;
+  std::optional<Selection> selection = Choose(session, pressure);
+  if (PagesFreedBySealing(*session, selection) == 0) reserve.clear();
+  std::vector<PageId> copies;
+  if (selection.has_value() || !reserve.empty()) {
+    std::optional<std::vector<PageId>> made = CopiesFor(session, pressure);
+    if (made.has_value()) {
+      copies = *std::move(made);
+    } else {
+      selection.reset();
+      reserve.clear();
+    }
+  }
   const std::span<const PageId> owned =
       ledger_->PagesOf(session->id).value_or(std::span<const PageId>());
   std::vector<PageId> pages(owned.begin(), owned.end());
@@ -467,30 +483,24 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
   std::copy_if(pages.begin(), pages.end(), std::back_inserter(evacuate),
                [this](PageId page) { return InEvacuatedSlab(page); });
   // Those that it shares stay where they are; whole as they are, no row or block moves into them.
-  pages.insert(pages.end(), session->frozen.begin(), session->frozen.end());
+  if (copies.empty()) pages.insert(pages.end(), session->frozen.begin(), session->frozen.end());
   if (!evacuate.empty()) {
     replacements = GrantReplacements(session, evacuate.size());
     if (replacements.empty()) evacuate.clear();
   }
-  const bool profile = TakeProfile(session);
-  const bool pressed = asked || resting == shm::State::kIdle;
-  session->policy_asked = PolicyTurn(*session, pressed ? Pressure::kYes : Pressure::kNo);
-  std::optional<Selection> selection;
-  if (session->policy_asked) {
-    selection = session->policy->Compact(session->State(setup_.layout.geometry()));
-  }
-  if (PagesFreedBySealing(*session, selection) == 0) reserve.clear();
   if (!selection.has_value() && evacuate.empty() && reserve.empty()) {
     if (profile) regions_->DropProfile(slot);
     SetCompactAt(session);
     regions_->SetState(slot, resting);
     return std::nullopt;
   }
+  SessionRows rows = Rows(*session);
+  std::copy(copies.begin(), copies.end(), rows.fresh_pages.begin());
   session->job = AgentSession::Job::kCompaction;
   (void)ledger_->Pin(session->id);
   return CompactionJob{.layout = &setup_.layout,
                        .base = setup_.base,
-                       .rows = Rows(*session),
+                       .rows = std::move(rows),
                        .planes = std::move(session->planes),
                        .session_pages = std::move(pages),
                        .selection = std::move(selection),
@@ -500,6 +510,8 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
                                           : ProfileSource{},
                        .evacuate = std::move(evacuate),
                        .replacements = std::move(replacements),
+                       .shared = copies.empty() ? std::vector<PageId>() : session->frozen,
+                       .copies = std::move(copies),
                        .seal = session->seal,
                        .reserve = std::move(reserve)};
 }
@@ -507,7 +519,7 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
 void Attachment::TakeResult(AgentSession* session, const CompactionJob& job,
                             CompactionOutcome* outcome) {
   const std::vector<PageId>& kept = job.result.pages;
-  const auto pages_before = static_cast<uint32_t>(job.session_pages.size());
+  const auto pages_before = static_cast<uint32_t>(job.session_pages.size() - job.copies.size());
   const auto pages = static_cast<uint32_t>(kept.size());
   const auto less = [](uint32_t from, uint32_t to) { return from > to ? from - to : 0; };
   outcome->effect = job.selection.has_value() ? CompactionOutcome::Effect::kCompacted
@@ -540,7 +552,9 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
                             .policy = session->policy_text,
                             .recovery = StatsOf(job.recovery)};
   std::vector<PageId> unused = job.replacements;
+  if (!job.status.ok()) unused.insert(unused.end(), job.copies.begin(), job.copies.end());
   if (job.status.ok()) {
+    if (!job.copies.empty()) LeavePrefix(session);
     TakeResult(session, job, &outcome);
     unused.insert(unused.end(), job.session_pages.begin(), job.session_pages.end());
     std::erase_if(unused, [&](PageId page) {

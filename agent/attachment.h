@@ -139,6 +139,15 @@ class Attachment {
   // Errors, in the outcome, as BeginCompaction.
   CompactionOutcome End(uint32_t slot);
 
+  // Pages that a compaction of the session must copy, because others hold them too, and that it
+  // would copy so that its prompt stays for others: the worker's free pages had better be as many.
+  // Zeros for a slot without a session.
+  struct Copies {
+    uint32_t needed = 0;
+    uint32_t wanted = 0;  // at least `needed`
+  };
+  Copies PagesToCopy(uint32_t slot, shm::State resting) const;
+
   // A BUSY session waits for the reserve before its compaction begins: until EndWait it has a job,
   // so nobody drains it, hands it over again or gives its slot away. Errors as BeginCompaction.
   absl::Status BeginWait(uint32_t slot);
@@ -157,16 +166,28 @@ class Attachment {
  private:
   Attachment(AttachmentSetup setup, PoolLedger* ledger, std::unique_ptr<SharedRegions> regions);
 
+  enum class Pressure : uint8_t { kNo, kYes };
+
   // Reads the slot's words and checks them: adopts its pages and extends the planes to `committed`.
   // Then what is whole of the prompt is frozen.
   absl::Status Snapshot(AgentSession* session);
   absl::Status CheckWords(AgentSession* session, const SlotWords& words);
+  // What is full of its prompt, from now on for others too.
   void FreezePrefix(AgentSession* session);
   // The last of its frozen pages, from number `first` on, which it holds alone, are its own again.
   void ThawFrom(AgentSession* session, size_t first);
   // So that none of them is in a slab that is being evacuated, as far as it holds them alone.
   void ThawEvacuated(AgentSession* session);
+  void ThawAlone(AgentSession* session);
+  // Pages of its own for those that it shares, in order, before its rows change; none where it may
+  // change all of them in place. nullopt: there are not enough now.
+  std::optional<std::vector<PageId>> CopiesFor(AgentSession* session, Pressure pressure);
+  // What the policy has to say in a hand-over.
+  std::optional<Selection> Choose(AgentSession* session, Pressure pressure);
   void LetGoOfPrefix(AgentSession* session);
+  void LeavePrefix(AgentSession* session);
+  // Its frozen pages that others hold too: the first ones.
+  size_t SharedPages(const AgentSession& session) const;
   void ChangeCharge(AgentSession* session, int64_t pages);
   absl::Status FailForPageList(AgentSession* session, const std::string& why);
   void Fail(AgentSession* session, shm::Failure why);
@@ -178,7 +199,6 @@ class Attachment {
   // Rows of the longest head at which a session with a format is due to be sealed, under pressure
   // or not; nullopt: never.
   std::optional<uint32_t> SealAt(const AgentSession& session) const;
-  enum class Pressure : uint8_t { kNo, kYes };
   static bool PolicyTurn(const AgentSession& session, Pressure pressure);
   // Tells the worker when the session is due next, by its policy or to be sealed. The policy is
   // asked anew if it had its say in the last hand-over.

@@ -38,6 +38,7 @@ std::vector<PageId> Attachment::FindPrefix(std::span<const PageKey> keys,
 }
 
 void Attachment::ChangeCharge(AgentSession* session, int64_t pages) {
+  if (session->copies) return;
   session->charge.pages += pages;
   charge_.pages += pages;
 }
@@ -103,8 +104,66 @@ void Attachment::ThawEvacuated(AgentSession* session) {
   const auto first = std::find_if(
       session->frozen.begin(), session->frozen.end(),
       [this](PageId page) { return InEvacuatedSlab(page) && ledger_->HoldersOf(page) == 1; });
-  // Nobody holds a page without those before it: so this one holds all behind it alone.
   ThawFrom(session, static_cast<size_t>(first - session->frozen.begin()));
+}
+
+size_t Attachment::SharedPages(const AgentSession& session) const {
+  // Nobody holds a page without those before it: so those that it holds alone are the last ones.
+  return std::partition_point(session.frozen.begin(), session.frozen.end(),
+                              [this](PageId page) { return ledger_->HoldersOf(page) > 1; }) -
+         session.frozen.begin();
+}
+
+Attachment::Copies Attachment::PagesToCopy(uint32_t slot, shm::State resting) const {
+  const auto found = sessions_.find(slot);
+  if (found == sessions_.end() || !found->second.copies || found->second.epoch != 0) return {};
+  const auto needed = static_cast<uint32_t>(SharedPages(found->second));
+  const bool pressed = resting == shm::State::kIdle ||
+                       regions_->table(slot).hand_over.load(std::memory_order_relaxed) != 0;
+  return {.needed = needed,
+          .wanted = pressed ? needed : static_cast<uint32_t>(found->second.keys.size())};
+}
+
+void Attachment::ThawAlone(AgentSession* session) { ThawFrom(session, SharedPages(*session)); }
+
+std::optional<std::vector<PageId>> Attachment::CopiesFor(AgentSession* session, Pressure pressure) {
+  if (pressure == Pressure::kNo && session->epoch == 0) {
+    // What is whole of the prompt stays for others, where there is room for it.
+    const size_t full = std::min<size_t>(session->committed / kPageTokens, session->keys.size());
+    std::vector<PageId> copies = GrantReplacements(session, full);
+    if (!copies.empty()) {
+      FreezePrefix(session);
+      const auto used = static_cast<std::ptrdiff_t>(session->frozen.size());
+      (void)ledger_->Release(session->id, std::vector<PageId>(copies.begin() + used, copies.end()));
+      copies.resize(session->frozen.size());
+      return copies;
+    }
+  }
+  ThawAlone(session);
+  if (session->frozen.empty()) return std::vector<PageId>();
+  // Of a session that was moved its tables name shared pages: it waits for the others to leave.
+  if (session->epoch != 0) return std::nullopt;
+  std::vector<PageId> copies = GrantReplacements(session, session->frozen.size());
+  if (copies.empty()) return std::nullopt;
+  return copies;
+}
+
+std::optional<Selection> Attachment::Choose(AgentSession* session, Pressure pressure) {
+  session->policy_asked = PolicyTurn(*session, pressure);
+  if (!session->policy_asked) return std::nullopt;
+  const bool due = session->policy_at.has_value() &&
+                   session->cache_tokens() + session->plan.chunk > *session->policy_at;
+  // Pressure alone is no reason to copy, unless pages come free by it.
+  if (!due && SharedPages(*session) > 0 && PagesFreedByCompaction(*session) == 0) {
+    return std::nullopt;
+  }
+  return session->policy->Compact(session->State(setup_.layout.geometry()));
+}
+
+// Its rows lie in copies now.
+void Attachment::LeavePrefix(AgentSession* session) {
+  (void)ledger_->Unshare(session->id, session->frozen);
+  LetGoOfPrefix(session);
 }
 
 void Attachment::LetGoOfPrefix(AgentSession* session) {

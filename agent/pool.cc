@@ -423,6 +423,16 @@ std::optional<uint32_t> PoolLedger::GroupOf(TenantId tenant, const Layout& layou
   return group;
 }
 
+uint64_t PoolLedger::FreePagesFor(WorkerId worker) const {
+  const uint8_t slot = WorkerSlot(worker);
+  uint64_t pages = 0;
+  for (const SlabEntry& slab : slabs_) {
+    const bool mapped = slot != Record::kNoSlot && (slab.mapped >> slot & 1) != 0;
+    if (mapped && slab.state == SlabState::kLeased) pages += slab.pages_in[0];
+  }
+  return pages;
+}
+
 uint64_t PoolLedger::GrantedPages(WorkerId worker) const {
   const uint8_t slot = WorkerSlot(worker);
   return slot == Record::kNoSlot ? 0 : workers_[slot]->granted_pages;

@@ -222,6 +222,8 @@ class PoolLedger {
   // LEASED and EVACUATING slabs of a tenant, fewest pages in use first, of these fewest parked
   // ones, which are not counted as in use. At most `max`.
   std::vector<SlabUsage> EmptiestSlabs(TenantId tenant, size_t max) const;
+  // In the LEASED slabs that it has mapped.
+  uint64_t FreePagesFor(WorkerId worker) const;
   uint64_t GrantedPages(WorkerId worker) const;  // 0 for a worker that is nobody
 
   // Walks everything. Internal says which invariant is broken: every slab in one state, sums match

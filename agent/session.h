@@ -49,6 +49,9 @@ struct AgentSession {
   // The pages of the first of them, in the index: held with other sessions, written by none. They
   // begin the fresh pages until the session is compacted or moved, and are rows of it ever after.
   std::vector<PageId> frozen;
+  // Its policy compacts: then it is charged for shared pages as if they were its own, because what
+  // stays of them is copied, and it leaves its own to others only where that takes nothing from it.
+  bool copies = false;
   uint64_t drained = 0;                 // number of the next query to drain
   std::vector<float> recovery_product;  // [planes] over its compactions; negative: never measured
   std::vector<uint8_t> head_classes;    // what its policy found in the prompt; see PolicyState

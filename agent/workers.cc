@@ -242,12 +242,12 @@ absl::StatusOr<AgentSession*> Workers::OpenNow(WorkerId id, const SessionRequest
         "a session of ", plan.max_tokens, " tokens needs ", alone, " slabs under ",
         ToString(tenant->spec), "; tenant ", tenant->name, " can have at most ", most, " here"));
   }
-  const uint32_t shareable = ShareableTokens(setup.layout, *tenant->policy, tenant->seal, plan);
+  const uint32_t shareable = ShareableTokens(setup.layout, *tenant->policy, plan);
   const std::vector<PageId> shared = attachment.FindPrefix(keys, shareable);
   const auto parked = std::count_if(shared.begin(), shared.end(), [this](PageId page) {
     return deps_.ledger->HoldersOf(page) == 0;
   });
-  charge.pages -= shared.size();
+  if (!Compacts(setup.layout, *tenant->policy, tenant->seal, plan)) charge.pages -= shared.size();
   TenantCharges charges = Charges(setup.tenant, std::nullopt);
   charges.Add(setup.layout, charge);
   charges.Add(setup.layout, {.pages = static_cast<uint64_t>(parked)});

@@ -179,6 +179,9 @@ class Workers final : private kj::TaskSet::ErrorHandler {
                                         const std::vector<PageKey>& keys);
   // Has the worker map what holds a known beginning of these keys, as far as it does.
   kj::Promise<void> MapPrefix(WorkerId worker, const std::vector<PageKey>& keys);
+  // As many free pages for the agent to take for the worker as are wanted, within the lease; for
+  // those that are needed parked ones go, too.
+  kj::Promise<void> MakeRoom(WorkerId worker, Attachment::Copies copies);
   // For pages that the worker needs; false when nothing is parked that it could use.
   bool DropParked(WorkerId worker, uint64_t pages);
   void RecordParked(TenantId tenant, ReclaimReason reason, Bytes bytes);
@@ -194,7 +197,8 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   uint32_t Fill(Worker& worker, uint32_t pages);
   // Whether a session that is handed over ends there.
   bool ShallEnd(const Attachment& attachment, uint32_t slot) const;
-  // First waits for room in the reserve, if the session has a format.
+  // First waits for room in the reserve, if the session has a format, and for pages to copy those
+  // to that it shares.
   kj::Promise<CompactionOutcome> RunCompaction(WorkerId worker, uint32_t slot, shm::State resting);
   kj::Promise<CompactionOutcome> CompactThrough(WorkerId worker, uint32_t slot, shm::State resting,
                                                 kj::Maybe<kj::Own<SealingReserve::Hold>> hold);

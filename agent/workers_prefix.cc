@@ -51,6 +51,18 @@ kj::Promise<void> Workers::MapPrefix(WorkerId id, const std::vector<PageKey>& ke
   });
 }
 
+kj::Promise<void> Workers::MakeRoom(WorkerId id, Attachment::Copies copies) {
+  if (Find(id) == nullptr || deps_.ledger->FreePagesFor(id) >= copies.wanted) return kj::READY_NOW;
+  return Grow(id, copies.wanted).then([this, id, copies](bool grown) -> kj::Promise<void> {
+    Worker* worker = Find(id);
+    if (worker == nullptr) return kj::READY_NOW;
+    if (grown) return MakeRoom(id, copies);
+    if (deps_.ledger->FreePagesFor(id) >= copies.needed) return kj::READY_NOW;
+    if (DropParked(id, copies.needed)) return MakeRoom(id, copies);
+    return ReturnMagazines(worker->attachment->setup().tenant);
+  });
+}
+
 bool Workers::DropParked(WorkerId id, uint64_t pages) {
   const AttachmentSetup& setup = Find(id)->attachment->setup();
   const uint64_t dropped = deps_.prefixes->Drop(setup.tenant, setup.layout, pages);

@@ -168,10 +168,12 @@ class Loopback {
       const std::vector<uint32_t> prompt(options.prompt.begin(), options.prompt.end());
       const PrefixSecret& secret = loop_.prefixes_->secret();
       const std::vector<PageKey> keys = PageKeys(secret, RootKey(secret, options.model), prompt);
-      const uint32_t shareable = ShareableTokens(layout, *tenant.policy, tenant.seal, plan);
+      const uint32_t shareable = ShareableTokens(layout, *tenant.policy, plan);
       loop_.attachment_->FreezeAll();
       Charge charge = PeakCharge(layout, *tenant.policy, tenant.seal, plan);
-      charge.pages -= loop_.attachment_->FindPrefix(keys, shareable).size();
+      if (!Compacts(layout, *tenant.policy, tenant.seal, plan)) {
+        charge.pages -= loop_.attachment_->FindPrefix(keys, shareable).size();
+      }
       const absl::StatusOr<AgentSession*> session = loop_.attachment_->Open(tenant, plan, charge);
       if (!session.ok()) return session.status();
       loop_.attachment_->TakePrefix(*session, keys, shareable);

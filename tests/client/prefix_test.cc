@@ -17,6 +17,9 @@ namespace {
 // Feeds sessions rows that follow from token and position, as a model's would from the tokens.
 class PrefixTest : public testing::Test {
  protected:
+  explicit PrefixTest(const PolicySpec& policy = DefaultPolicySpec())
+      : loop_({.slabs = 12, .lease = 12, .policy = policy}) {}
+
   static std::vector<int32_t> Tokens(uint32_t count, int32_t first = 100) {
     std::vector<int32_t> tokens(count);
     for (uint32_t i = 0; i < count; ++i) tokens[i] = first + static_cast<int32_t>(i);
@@ -69,18 +72,21 @@ class PrefixTest : public testing::Test {
     return absl::OkStatus();
   }
 
-  // Each of the first rows is what its token makes, in whatever order.
-  void ExpectRows(Session* session, const std::vector<int32_t>& tokens) {
+  // Each of the rows is what its token makes, in whatever order; all of them, or what is left.
+  enum class Expected : uint8_t { kAll, kSome };
+  void ExpectRows(Session* session, const std::vector<int32_t>& tokens,
+                  Expected expect = Expected::kAll) {
     const Layout& layout = loop_.tenant().layout();
     const Geometry& g = layout.geometry();
     const SessionView view = session->View(0);
     for (uint32_t l = 0; l < g.layers; ++l) {
       for (uint32_t h = 0; h < g.kv_heads; ++h) {
         const uint32_t plane = l * g.kv_heads + h;
-        ASSERT_EQ(view.Length(plane), session->position());
         std::vector<std::vector<float>> expected, found;
-        for (uint32_t row = 0; row < view.Length(plane); ++row) {
+        for (uint32_t row = 0; row < session->position(); ++row) {
           expected.push_back(Row(g, l, h, tokens[row], row));
+        }
+        for (uint32_t row = 0; row < view.Length(plane); ++row) {
           std::vector<float> both(g.key_dim + g.value_dim);
           ReadRow(layout, loop_.tenant().base(), view, plane, row, both.data(),
                   both.data() + g.key_dim);
@@ -88,7 +94,11 @@ class PrefixTest : public testing::Test {
         }
         std::sort(expected.begin(), expected.end());
         std::sort(found.begin(), found.end());
-        ASSERT_EQ(found, expected) << "layer " << l << ", head " << h;
+        if (expect == Expected::kAll) {
+          ASSERT_EQ(found, expected) << "layer " << l << ", head " << h;
+        }
+        ASSERT_TRUE(std::includes(expected.begin(), expected.end(), found.begin(), found.end()))
+            << "layer " << l << ", head " << h << ": a row that nobody wrote";
       }
     }
   }
@@ -96,7 +106,16 @@ class PrefixTest : public testing::Test {
   TenantUsage Usage() { return loop_.ledger().Usage(Loopback::kTenant); }
   void TearDown() override { EXPECT_EQ(loop_.ledger().CheckInvariants(), absl::OkStatus()); }
 
-  Loopback loop_{{}};
+  Loopback loop_;
+};
+
+// Sessions are compacted to 96 rows when they would pass 112.
+class CompactingPrefixTest : public PrefixTest {
+ protected:
+  CompactingPrefixTest()
+      : PrefixTest(*MakePolicySpec("streaming", {{"sinks", 4}, {"recent", 92}, {"slack", 16}})) {}
+
+  bool Compacted(Session* session) { return session->View(0).CompactedLength(0) > 0; }
 };
 
 TEST_F(PrefixTest, TheSecondSessionBeginsWithWhatTheFirstWroteAndItIsChargedOnce) {
@@ -244,6 +263,129 @@ TEST_F(PrefixTest, AListThatDoesNotBeginWithTheSharedPagesFailsItsSessionAlone) 
   ExpectRows(first.get(), prompt);
   second.reset();
   EXPECT_EQ(Open(prompt)->shared_tokens(), 96u) << "what the first one holds is as it was";
+}
+
+TEST_F(CompactingPrefixTest, WhatOthersHoldTooIsCopiedBeforeASessionIsCompacted) {
+  const std::vector<int32_t> prompt = Tokens(100), text = Tokens(300);
+  { ASSERT_TRUE(FeedUpTo(Open(prompt).get(), prompt, 100).ok()); }
+  EXPECT_EQ(Usage().parked_pages, 6u);
+  auto first = Open(prompt), second = Open(prompt);
+  ASSERT_EQ(first->shared_tokens(), 96u);
+  ASSERT_EQ(second->shared_tokens(), 96u);
+  ASSERT_TRUE(FeedUpTo(second.get(), text, 110).ok());
+  for (uint32_t end = 100; end <= 130; ++end) {
+    ASSERT_TRUE(FeedUpTo(first.get(), text, end).ok());
+    ExpectRows(first.get(), text, Expected::kSome);
+  }
+  EXPECT_TRUE(Compacted(first.get()));
+  EXPECT_FALSE(Compacted(second.get()));
+  ExpectRows(second.get(), text);
+  EXPECT_EQ(Usage().frozen_pages, 6u);
+  EXPECT_EQ(Usage().parked_pages, 0u) << "the second one has them";
+  ASSERT_TRUE(FeedUpTo(second.get(), text, 130).ok());
+  EXPECT_TRUE(Compacted(second.get()));
+  ExpectRows(second.get(), text, Expected::kSome);
+  EXPECT_EQ(Usage().parked_pages, 6u) << "for the next one";
+  EXPECT_EQ(Open(prompt)->shared_tokens(), 96u);
+  first.reset();
+  second.reset();
+  EXPECT_EQ(Usage().owned_pages, 0u);
+  EXPECT_EQ(loop_.attachment().charge().pages, 0u);
+}
+
+TEST_F(CompactingPrefixTest, ACompactedPromptStaysForOthersWhereThereIsRoom) {
+  const std::vector<int32_t> prompt = Tokens(100), text = Tokens(300);
+  auto first = Open(prompt);
+  for (uint32_t end = 60; end <= 120; ++end) ASSERT_TRUE(FeedUpTo(first.get(), text, end).ok());
+  EXPECT_TRUE(Compacted(first.get()));
+  EXPECT_EQ(Usage().parked_pages, 6u);
+  auto second = Open(prompt);
+  EXPECT_EQ(second->shared_tokens(), 96u);
+  ASSERT_TRUE(FeedUpTo(second.get(), text, 104).ok());
+  ExpectRows(second.get(), text);
+  ExpectRows(first.get(), text, Expected::kSome);
+}
+
+TEST_F(CompactingPrefixTest, UnderPressureASessionTakesBackWhatItHoldsAlone) {
+  const std::vector<int32_t> prompt = Tokens(100), text = Tokens(300);
+  { ASSERT_TRUE(FeedUpTo(Open(prompt).get(), prompt, 100).ok()); }
+  auto first = Open(prompt);
+  ASSERT_TRUE(FeedUpTo(first.get(), text, 110).ok());
+  loop_.attachment().AskHandOver(loop_.attachment().sessions().begin()->first);
+  ASSERT_TRUE(FeedUpTo(first.get(), text, 111).ok());
+  EXPECT_TRUE(Compacted(first.get()));
+  ExpectRows(first.get(), text, Expected::kSome);
+  EXPECT_EQ(Usage().frozen_pages, 0u) << "in place, and nothing stays for others";
+}
+
+TEST_F(CompactingPrefixTest, PressureIsNoReasonToCopyWhereNothingComesFree) {
+  const std::vector<int32_t> prompt = Tokens(100), text = Tokens(300);
+  { ASSERT_TRUE(FeedUpTo(Open(prompt).get(), prompt, 100).ok()); }
+  auto first = Open(prompt), second = Open(prompt);
+  ASSERT_TRUE(FeedUpTo(first.get(), text, 111).ok());
+  for (const auto& [slot, session] : loop_.attachment().sessions()) {
+    EXPECT_EQ(loop_.attachment().PagesFreedByCompaction(session), 0u);
+    loop_.attachment().AskHandOver(slot);
+  }
+  // One row more would make it due.
+  ASSERT_TRUE(FeedUpTo(second.get(), text, 98).ok());
+  EXPECT_FALSE(Compacted(second.get()));
+  ExpectRows(second.get(), text);
+}
+
+TEST_F(CompactingPrefixTest, WithoutRoomForCopiesASessionWaits) {
+  const std::vector<int32_t> prompt = Tokens(100), text = Tokens(300);
+  { ASSERT_TRUE(FeedUpTo(Open(prompt).get(), prompt, 100).ok()); }
+  auto first = Open(prompt), second = Open(prompt);
+  ASSERT_TRUE(FeedUpTo(first.get(), text, 112).ok());
+  // Somebody else has all pages, but for what a step needs.
+  std::vector<PageId> all(10'000);
+  all.resize(*loop_.ledger().Grant(loop_.worker(), all));
+  ASSERT_GT(all.size(), 2u);
+  ASSERT_EQ(*loop_.ledger().Return(loop_.worker(), std::span(all).last(2)), 2u);
+  ASSERT_TRUE(FeedUpTo(first.get(), text, 113).ok());
+  EXPECT_FALSE(Compacted(first.get()));
+  ExpectRows(first.get(), text);
+  second.reset();
+  // Alone it needs no copies.
+  ASSERT_TRUE(FeedUpTo(first.get(), text, 114).ok());
+  EXPECT_TRUE(Compacted(first.get()));
+  ExpectRows(first.get(), text, Expected::kSome);
+}
+
+TEST_F(CompactingPrefixTest, ManySessionsAreCompactedAndNothingIsLost) {
+  std::mt19937 random(9);
+  const std::vector<int32_t> text = Tokens(300);
+  std::vector<std::unique_ptr<Session>> open;
+  for (int step = 0; step < 400; ++step) {
+    if (open.size() < 5 && random() % 3 == 0) {
+      open.push_back(Open(Tokens(30 + random() % 80)));
+      ASSERT_NE(open.back(), nullptr);
+    } else if (!open.empty()) {
+      auto& session = open[random() % open.size()];
+      const auto more = static_cast<uint32_t>(1 + random() % 20);
+      if (random() % 8 == 0) {
+        for (const auto& [slot, known] : loop_.attachment().sessions()) {
+          loop_.attachment().AskHandOver(slot);
+        }
+      }
+      absl::Status fed = FeedUpTo(session.get(), text, session->position() + more);
+      if (absl::IsResourceExhausted(fed)) {
+        ASSERT_TRUE(loop_.ledger().StopKeeping(loop_.prefixes().Drop(100)).ok());
+        fed = FeedUpTo(session.get(), text, session->position() + more);
+      }
+      ASSERT_TRUE(fed.ok()) << fed;
+      ExpectRows(session.get(), text, Expected::kSome);
+      if (session->position() > 250) std::erase(open, session);
+    }
+    ASSERT_EQ(loop_.ledger().CheckInvariants(), absl::OkStatus());
+    ASSERT_EQ(Usage().frozen_pages, loop_.prefixes().pages());
+    ASSERT_EQ(Usage().parked_pages, loop_.prefixes().parked());
+    for (const auto& session : open) ExpectRows(session.get(), text, Expected::kSome);
+  }
+  open.clear();
+  EXPECT_EQ(Usage().owned_pages, 0u);
+  EXPECT_EQ(loop_.attachment().charge().pages, 0u);
 }
 
 TEST_F(PrefixTest, ManySessionsThatComeAndGoLeaveNothingButWhatIsParked) {

@@ -261,6 +261,43 @@ TEST_F(PrefixTest, WithoutAWorkerOfItsLayoutNothingIsKept) {
   EXPECT_EQ(Open(b, prompt)->shared_tokens(), 0u);
 }
 
+TEST_F(PrefixTest, SessionsThatAreCompactedLeaveWhatOthersShare) {
+  // Compacted to 96 rows before a step would pass 112. Two sessions of ten pages, and six shared.
+  SetTenant(1, 6, *MakePolicySpec("streaming", {{"sinks", 4}, {"recent", 92}, {"slack", 16}}));
+  StartAgent();
+  const Attached a = Attach(1), b = Attach(1);
+  const std::vector<int32_t> text = Prompt(300);
+  const std::vector<int32_t> prompt(text.begin(), text.begin() + 100);
+  for (uint32_t seed = 5; seed < 8; ++seed) {  // parked, and in the way
+    const std::vector<int32_t> other = Prompt(100, seed);
+    Feed(a, Open(a, other).get(), other, 0);
+  }
+  const auto feed_one_by_one = [&](const Attached& worker, KvSession* session, uint32_t first,
+                                   uint32_t end) {
+    std::vector<float> logits;
+    for (uint32_t i = first; i < end; ++i) {
+      logits = Feed(worker, session, {text.begin(), text.begin() + i + 1}, i);
+      if (logits.empty()) break;
+    }
+    return logits;
+  };
+  auto alone = Open(a, prompt, 260);
+  ASSERT_EQ(alone->shared_tokens(), 0u);
+  Feed(a, alone.get(), prompt, 0);
+  const std::vector<float> expected = feed_one_by_one(a, alone.get(), 100, 250);
+  ASSERT_FALSE(expected.empty());
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).compactions > 0; }));
+  alone.reset();
+  auto first = Open(a, prompt, 260), second = Open(b, prompt, 260);
+  ASSERT_EQ(first->shared_tokens(), 96u);
+  ASSERT_EQ(second->shared_tokens(), 96u);
+  const std::vector<float> one = feed_one_by_one(a, first.get(), 96, 250);
+  const std::vector<float> two = feed_one_by_one(b, second.get(), 96, 250);
+  ASSERT_EQ(one.size(), expected.size());
+  EXPECT_EQ(one, two);
+  for (size_t i = 0; i < one.size(); ++i) ASSERT_NEAR(one[i], expected[i], 1e-4) << i;
+}
+
 TEST_F(PrefixTest, APolicyThatMustSeeThePromptSharesNothing) {
   SetTenant(1, 8, *MakePolicySpec("fastgen", {}));
   StartAgent();
