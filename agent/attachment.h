@@ -101,6 +101,13 @@ class Attachment {
   // A session just opened begins with them: they are in its page list and committed. Its own pages
   // of the prompt will be shared in turn, unless nothing is shareable.
   void TakePrefix(AgentSession* session, std::vector<PageKey> keys, uint32_t shareable);
+  // A session that begins as another one is now, without its keeping anything back: `parent` has a
+  // fork when CheckFork has just said so, and a page is free where its last one is not full.
+  // FailedPrecondition: why it cannot, and what to do instead. ResourceExhausted: slots, pages, the
+  // journal.
+  absl::StatusOr<const AgentSession*> CheckFork(uint32_t parent);
+  absl::StatusOr<AgentSession*> Fork(uint32_t parent, const TenantState& tenant,
+                                     const SessionPlan& plan, const Charge& charge);
   // Takes up what the workers wrote of prompts that are told and not all shared yet.
   void FreezeAll();
   // Takes up what the workers wrote since the last job, for sessions without one.

@@ -7,6 +7,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "agent/attachment.h"
 
 namespace kvpool {
@@ -50,21 +51,22 @@ void Attachment::TakePrefix(AgentSession* session, std::vector<PageKey> keys, ui
   if (pages.empty() || !ledger_->Share(session->id, pages).ok()) return;  // a journal is full
   setup_.prefixes->Hold(std::span(session->keys).first(pages.size()));
   session->frozen = session->fresh_pages = pages;
+  session->indexed = pages.size();
   session->committed = static_cast<uint32_t>(pages.size()) * kPageTokens;
   session->planes.Append(0, session->committed);
-  regions_->BeginList(session->slot, pages);
+  regions_->BeginList(session->slot, pages, session->committed);
 }
 
 void Attachment::FreezeAll() {
   for (auto& [slot, session] : sessions_) {
     if (session.job != AgentSession::Job::kNone || session.failed || session.closed) continue;
-    if (session.epoch != 0 || session.frozen.size() == session.keys.size()) continue;
+    if (session.epoch != 0 || session.frozen.size() >= session.keys.size()) continue;
     (void)Snapshot(&session);  // a bad list fails its session, which is all there is to do
   }
 }
 
 void Attachment::FreezePrefix(AgentSession* session) {
-  if (session->epoch != 0) return;
+  if (session->epoch != 0 || session->indexed < session->frozen.size()) return;
   const size_t full = std::min<size_t>(session->committed / kPageTokens, session->keys.size());
   const size_t had = session->frozen.size();
   std::vector<PageId> pages;
@@ -85,6 +87,7 @@ void Attachment::FreezePrefix(AgentSession* session) {
     return;
   }
   session->frozen.insert(session->frozen.end(), pages.begin(), pages.end());
+  session->indexed = session->frozen.size();
   ChangeCharge(session, -static_cast<int64_t>(pages.size()));
 }
 
@@ -92,11 +95,14 @@ void Attachment::ThawFrom(AgentSession* session, size_t first) {
   const std::vector<PageId> own(session->frozen.begin() + static_cast<std::ptrdiff_t>(first),
                                 session->frozen.end());
   if (own.empty()) return;
-  (void)ledger_->StopKeeping(
-      setup_.prefixes->TakeOut(std::span(session->keys).first(session->frozen.size()), first));
+  if (first < session->indexed) {
+    (void)ledger_->StopKeeping(
+        setup_.prefixes->TakeOut(std::span(session->keys).first(session->indexed), first));
+    session->keys.resize(first);
+    session->indexed = first;
+  }
   (void)ledger_->Thaw(session->id, own);
   session->frozen.resize(first);
-  session->keys.resize(first);
   ChangeCharge(session, static_cast<int64_t>(own.size()));
 }
 
@@ -121,7 +127,8 @@ Attachment::Copies Attachment::PagesToCopy(uint32_t slot, shm::State resting) co
   const bool pressed = resting == shm::State::kIdle ||
                        regions_->table(slot).hand_over.load(std::memory_order_relaxed) != 0;
   return {.needed = needed,
-          .wanted = pressed ? needed : static_cast<uint32_t>(found->second.keys.size())};
+          .wanted = pressed ? needed
+                            : std::max(needed, static_cast<uint32_t>(found->second.keys.size()))};
 }
 
 void Attachment::ThawAlone(AgentSession* session) { ThawFrom(session, SharedPages(*session)); }
@@ -130,7 +137,7 @@ std::optional<std::vector<PageId>> Attachment::CopiesFor(AgentSession* session, 
   if (pressure == Pressure::kNo && session->epoch == 0) {
     // What is whole of the prompt stays for others, where there is room for it.
     const size_t full = std::min<size_t>(session->committed / kPageTokens, session->keys.size());
-    std::vector<PageId> copies = GrantReplacements(session, full);
+    std::vector<PageId> copies = GrantReplacements(session, std::max(full, session->frozen.size()));
     if (!copies.empty()) {
       FreezePrefix(session);
       const auto used = static_cast<std::ptrdiff_t>(session->frozen.size());
@@ -167,10 +174,80 @@ void Attachment::LeavePrefix(AgentSession* session) {
 }
 
 void Attachment::LetGoOfPrefix(AgentSession* session) {
-  if (session->frozen.empty()) return;
-  setup_.prefixes->LetGo(std::span(session->keys).first(session->frozen.size()), BootClock::now());
+  if (session->indexed > 0) {
+    setup_.prefixes->LetGo(std::span(session->keys).first(session->indexed), BootClock::now());
+  }
+  session->indexed = 0;
   session->frozen.clear();
   session->keys.clear();
+}
+
+// ---- Forks --------------------------------------------------------------------------------------
+
+absl::StatusOr<const AgentSession*> Attachment::CheckFork(uint32_t parent) {
+  AgentSession* const session = Find(parent);
+  if (session == nullptr || session->failed || session->closed ||
+      session->job != AgentSession::Job::kNone) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("session slot ", parent, " is not open for a fork"));
+  }
+  if (absl::Status status = Snapshot(session); !status.ok()) return status;
+  if (session->epoch != 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "session slot ", parent, " has been compacted or moved, its rows are its own: ",
+        "open a session and feed it the tokens instead, or fork earlier"));
+  }
+  if (session->needs.profile.has_value() || setup_.prefixes == nullptr) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "a session under ", session->policy_text,
+        " must see its whole prompt: open a session and feed it the tokens instead of a fork"));
+  }
+  return session;
+}
+
+absl::StatusOr<AgentSession*> Attachment::Fork(uint32_t parent, const TenantState& tenant,
+                                               const SessionPlan& plan, const Charge& charge) {
+  AgentSession& from = *Find(parent);
+  const size_t full = from.committed / kPageTokens, had = from.frozen.size();
+  const std::vector<PageId> more(from.fresh_pages.begin() + static_cast<std::ptrdiff_t>(had),
+                                 from.fresh_pages.begin() + static_cast<std::ptrdiff_t>(full));
+  absl::StatusOr<AgentSession*> opened = Open(tenant, plan, charge);
+  if (!opened.ok()) return opened;
+  AgentSession& fork = **opened;
+  const bool partial = from.committed % kPageTokens != 0;
+  std::vector<PageId> last = GrantReplacements(&fork, partial ? 1 : 0);
+  absl::Status shared =
+      partial && last.empty()
+          ? absl::ResourceExhaustedError("no page is free for the fork's last one")
+          : ledger_->Freeze(from.id, more, Keep::kNo);
+  if (shared.ok()) {
+    from.frozen.insert(from.frozen.end(), more.begin(), more.end());
+    ChangeCharge(&from, -static_cast<int64_t>(more.size()));
+    shared = ledger_->Share(fork.id, from.frozen);
+  }
+  if (!shared.ok()) {
+    Close(fork.slot);
+    return shared;
+  }
+  fork.policy = from.policy;
+  fork.policy_text = from.policy_text;
+  fork.needs = from.needs;
+  fork.seal = from.seal;
+  fork.copies = from.copies;
+  fork.planes = from.planes;
+  fork.frozen = fork.fresh_pages = from.frozen;
+  fork.keys = from.keys;
+  fork.indexed = from.indexed;
+  setup_.prefixes->Hold(std::span(fork.keys).first(fork.indexed));
+  if (partial) {
+    CopyPage(setup_.layout, setup_.base, from.fresh_pages[full], last.front());
+    fork.fresh_pages.push_back(last.front());
+  }
+  fork.committed = from.committed;
+  fork.policy_asked = true;
+  SetCompactAt(&fork);
+  regions_->BeginList(fork.slot, fork.fresh_pages, fork.committed);
+  return &fork;
 }
 
 }  // namespace kvpool

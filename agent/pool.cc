@@ -423,6 +423,12 @@ std::optional<uint32_t> PoolLedger::GroupOf(TenantId tenant, const Layout& layou
   return group;
 }
 
+uint64_t PoolLedger::HeldPages(TenantId tenant, const Layout& layout) const {
+  const std::optional<uint32_t> group = GroupOf(tenant, layout);
+  if (!group.has_value()) return 0;
+  return groups_[*group]->pages_in[3] - groups_[*group]->parked;
+}
+
 uint64_t PoolLedger::FreePagesFor(WorkerId worker) const {
   const uint8_t slot = WorkerSlot(worker);
   uint64_t pages = 0;

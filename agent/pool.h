@@ -222,6 +222,8 @@ class PoolLedger {
   // LEASED and EVACUATING slabs of a tenant, fewest pages in use first, of these fewest parked
   // ones, which are not counted as in use. At most `max`.
   std::vector<SlabUsage> EmptiestSlabs(TenantId tenant, size_t max) const;
+  // Frozen pages of a tenant and a layout that sessions hold, each once.
+  uint64_t HeldPages(TenantId tenant, const Layout& layout) const;
   // In the LEASED slabs that it has mapped.
   uint64_t FreePagesFor(WorkerId worker) const;
   uint64_t GrantedPages(WorkerId worker) const;  // 0 for a worker that is nobody

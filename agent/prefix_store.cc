@@ -25,9 +25,9 @@ std::shared_ptr<PrefixIndex> PrefixStore::For(TenantId tenant, const Layout& lay
 
 void PrefixStore::AddCharges(TenantId tenant, TenantCharges* charges) const {
   for (const auto& known : all_) {
-    if (known->tenant == tenant && known->index->held() > 0) {
-      charges->Add(known->layout, {.pages = known->index->held()});
-    }
+    if (known->tenant != tenant) continue;
+    const uint64_t held = ledger_->HeldPages(tenant, known->layout);
+    if (held > 0) charges->Add(known->layout, {.pages = held});
   }
 }
 

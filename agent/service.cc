@@ -187,11 +187,7 @@ class AttachmentServer final : public rpc::Attachment::Server {
   kj::Promise<void> openSession(OpenSessionContext context) override {
     const auto params = context.getParams().getParams();
     auto result = context.getResults().initResult();
-    if (AllSlotsTaken()) {
-      peer_->Refuse(result.initRefused(), rpc::RefusalReason::TOO_MANY,
-                    "all session slots of this attachment are taken: attach with more maxSessions");
-      return kj::READY_NOW;
-    }
+    if (RefuseForSlots(result)) return kj::READY_NOW;
     absl::StatusOr<SessionRequest> request = FromCapnp(params);
     if (!request.ok()) {
       peer_->Refuse(result.initRefused(), request.status());
@@ -200,9 +196,17 @@ class AttachmentServer final : public rpc::Attachment::Server {
     return workers()
         .Open(worker_, *std::move(request))
         .then([this, context](absl::StatusOr<AgentSession*> session) mutable {
-          auto result = context.getResults().initResult();
-          if (session.ok()) return Fill(**session, result.initOpened());
-          peer_->Refuse(result.initRefused(), session.status());
+          Answer(session, context.getResults().initResult());
+        });
+  }
+
+  kj::Promise<void> forkSession(ForkSessionContext context) override {
+    const auto params = context.getParams();
+    if (RefuseForSlots(context.getResults().initResult())) return kj::READY_NOW;
+    return workers()
+        .Fork(worker_, params.getSlot(), params.getMaxTokens())
+        .then([this, context](absl::StatusOr<AgentSession*> session) mutable {
+          Answer(session, context.getResults().initResult());
         });
   }
 
@@ -265,10 +269,20 @@ class AttachmentServer final : public rpc::Attachment::Server {
  private:
   Workers& workers() { return *peer_->deps.workers; }
 
-  bool AllSlotsTaken() {
+  bool RefuseForSlots(rpc::OpenResult::Builder result) {
     const Worker* worker = workers().Find(worker_);
-    return worker != nullptr &&
-           worker->attachment->sessions().size() == worker->attachment->setup().sizes.sessions;
+    if (worker == nullptr ||
+        worker->attachment->sessions().size() < worker->attachment->setup().sizes.sessions) {
+      return false;
+    }
+    peer_->Refuse(result.initRefused(), rpc::RefusalReason::TOO_MANY,
+                  "all session slots of this attachment are taken: attach with more maxSessions");
+    return true;
+  }
+
+  void Answer(const absl::StatusOr<AgentSession*>& session, rpc::OpenResult::Builder result) {
+    if (session.ok()) return Fill(**session, result.initOpened());
+    peer_->Refuse(result.initRefused(), session.status());
   }
 
   void Fill(const AgentSession& opened, rpc::Opened::Builder builder) {

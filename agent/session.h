@@ -46,9 +46,11 @@ struct AgentSession {
   uint32_t failed_sealings = 0;         // one after the other
   // Of the whole pages of its prompt, as far as its worker told the tokens and they are shared.
   std::vector<PageKey> keys;
-  // The pages of the first of them, in the index: held with other sessions, written by none. They
-  // begin the fresh pages until the session is compacted or moved, and are rows of it ever after.
+  // Its first pages, as far as it holds them with other sessions or leaves them to others: written
+  // by none. They begin the fresh pages until the session is compacted or moved, and are rows of it
+  // ever after. The first of them are in the index, by these keys; forks alone know the others.
   std::vector<PageId> frozen;
+  size_t indexed = 0;
   // Its policy compacts: then it is charged for shared pages as if they were its own, because what
   // stays of them is copied, and it leaves its own to others only where that takes nothing from it.
   bool copies = false;

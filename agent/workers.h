@@ -128,6 +128,10 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   // that needs the queries that this worker does not push. FailedPrecondition: detached, or a
   // format that cannot be had here. The session begins with what is known of its prompt.
   kj::Promise<absl::StatusOr<AgentSession*>> Open(WorkerId worker, SessionRequest request);
+  // A session that begins as this one is now. Errors as Open, and FailedPrecondition where the
+  // session cannot be forked.
+  kj::Promise<absl::StatusOr<AgentSession*>> Fork(WorkerId worker, uint32_t slot,
+                                                  uint32_t max_tokens);
   void Close(WorkerId worker, uint32_t slot, SessionId session);
 
   kj::Promise<absl::Status> Drain(WorkerId worker, DrainArgs args);
@@ -177,6 +181,7 @@ class Workers final : private kj::TaskSet::ErrorHandler {
                          const SessionPlan& plan) const;
   absl::StatusOr<AgentSession*> OpenNow(WorkerId worker, const SessionRequest& request,
                                         const std::vector<PageKey>& keys);
+  absl::StatusOr<AgentSession*> ForkNow(WorkerId worker, uint32_t slot, uint32_t max_tokens);
   // Has the worker map what holds a known beginning of these keys, as far as it does.
   kj::Promise<void> MapPrefix(WorkerId worker, const std::vector<PageKey>& keys);
   // As many free pages for the agent to take for the worker as are wanted, within the lease; for

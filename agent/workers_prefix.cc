@@ -3,8 +3,10 @@
 // workers.h.
 //
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "agent/agent_metrics.h"
 #include "agent/workers.h"
 #include "common/kj_asio.h"
@@ -49,6 +51,53 @@ kj::Promise<void> Workers::MapPrefix(WorkerId id, const std::vector<PageKey>& ke
     if (mapped) return MapPrefix(id, keys);
     return kj::READY_NOW;
   });
+}
+
+kj::Promise<absl::StatusOr<AgentSession*>> Workers::Fork(WorkerId id, uint32_t slot,
+                                                         uint32_t max_tokens) {
+  return MakeRoom(id, {.needed = 1, .wanted = 1}).then([this, id, slot, max_tokens] {
+    return ForkNow(id, slot, max_tokens);
+  });
+}
+
+absl::StatusOr<AgentSession*> Workers::ForkNow(WorkerId id, uint32_t slot, uint32_t max_tokens) {
+  const Turn turn(deps_.metrics);
+  Worker* worker = Find(id);
+  if (worker == nullptr) return absl::FailedPreconditionError("the worker has detached");
+  Attachment& attachment = *worker->attachment;
+  const AttachmentSetup& setup = attachment.setup();
+  const TenantState* tenant = deps_.book->Find(setup.tenant);
+  const absl::StatusOr<const AgentSession*> checked = attachment.CheckFork(slot);
+  if (!checked.ok()) return checked.status();
+  const AgentSession& parent = **checked;
+  const SessionPlan plan{.prompt_tokens = parent.plan.prompt_tokens,
+                         .max_tokens = max_tokens,
+                         .chunk = setup.chunk_tokens};
+  if (absl::Status status = CheckOpen(setup, *tenant, plan); !status.ok()) return status;
+  if (max_tokens < parent.committed) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("maxTokens is ", max_tokens, ", the session has ", parent.committed));
+  }
+  // What both hold is charged once, to the tenant, and to a policy that compacts once more.
+  const uint64_t full = parent.committed / kPageTokens;
+  Charge charge = PeakCharge(setup.layout, *parent.policy, parent.seal, plan);
+  uint64_t held = 0;
+  if (parent.copies) {
+    held = full - parent.frozen.size();
+  } else {
+    charge.pages -= full;
+  }
+  TenantCharges charges = Charges(setup.tenant, std::nullopt);
+  charges.Add(setup.layout, charge);
+  charges.Add(setup.layout, {.pages = held});
+  const uint32_t needed = charges.Slabs();
+  const PoolConfig& pool = deps_.ledger->config();
+  const uint32_t most = std::min(tenant->limit_slabs, pool.slabs - pool.reserve_slabs);
+  if (needed > tenant->lease_slabs || tenant->PastDeadline(BootClock::now())) {
+    return RefuseSession(worker, charge, needed, most);
+  }
+  worker->waiting = {};
+  return attachment.Fork(slot, *tenant, plan, charge);
 }
 
 kj::Promise<void> Workers::MakeRoom(WorkerId id, Attachment::Copies copies) {

@@ -121,6 +121,12 @@ class Tenant {
   // had on the agent's device or for this geometry.
   virtual absl::StatusOr<std::unique_ptr<Session>> Open(const OpenOptions& options) = 0;
 
+  // A session that begins as this one is now and goes on by itself: it shares every full page, and
+  // has a copy of the last one. Errors as Open(); FailedPrecondition also when the session has been
+  // compacted or moved, or its policy must see the whole prompt: then open one and feed it the
+  // tokens. Aborted: the agent has the session. It must not be in the middle of a step.
+  virtual absl::StatusOr<std::unique_ptr<Session>> Fork(Session& session, uint32_t max_tokens) = 0;
+
   // The safe point before a step of these sessions: hands over those that are due or asked for
   // (outcome Aborted until the agent gives them back, while the others step; when none can, it
   // waits for the first), starts drains of windows that fill up, and takes every page that each
@@ -142,7 +148,7 @@ class Session {
   virtual ~Session() = default;
 
   // Tokens of the prompt that were in the cache when the session was opened, a multiple of 16 and
-  // less than the prompt: feeding begins behind them. Their rows are never written.
+  // less than the prompt, or all that a forked session had: feeding begins behind them.
   virtual uint32_t shared_tokens() const = 0;
 
   // Tokens committed so far: the logical position of the next token. Not the cache's length.

@@ -237,6 +237,19 @@ class RemoteCalls final : public AgentCalls {
     return opened;
   }
 
+  absl::StatusOr<OpenedSession> Fork(uint32_t slot, uint32_t max_tokens) override {
+    absl::StatusOr<OpenedSession> opened = absl::UnknownError("an outcome of a newer agent");
+    absl::Status call = Call([&opened, slot, max_tokens](Caps& caps) {
+      auto request = caps.attachment.forkSessionRequest();
+      request.setSlot(slot);
+      request.setMaxTokens(max_tokens);
+      return request.send().then(
+          [&opened, &caps](auto&& response) { opened = TakeSession(caps, response.getResult()); });
+    });
+    if (!call.ok()) return call;
+    return opened;
+  }
+
   void Close(uint64_t handle) override {
     thread_.Post([caps = caps_, handle](kj::AsyncIoContext&) { caps->sessions.erase(handle); });
   }

@@ -172,6 +172,12 @@ interface Attachment @0xe8b3f16704a29dc5 {
   detach @6 () -> ();
   # Lets go of everything: the worker has unmapped its slabs and will not touch them again. Only
   # after hanging up without it must the agent wait for the end of the worker's process.
+
+  forkSession @7 (slot :UInt32, maxTokens :UInt32) -> (result :OpenResult);
+  # A session that begins as this one is now, and goes on by itself: it shares every full page and
+  # gets a copy of the last one. The worker is at a safe point of the session, which is RUNNING or
+  # IDLE, has all its queries scored and has not been compacted or moved; else `badState`. The new
+  # one is under the same policy; its sharedTokens are all tokens of the other.
 }
 
 struct Outcome @0x95f2a80b3dc7e641 {

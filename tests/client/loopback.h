@@ -177,15 +177,21 @@ class Loopback {
       const absl::StatusOr<AgentSession*> session = loop_.attachment_->Open(tenant, plan, charge);
       if (!session.ok()) return session.status();
       loop_.attachment_->TakePrefix(*session, keys, shareable);
-      const PolicyNeeds& needs = (*session)->needs;
-      return OpenedSession{.handle = (*session)->slot,
-                           .slot = (*session)->slot,
-                           .queries = static_cast<QueryWish>(needs.queries),
-                           .sample_every = needs.sample_every,
-                           .prompt_rows = needs.prompt_rows,
-                           .token_flags = needs.planes.flags,
-                           .profile = needs.profile,
-                           .shared_tokens = (*session)->committed};
+      return Opened(**session);
+    }
+    absl::StatusOr<OpenedSession> Fork(uint32_t slot, uint32_t max_tokens) override {
+      const absl::StatusOr<const AgentSession*> parent = loop_.attachment_->CheckFork(slot);
+      if (!parent.ok()) return parent.status();
+      const SessionPlan plan{.prompt_tokens = (*parent)->plan.prompt_tokens,
+                             .max_tokens = max_tokens,
+                             .chunk = loop_.options_.chunk};
+      Charge charge =
+          PeakCharge(loop_.attachment_->layout(), *(*parent)->policy, (*parent)->seal, plan);
+      if (!(*parent)->copies) charge.pages -= (*parent)->committed / kPageTokens;
+      const absl::StatusOr<AgentSession*> fork =
+          loop_.attachment_->Fork(slot, *loop_.book_.Find(kTenant), plan, charge);
+      if (!fork.ok()) return fork.status();
+      return Opened(**fork);
     }
     void Close(uint64_t handle) override {
       loop_.attachment_->Close(static_cast<uint32_t>(handle));
@@ -200,6 +206,18 @@ class Loopback {
     absl::StatusOr<TenantStatistics> Statistics() override { return TenantStatistics{}; }
 
    private:
+    static OpenedSession Opened(const AgentSession& session) {
+      const PolicyNeeds& needs = session.needs;
+      return {.handle = session.slot,
+              .slot = session.slot,
+              .queries = static_cast<QueryWish>(needs.queries),
+              .sample_every = needs.sample_every,
+              .prompt_rows = needs.prompt_rows,
+              .token_flags = needs.planes.flags,
+              .profile = needs.profile,
+              .shared_tokens = session.committed};
+    }
+
     void DrainNow(const std::vector<DrainRequest>& requests, const Done& done) {
       std::vector<absl::Status> outcomes;
       for (const DrainRequest& r : requests) {

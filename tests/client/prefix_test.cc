@@ -265,6 +265,91 @@ TEST_F(PrefixTest, AListThatDoesNotBeginWithTheSharedPagesFailsItsSessionAlone) 
   EXPECT_EQ(Open(prompt)->shared_tokens(), 96u) << "what the first one holds is as it was";
 }
 
+TEST_F(PrefixTest, AForkBeginsAsItsParentIsAndGoesOnByItself) {
+  const std::vector<int32_t> prompt = Tokens(50), text = Tokens(200);
+  auto parent = Open(prompt);
+  ASSERT_TRUE(FeedUpTo(parent.get(), text, 70).ok());
+  auto forked = loop_.tenant().Fork(*parent, 200);
+  ASSERT_TRUE(forked.ok()) << forked.status();
+  Session* const fork = forked->get();
+  EXPECT_EQ(fork->position(), 70u);
+  EXPECT_EQ(fork->shared_tokens(), 70u);
+  ExpectRows(fork, text);
+  // Four full pages, three of them of the prompt; and a last one each.
+  EXPECT_EQ(Usage().frozen_pages, 4u);
+  EXPECT_EQ(loop_.prefixes().pages(), 3u);
+  EXPECT_EQ(Usage().owned_pages, 2u);
+  std::vector<int32_t> other = text;
+  for (size_t i = 70; i < other.size(); ++i) other[i] += 1000;
+  ASSERT_TRUE(FeedUpTo(fork, other, 120).ok());
+  ASSERT_TRUE(FeedUpTo(parent.get(), text, 110).ok());
+  ExpectRows(fork, other);
+  ExpectRows(parent.get(), text);
+  auto grandchild = *loop_.tenant().Fork(*fork, 200);
+  ASSERT_TRUE(FeedUpTo(grandchild.get(), other, 130).ok());
+  parent.reset();
+  ExpectRows(fork, other);
+  forked->reset();
+  ExpectRows(grandchild.get(), other);
+  // The agent has a row of statistics for each token of it.
+  loop_.attachment().SnapshotAll();
+  const AgentSession& known = loop_.attachment().sessions().begin()->second;
+  EXPECT_EQ(known.planes.rows(0), 130u);
+  EXPECT_EQ(known.planes.positions(0)[129], 129u);
+  grandchild.reset();
+  EXPECT_EQ(Usage().owned_pages, 0u);
+  EXPECT_EQ(Usage().frozen_pages, 3u) << "the prompt is parked, the rest is free";
+  EXPECT_EQ(loop_.attachment().charge().pages, 0u);
+}
+
+TEST_F(PrefixTest, AForkIsRefusedWithTheReason) {
+  auto parent = Open(Tokens(50));
+  ASSERT_TRUE(FeedUpTo(parent.get(), Tokens(60), 60).ok());
+  EXPECT_EQ(loop_.attachment().CheckFork(7).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(loop_.attachment().CheckFork(~0u).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  std::vector<PageId> all(10'000);
+  all.resize(*loop_.ledger().Grant(loop_.worker(), all));
+  EXPECT_TRUE(absl::IsResourceExhausted(loop_.tenant().Fork(*parent, 100).status()))
+      << "no page for the last one";
+  EXPECT_EQ(loop_.attachment().sessions().size(), 1u);
+  ASSERT_TRUE(loop_.ledger().Return(loop_.worker(), all).ok());
+  EXPECT_TRUE(loop_.tenant().Fork(*parent, 100).ok());
+  ASSERT_TRUE(FeedUpTo(parent.get(), Tokens(64), 64).ok());
+  EXPECT_TRUE(loop_.tenant().Fork(*parent, 100).ok()) << "with every page full it needs none";
+}
+
+TEST_F(CompactingPrefixTest, ACompactedSessionIsNotForked) {
+  const std::vector<int32_t> text = Tokens(300);
+  auto session = Open(Tokens(100));
+  for (uint32_t end = 60; end <= 120; ++end) ASSERT_TRUE(FeedUpTo(session.get(), text, end).ok());
+  ASSERT_TRUE(Compacted(session.get()));
+  const absl::Status refused = loop_.tenant().Fork(*session, 200).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(refused.message().find("feed it the tokens"), std::string::npos) << refused;
+}
+
+TEST_F(CompactingPrefixTest, AForkAndItsParentAreCompactedApart) {
+  const std::vector<int32_t> text = Tokens(300);
+  auto parent = Open(Tokens(100));
+  ASSERT_TRUE(FeedUpTo(parent.get(), text, 105).ok());
+  auto fork = *loop_.tenant().Fork(*parent, 300);
+  for (uint32_t end = 106; end <= 140; ++end) {
+    ASSERT_TRUE(FeedUpTo(parent.get(), text, end).ok());
+    ExpectRows(fork.get(), text);
+  }
+  EXPECT_TRUE(Compacted(parent.get()));
+  for (uint32_t end = 106; end <= 140; ++end) ASSERT_TRUE(FeedUpTo(fork.get(), text, end).ok());
+  EXPECT_TRUE(Compacted(fork.get()));
+  ExpectRows(fork.get(), text, Expected::kSome);
+  ExpectRows(parent.get(), text, Expected::kSome);
+  parent.reset();
+  fork.reset();
+  EXPECT_EQ(Usage().owned_pages, 0u);
+  EXPECT_EQ(Usage().frozen_pages, loop_.prefixes().pages());
+  EXPECT_EQ(loop_.attachment().charge().pages, 0u);
+}
+
 TEST_F(CompactingPrefixTest, WhatOthersHoldTooIsCopiedBeforeASessionIsCompacted) {
   const std::vector<int32_t> prompt = Tokens(100), text = Tokens(300);
   { ASSERT_TRUE(FeedUpTo(Open(prompt).get(), prompt, 100).ok()); }
@@ -357,10 +442,15 @@ TEST_F(CompactingPrefixTest, ManySessionsAreCompactedAndNothingIsLost) {
   std::mt19937 random(9);
   const std::vector<int32_t> text = Tokens(300);
   std::vector<std::unique_ptr<Session>> open;
+  int forks = 0;
   for (int step = 0; step < 400; ++step) {
     if (open.size() < 5 && random() % 3 == 0) {
       open.push_back(Open(Tokens(30 + random() % 80)));
       ASSERT_NE(open.back(), nullptr);
+    } else if (!open.empty() && open.size() < 7 && random() % 6 == 0) {
+      auto fork = loop_.tenant().Fork(*open[random() % open.size()], 300);
+      if (fork.ok()) open.push_back(*std::move(fork));
+      forks += fork.ok();
     } else if (!open.empty()) {
       auto& session = open[random() % open.size()];
       const auto more = static_cast<uint32_t>(1 + random() % 20);
@@ -379,12 +469,14 @@ TEST_F(CompactingPrefixTest, ManySessionsAreCompactedAndNothingIsLost) {
       if (session->position() > 250) std::erase(open, session);
     }
     ASSERT_EQ(loop_.ledger().CheckInvariants(), absl::OkStatus());
-    ASSERT_EQ(Usage().frozen_pages, loop_.prefixes().pages());
+    ASSERT_GE(Usage().frozen_pages, loop_.prefixes().pages());
     ASSERT_EQ(Usage().parked_pages, loop_.prefixes().parked());
     for (const auto& session : open) ExpectRows(session.get(), text, Expected::kSome);
   }
+  EXPECT_GT(forks, 5);
   open.clear();
   EXPECT_EQ(Usage().owned_pages, 0u);
+  EXPECT_EQ(Usage().frozen_pages, loop_.prefixes().pages());
   EXPECT_EQ(loop_.attachment().charge().pages, 0u);
 }
 

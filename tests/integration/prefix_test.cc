@@ -307,6 +307,78 @@ TEST_F(PrefixTest, APolicyThatMustSeeThePromptSharesNothing) {
   EXPECT_EQ(Open(a, prompt)->shared_tokens(), 0u);
 }
 
+TEST_F(PrefixTest, AForkHasTheRowsOfItsParentAndItsOwnAfterThem) {
+  SetTenant(1, 8);
+  StartAgent();
+  auto connection = *Connection::Open({.socket = socket_});
+  auto tenant = *connection->Attach("kvp_1", {.geometry = config_.CacheGeometry(Dtype::kF32),
+                                              .max_sessions = 4,
+                                              .max_running = 4,
+                                              .max_session_tokens = 256});
+  const Layout& layout = tenant->layout();
+  const Geometry& g = layout.geometry();
+  const auto feed = [&](Session* session, uint32_t tokens, float value) {
+    Step step{.session = session, .tokens = tokens};
+    EXPECT_TRUE(tenant->SafePoint({&step, 1}).ok());
+    ASSERT_TRUE(step.outcome.ok()) << step.outcome;
+    const std::vector<float> row(g.key_dim + g.value_dim, value);
+    for (uint32_t i = 0; i < tokens; ++i) {
+      for (uint32_t l = 0; l < g.layers; ++l) {
+        for (uint32_t h = 0; h < g.kv_heads; ++h) {
+          StoreRow(layout, tenant->base(), session->WriteBlock(l, h, i), session->WriteRow(i),
+                   row.data(), row.data());
+        }
+      }
+    }
+    ASSERT_TRUE(session->Commit(tokens, nullptr).ok());
+  };
+  const auto value_at = [&](Session* session, uint32_t row) {
+    std::vector<float> key(g.key_dim), value(g.value_dim);
+    ReadRow(layout, tenant->base(), session->View(0), 3, row, key.data(), value.data());
+    return value[0];
+  };
+  auto parent = *tenant->Open({.prompt_tokens = 40, .max_tokens = 200});
+  feed(parent.get(), 40, 1);
+  auto fork = tenant->Fork(*parent, 200);
+  ASSERT_TRUE(fork.ok()) << fork.status();
+  feed(fork->get(), 20, 2);
+  feed(parent.get(), 20, 3);
+  for (uint32_t row = 0; row < 60; ++row) {
+    EXPECT_EQ(value_at(fork->get(), row), row < 40 ? 1 : 2) << row;
+    EXPECT_EQ(value_at(parent.get(), row), row < 40 ? 1 : 3) << row;
+  }
+  // Two shared pages, and two more each.
+  EXPECT_EQ(tenant->Statistics()->used_bytes,
+            6 * static_cast<uint64_t>(layout.page_bytes().value()));
+  EXPECT_EQ(tenant->Fork(*parent, 59).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(tenant->Fork(*parent, 300).status().code(), absl::StatusCode::kOutOfRange);
+  parent.reset();
+  fork->reset();
+  EXPECT_TRUE(Eventually([&] { return tenant->Statistics()->used_bytes == 0; }));
+}
+
+TEST_F(PrefixTest, ASlotThatIsNotOnesOwnIsNotForked) {
+  SetTenant(1, 8);
+  SetTenant(2, 8);
+  StartAgent();
+  RpcThread thread;
+  RawWorker a(thread, socket_), b(thread, socket_);
+  ASSERT_EQ(a.Authenticate("kvp_1"), "ok");
+  ASSERT_EQ(b.Authenticate("kvp_2"), "ok");
+  ASSERT_EQ(a.Attach(config_.CacheGeometry(Dtype::kF32)), "ok");
+  ASSERT_EQ(b.Attach(config_.CacheGeometry(Dtype::kF32)), "ok");
+  ASSERT_EQ(a.Open(20, 30), "ok");
+  EXPECT_EQ(b.Fork(0, 30), "badState") << "of another worker, and tenant";
+  EXPECT_EQ(a.Fork(1, 30), "badState");
+  EXPECT_EQ(a.Fork(~0u, 30), "badState");
+  EXPECT_EQ(a.Fork(0, 10), "badArgument") << "shorter than the prompt";
+  EXPECT_EQ(a.Fork(0, 1 << 20), "tooLarge");
+  EXPECT_EQ(a.Fork(0, 30), "ok");
+  EXPECT_EQ(a.Fork(0, 30), "ok");
+  EXPECT_EQ(a.Fork(0, 30), "ok");
+  EXPECT_EQ(a.Fork(0, 30), "tooMany") << "it has four slots";
+}
+
 TEST_F(PrefixTest, ListsThatAreTooLongAreRefusedAndAnyNumbersAreTokens) {
   SetTenant(1, 8);
   StartAgent();

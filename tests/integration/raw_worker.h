@@ -130,6 +130,19 @@ class RawWorker {
       });
     });
   }
+  std::string Fork(uint32_t slot, uint32_t max_tokens) {
+    return Call([=, this]() -> kj::Promise<Word> {
+      auto request = attachment().forkSessionRequest();
+      request.setSlot(slot);
+      request.setMaxTokens(max_tokens);
+      return request.send().then([this](auto&& response) -> Word {
+        auto result = response.getResult();
+        if (result.isRefused()) return NameOf(result.getRefused());
+        caps_->sessions.push_back(result.getOpened().getSession());
+        return "ok";
+      });
+    });
+  }
   // How the prompt of the session that was opened last is to be profiled.
   struct Wish {
     uint32_t sample_every = 0;
