@@ -28,19 +28,25 @@ Charge& Charge::operator-=(const Charge& other) {
   return *this;
 }
 
+bool Compacts(const Layout& layout, const Policy& policy, const SealRule& seal,
+              const SessionPlan& plan) {
+  return seal.format != SealedFormat::kNone ||
+         policy.NextCompactAt({.geometry = &layout.geometry(), .plan = plan}).has_value();
+}
+
 namespace {
 
-enum class Compacts : uint8_t { kNo, kYes };
+enum class Rows : uint8_t { kStay, kGo };
 
-Charge ChargeFor(const Layout& layout, uint32_t tokens, Compacts compacts, const PolicyNeeds& needs,
+Charge ChargeFor(const Layout& layout, uint32_t tokens, Rows rows, const PolicyNeeds& needs,
                  const SealRule& seal, const SessionPlan& plan) {
   const Geometry& geometry = layout.geometry();
   Charge charge;
   // A compacted segment's last block and the first fresh page may each be partly empty.
-  charge.pages = CeilDiv(tokens, kPageTokens) + (compacts == Compacts::kYes ? 1 : 0);
+  charge.pages = CeilDiv(tokens, kPageTokens) + (rows == Rows::kGo ? 1 : 0);
   if (seal.format != SealedFormat::kNone) charge.pages += ReservePages(layout, seal.format);
   uint64_t overhead = PlaneBytes(geometry, needs.planes, tokens);
-  if (compacts == Compacts::kYes) {
+  if (rows == Rows::kGo) {
     // Two epochs of tables: a length, the blocks' ids and the rows' positions, 4 bytes each.
     overhead += 2 * 4 * uint64_t{geometry.planes()} * (1 + CeilDiv(tokens, kPageTokens) + tokens);
   }
@@ -67,16 +73,13 @@ Charge PeakCharge(const Layout& layout, const Policy& policy, const SealRule& se
 
 Charge PeakCharge(const Layout& layout, const Policy& policy, const PolicyNeeds& needs,
                   const SealRule& seal, const SessionPlan& plan) {
-  const bool compacts =
-      seal.format != SealedFormat::kNone ||
-      policy.NextCompactAt({.geometry = &layout.geometry(), .plan = plan}).has_value();
-  return ChargeFor(layout, policy.PeakTokens(plan), compacts ? Compacts::kYes : Compacts::kNo,
-                   needs, seal, plan);
+  const Rows rows = Compacts(layout, policy, seal, plan) ? Rows::kGo : Rows::kStay;
+  return ChargeFor(layout, policy.PeakTokens(plan), rows, needs, seal, plan);
 }
 
 Charge WholeCharge(const Layout& layout, const PolicyNeeds& needs, const SealRule& seal,
                    const SessionPlan& plan) {
-  return ChargeFor(layout, plan.max_tokens, Compacts::kYes, needs, seal, plan);
+  return ChargeFor(layout, plan.max_tokens, Rows::kGo, needs, seal, plan);
 }
 
 absl::Status CheckMeasurable(double min_recovery, QueryOffer offer) {
@@ -99,6 +102,16 @@ absl::Status CheckQueries(const PolicySpec& spec, const Policy& policy, QueryOff
   return absl::InvalidArgumentError(absl::StrCat(
       "policy ", spec.name, " needs the queries of a session, and this worker said at ",
       "attach that it pushes none; it can serve tenants with ", absl::StrJoin(allowed, ", ")));
+}
+
+uint32_t ShareableTokens(const Layout& layout, const Policy& policy, const SessionPlan& plan) {
+  const PolicyNeeds needs = policy.Needs();
+  if (needs.profile.has_value() || needs.planes.flags) return 0;
+  const bool rows = needs.queries == QueryNeed::kExact || needs.queries == QueryNeed::kPrompt;
+  const uint32_t own = std::max(1u, rows ? needs.prompt_rows : 0);
+  const uint32_t tokens = plan.prompt_tokens > own ? plan.prompt_tokens - own : 0;
+  const auto first = policy.NextCompactAt({.geometry = &layout.geometry(), .plan = plan});
+  return std::min(tokens, first.value_or(tokens));
 }
 
 uint32_t ReservePages(const Layout& layout, SealedFormat format) {

@@ -42,6 +42,16 @@ Charge PeakCharge(const Layout& layout, const Policy& policy, const PolicyNeeds&
 Charge WholeCharge(const Layout& layout, const PolicyNeeds& needs, const SealRule& seal,
                    const SessionPlan& plan);
 
+// Tokens at the beginning of a prompt that a session of this policy may share with others, in whole
+// pages: at most all but the last one, whose query is always asked. Queries that the policy cannot
+// do without are not shared, nor what lies past the policy's first compaction; and nothing is where
+// it must see the whole prompt (a profile, all its rows) or wants flags of tokens.
+uint32_t ShareableTokens(const Layout& layout, const Policy& policy, const SessionPlan& plan);
+
+// Whether a session of this policy loses or rewrites rows without pressure.
+bool Compacts(const Layout& layout, const Policy& policy, const SealRule& seal,
+              const SessionPlan& plan);
+
 // Pages of the agent's reserve that a sealing goes through: room for one block of every head.
 // Requires that blocks of this format fit a page.
 uint32_t ReservePages(const Layout& layout, SealedFormat format);

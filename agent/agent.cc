@@ -18,6 +18,7 @@
 #include "agent/lease_keeper.h"
 #include "agent/manager_link.h"
 #include "agent/pool.h"
+#include "agent/prefix_store.h"
 #include "agent/reclaimer.h"
 #include "agent/service.h"
 #include "agent/state_file.h"
@@ -95,6 +96,7 @@ class Agent {
   AgentMetrics metrics_;
   TenantBook book_;
   SealingReserve reserve_;
+  PrefixStore prefixes_;
   boost::asio::thread_pool pool_;
   LeaseKeeper keeper_;
   Workers workers_;
@@ -115,6 +117,7 @@ Agent::Agent(const AgentConfig& config, const AgentTls& tls, kj::AsyncIoContext&
       device_(std::move(device)),
       metrics_("host", device_->info().name),
       reserve_(ledger_.config().slabs, ledger_.config().reserve_slabs),
+      prefixes_(&ledger_),
       pool_(static_cast<size_t>(config.threads)),
       keeper_({.book = &book_, .pool = &pool_, .timer = &io.provider->getTimer()},
               config.state_file, {.agent = config.name, .slab_bytes = config.slab_bytes},
@@ -125,6 +128,7 @@ Agent::Agent(const AgentConfig& config, const AgentTls& tls, kj::AsyncIoContext&
                 .ledger = &ledger_,
                 .book = &book_,
                 .reserve = &reserve_,
+                .prefixes = &prefixes_,
                 .pool = &pool_,
                 .timer = &io.provider->getTimer(),
                 .port = &io.unixEventPort,
@@ -134,7 +138,8 @@ Agent::Agent(const AgentConfig& config, const AgentTls& tls, kj::AsyncIoContext&
                   .book = &book_,
                   .workers = &workers_,
                   .pool = &pool_,
-                  .timer = &io.provider->getTimer()}),
+                  .timer = &io.provider->getTimer(),
+                  .parked_ttl = config.parked_ttl}),
       inbox_(io.unixEventPort) {
   book_.OnRecord([this](const TenantState& tenant, const ReclaimRecord& record) {
     metrics_.ObserveReclaim(tenant, record);
@@ -236,6 +241,7 @@ void Agent::HandleHttp(HttpRequest request, HttpServer::Done done) {
                                  .book = &book_,
                                  .workers = &workers_,
                                  .reserve = &reserve_,
+                                 .prefixes = &prefixes_,
                                  .listener = listener_.get(),
                                  .http = http_.get(),
                                  .link = link_.get(),

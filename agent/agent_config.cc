@@ -86,6 +86,8 @@ void Declare(AgentConfig* c, Settings* s) {
          64_KiB, 1_GiB);
   s->Add("reserve_slabs", "slabs that no lease counts; sessions are requantised through them",
          &c->reserve_slabs, 0, 1024);
+  s->Add("parked_ttl", "how long a prompt's beginning is kept for the next one that begins like it",
+         &c->parked_ttl, std::chrono::seconds(1), std::chrono::hours(24 * 365));
   s->Add("threads", "threads that run kernels", &c->threads, 1, 256);
   s->AddChoice("log_level", "least severe message that is logged", &c->log_level,
                {"debug", "info", "warn", "error"});

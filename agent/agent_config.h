@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/clock.h"
 #include "common/config.h"
 #include "common/tls.h"
 #include "common/units.h"
@@ -29,6 +30,7 @@ struct AgentConfig {
   Bytes pool = 1_GiB;
   Bytes slab_bytes = 2_MiB;
   int64_t reserve_slabs = 2;
+  Duration parked_ttl = std::chrono::hours(1);
   int64_t threads = 1;
   std::string log_level = "info";
   std::string log_format = "text";

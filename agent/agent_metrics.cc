@@ -121,6 +121,29 @@ void AgentMetrics::ShowDevice(const std::string& kind, const std::string& name) 
       .Set(1);
 }
 
+AgentMetrics::Prefixes::Prefixes(Metrics& metrics)
+    : shared_bytes(metrics.GaugeFamily("kvpool_agent_tenant_shared_bytes",
+                                       "Bytes of pages that sessions may share, counted once.")),
+      parked_bytes(metrics.GaugeFamily("kvpool_agent_tenant_parked_bytes",
+                                       "Bytes of pages that no session has, kept for prompts.")),
+      prompts(metrics.CounterFamily("kvpool_agent_prefix_prompts_total",
+                                    "Sessions opened with the tokens of their prompt.")),
+      hits(metrics.CounterFamily("kvpool_agent_prefix_hits_total",
+                                 "Of those, sessions that began with pages of others.")),
+      shared_tokens(metrics.CounterFamily("kvpool_agent_prefix_shared_tokens_total",
+                                          "Tokens of prompts that were there already.")) {}
+
+void AgentMetrics::Prefixes::Update(const Sources& sources, const TenantState& tenant) {
+  const Labels labels = {{"tenant", tenant.name}};
+  const TenantUsage usage = sources.ledger->Usage(tenant.id);
+  shared_bytes.With(labels).Set(ToDouble(usage.frozen_bytes - usage.parked_bytes));
+  parked_bytes.With(labels).Set(ToDouble(usage.parked_bytes));
+  const PrefixCounters counters = sources.prefixes->counters(tenant.id);
+  prompts.With(labels).RaiseTo(static_cast<double>(counters.prompts));
+  hits.With(labels).RaiseTo(static_cast<double>(counters.hits));
+  shared_tokens.With(labels).RaiseTo(static_cast<double>(counters.shared_tokens));
+}
+
 void AgentMetrics::ObserveTurn(Duration turn) {
   turn_.Observe(std::chrono::duration<double>(turn).count());
 }
@@ -161,7 +184,10 @@ void AgentMetrics::UpdateTenant(const Sources& sources, const TenantState& tenan
   const Bytes used = sources.workers->UsedBytes(tenant.id);
   used_bytes_.With(labels).Set(ToDouble(used));
   charged_bytes_.With(labels).Set(ToDouble(slab * sources.workers->ChargedSlabs(tenant.id)));
-  magazine_bytes_.With(labels).Set(ToDouble(usage.owned_bytes + usage.granted_bytes - used));
+  const Bytes taken =
+      usage.owned_bytes + usage.granted_bytes + usage.frozen_bytes - usage.parked_bytes;
+  magazine_bytes_.With(labels).Set(ToDouble(taken - used));
+  prefixes_.Update(sources, tenant);
   const TimePoint now = BootClock::now();
   over_lease_.With(labels).Set(std::chrono::duration<double>(tenant.overage.Lasted(now)).count());
   over_deadline_.With(labels).Set(tenant.PastDeadline(now) ? 1 : 0);

@@ -29,6 +29,7 @@ class AgentMetrics {
     const TenantBook* book = nullptr;
     const Workers* workers = nullptr;
     const SealingReserve* reserve = nullptr;
+    const PrefixStore* prefixes = nullptr;
     const RpcListener* listener = nullptr;
     const HttpServer* http = nullptr;
     const ManagerLink* link = nullptr;
@@ -57,7 +58,20 @@ class AgentMetrics {
   void UpdateTenant(const Sources& sources, const TenantState& tenant);
   void UpdateServers(const RpcListener::Counters& rpc, const HttpServer::Counters& http);
 
+  // What sharing the beginnings of prompts did.
+  struct Prefixes {
+    explicit Prefixes(Metrics& metrics);
+    void Update(const Sources& sources, const TenantState& tenant);
+
+    MetricFamily<Gauge> shared_bytes;
+    MetricFamily<Gauge> parked_bytes;
+    MetricFamily<Counter> prompts;
+    MetricFamily<Counter> hits;
+    MetricFamily<Counter> shared_tokens;
+  };
+
   Metrics metrics_;
+  Prefixes prefixes_{metrics_};
   MetricFamily<Gauge> slabs_;
   MetricFamily<Gauge> reserve_bytes_;
   MetricFamily<Gauge> lease_bytes_;

@@ -96,7 +96,7 @@ uint32_t Attachment::Fill(uint32_t pages) {
 // ---- Sessions ---------------------------------------------------------------------------------
 
 absl::StatusOr<AgentSession*> Attachment::Open(const TenantState& tenant, const SessionPlan& plan,
-                                               const Charge& charge) {
+                                               SessionTerms terms) {
   if (free_slots_.empty()) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "all ", setup_.sizes.sessions, " session slots of this attachment are in use"));
@@ -111,12 +111,14 @@ absl::StatusOr<AgentSession*> Attachment::Open(const TenantState& tenant, const 
   session.plan = plan;
   session.policy = tenant.policy;
   session.policy_text = ToString(tenant.spec);
-  session.needs = tenant.policy->Needs();
-  session.seal = tenant.seal;
+  session.needs = terms.ladder ? terms.ladder.ladder->needs : tenant.policy->Needs();
+  session.seal = terms.ladder ? terms.ladder.rungs[tenant.rung].seal : tenant.seal;
   if (setup_.queries == QueryOffer::kNone) session.needs.queries = QueryNeed::kNone;
-  session.charge = charge;
+  session.copies = terms.copies;
   session.planes = Planes(setup_.layout.geometry(), session.needs.planes);
-  charge_ += charge;
+  SetCharge(&session, terms.charge);
+  session.rung = session.wanted_rung = tenant.rung;
+  session.ladder = std::move(terms.ladder);
   session.policy_asked = true;
   regions_->ResetSlot(slot);
   SetCompactAt(&session);
@@ -143,6 +145,7 @@ void Attachment::Close(uint32_t slot) {
 }
 
 void Attachment::GiveBack(AgentSession* session) {
+  LetGoOfPrefix(session);
   if (session->needs.profile.has_value()) regions_->DropProfile(session->slot);
   (void)ledger_->CloseSession(session->id);  // the ledger has every session that has not ended
   SetCharge(session, {});
@@ -173,8 +176,8 @@ absl::Status Attachment::FailForPageList(AgentSession* session, const std::strin
   return absl::DataLossError(why);
 }
 
-absl::Status Attachment::Snapshot(AgentSession* session) {
-  SlotWords words = regions_->ReadSlot(session->slot);
+// Whether the worker's words fit what is known of the session, and its pages are its own.
+absl::Status Attachment::CheckWords(AgentSession* session, const SlotWords& words) {
   const uint64_t room = session->fresh_start + uint64_t{kPageTokens} * words.fresh_pages.size();
   if (words.committed < session->committed || words.committed > room ||
       words.committed > session->plan.max_tokens) {
@@ -183,16 +186,30 @@ absl::Status Attachment::Snapshot(AgentSession* session) {
         absl::StrCat("committed went from ", session->committed, " to ", words.committed,
                      " with room for ", room, " of at most ", session->plan.max_tokens, " tokens"));
   }
-  if (absl::Status adopted = ledger_->Adopt(session->id, words.fresh_pages); !adopted.ok()) {
+  std::span<const PageId> pages = words.fresh_pages;
+  if (session->epoch == 0) {
+    const std::vector<PageId>& frozen = session->frozen;
+    if (pages.size() < frozen.size() || !std::equal(frozen.begin(), frozen.end(), pages.begin())) {
+      return FailForPageList(session, "the page list does not begin with the shared pages");
+    }
+    pages = pages.subspan(frozen.size());
+  }
+  if (absl::Status adopted = ledger_->Adopt(session->id, pages); !adopted.ok()) {
     return FailForPageList(session, std::string(adopted.message()));
   }
-  for (PageId page : words.fresh_pages) {
+  for (PageId page : pages) {
     if (std::binary_search(session->compacted_pages.begin(), session->compacted_pages.end(),
                            page)) {
       return FailForPageList(session,
                              "the page list names a page of the session's compacted segment");
     }
   }
+  return absl::OkStatus();
+}
+
+absl::Status Attachment::Snapshot(AgentSession* session) {
+  SlotWords words = regions_->ReadSlot(session->slot);
+  if (absl::Status status = CheckWords(session, words); !status.ok()) return status;
   const auto committed = static_cast<uint32_t>(words.committed);
   const uint32_t appended = committed - session->committed;
   session->planes.Append(session->committed, appended);
@@ -203,6 +220,7 @@ absl::Status Attachment::Snapshot(AgentSession* session) {
   session->committed = committed;
   session->fresh_pages = std::move(words.fresh_pages);
   session->profiled = words.profiled;
+  if (!session->copies || session->closed) FreezePrefix(session);
   return absl::OkStatus();
 }
 
@@ -330,7 +348,8 @@ uint32_t Attachment::PagesFreedByCompaction(const AgentSession& session) const {
       session.policy->Compact(session.State(setup_.layout.geometry()));
   const uint64_t rows = session.cache_tokens();
   if (!selection.has_value() || rows == 0) return 0;
-  const uint64_t now = session.compacted_pages.size() + session.fresh_pages.size();
+  const uint64_t now =
+      session.compacted_pages.size() + session.fresh_pages.size() - SharedPages(session);
   // Of what stays as large a share is sealed as of what is there: which rows go is not known yet.
   const uint64_t sealed = uint64_t{selection->expected} * session.sealed_tokens() / rows;
   uint64_t then = CeilDiv<uint64_t>(selection->expected - sealed, kPageTokens);
@@ -461,24 +480,33 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
   const bool asked = regions_->table(slot).hand_over.exchange(0, std::memory_order_relaxed) != 0;
   if (absl::Status status = Snapshot(session); !status.ok()) return status;
 
+  ThawEvacuated(session);
+  const bool profile = TakeProfile(session);
+  const Pressure pressure = asked || resting == shm::State::kIdle ? Pressure::kYes : Pressure::kNo;
+  std::optional<Selection> selection = Choose(session, pressure);
+  if (PagesFreedBySealing(*session, selection) == 0) reserve.clear();
+  std::vector<PageId> copies;
+  if (selection.has_value() || !reserve.empty()) {
+    std::optional<std::vector<PageId>> made = CopiesFor(session, pressure);
+    if (made.has_value()) {
+      copies = *std::move(made);
+    } else {
+      selection.reset();
+      reserve.clear();
+    }
+  }
   const std::span<const PageId> owned =
       ledger_->PagesOf(session->id).value_or(std::span<const PageId>());
   std::vector<PageId> pages(owned.begin(), owned.end());
   std::vector<PageId> evacuate, replacements;
   std::copy_if(pages.begin(), pages.end(), std::back_inserter(evacuate),
                [this](PageId page) { return InEvacuatedSlab(page); });
+  // Those that it shares stay where they are; whole as they are, no row or block moves into them.
+  if (copies.empty()) pages.insert(pages.end(), session->frozen.begin(), session->frozen.end());
   if (!evacuate.empty()) {
     replacements = GrantReplacements(session, evacuate.size());
     if (replacements.empty()) evacuate.clear();
   }
-  const bool profile = TakeProfile(session);
-  const bool pressed = asked || resting == shm::State::kIdle;
-  session->policy_asked = PolicyTurn(*session, pressed ? Pressure::kYes : Pressure::kNo);
-  std::optional<Selection> selection;
-  if (session->policy_asked && (MayCompact(*session) || DueByPolicy(*session))) {
-    selection = session->policy->Compact(session->State(setup_.layout.geometry()));
-  }
-  if (PagesFreedBySealing(*session, selection) == 0) reserve.clear();
   if (!selection.has_value() && evacuate.empty() && reserve.empty()) {
     if (profile) regions_->DropProfile(slot);
     SetCompactAt(session);
@@ -486,11 +514,13 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
     regions_->SetState(slot, resting);
     return std::nullopt;
   }
+  SessionRows rows = Rows(*session);
+  std::copy(copies.begin(), copies.end(), rows.fresh_pages.begin());
   session->job = AgentSession::Job::kCompaction;
   (void)ledger_->Pin(session->id);
   return CompactionJob{.layout = &setup_.layout,
                        .base = setup_.base,
-                       .rows = Rows(*session),
+                       .rows = std::move(rows),
                        .planes = std::move(session->planes),
                        .session_pages = std::move(pages),
                        .selection = std::move(selection),
@@ -501,6 +531,8 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
                                           : ProfileSource{},
                        .evacuate = std::move(evacuate),
                        .replacements = std::move(replacements),
+                       .shared = copies.empty() ? std::vector<PageId>() : session->frozen,
+                       .copies = std::move(copies),
                        .seal = session->seal,
                        .reserve = std::move(reserve)};
 }
@@ -508,7 +540,7 @@ absl::StatusOr<std::optional<CompactionJob>> Attachment::BeginCompaction(
 void Attachment::TakeResult(AgentSession* session, const CompactionJob& job,
                             CompactionOutcome* outcome) {
   const std::vector<PageId>& kept = job.result.pages;
-  const auto pages_before = static_cast<uint32_t>(job.session_pages.size());
+  const auto pages_before = static_cast<uint32_t>(job.session_pages.size() - job.copies.size());
   const auto pages = static_cast<uint32_t>(kept.size());
   const auto less = [](uint32_t from, uint32_t to) { return from > to ? from - to : 0; };
   outcome->effect = job.selection.has_value() ? CompactionOutcome::Effect::kCompacted
@@ -544,11 +576,14 @@ CompactionOutcome Attachment::EndCompaction(uint32_t slot, CompactionJob job, sh
                             .ladder = session->ladder.ladder,
                             .rung = session->rung};
   if (job.verdict == CompactionJob::Verdict::kUntouched) {
+    (void)ledger_->Release(session->id, job.copies);
     TakeHeld(session, resting, &outcome);
     return outcome;
   }
   std::vector<PageId> unused = job.replacements;
+  if (!job.status.ok()) unused.insert(unused.end(), job.copies.begin(), job.copies.end());
   if (job.status.ok()) {
+    if (!job.copies.empty()) LeavePrefix(session);
     TakeResult(session, job, &outcome);
     unused.insert(unused.end(), job.session_pages.begin(), job.session_pages.end());
     std::erase_if(unused, [&](PageId page) {

@@ -23,6 +23,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "agent/pool.h"
+#include "agent/prefix_index.h"
 #include "agent/recovery.h"
 #include "agent/session.h"
 #include "agent/session_jobs.h"
@@ -39,6 +40,8 @@ struct AttachmentSetup {
   uint32_t chunk_tokens = 1;
   QueryOffer queries = QueryOffer::kAll;
   std::byte* base = nullptr;  // the device's range, for host kernels
+  // Of its tenant and layout; nullptr: no prefixes are shared.
+  std::shared_ptr<PrefixIndex> prefixes;
 };
 
 // What a compaction did, or the end of a session, for records and replies.
@@ -92,12 +95,29 @@ class Attachment {
 
   // ResourceExhausted when no slot is free.
   absl::StatusOr<AgentSession*> Open(const TenantState& tenant, const SessionPlan& plan,
-                                     const Charge& charge);
-  // The same of a tenant with a ladder: on its rung, and charged as that says.
-  absl::StatusOr<AgentSession*> Open(const TenantState& tenant, const SessionPlan& plan,
-                                     SessionLadder ladder);
-  // Frees the session's pages now, or when its job ends.
+                                     SessionTerms terms);
+  // Frees the session's pages now, or when its job ends. Those of its prompt that others may share
+  // are parked.
   void Close(uint32_t slot);
+
+  // Prompts that begin alike (attachment_prefix.cc). `keys`: of the whole pages of a prompt.
+  //
+  // Slabs that must be mapped by this worker before the known beginning can be shared.
+  std::vector<SlabIndex> SlabsOfPrefix(std::span<const PageKey> keys) const;
+  // The pages that TakePrefix would give to a session of this many shareable tokens.
+  std::vector<PageId> FindPrefix(std::span<const PageKey> keys, uint32_t shareable) const;
+  // A session just opened begins with them: they are in its page list and committed. Its own pages
+  // of the prompt will be shared in turn, unless nothing is shareable.
+  void TakePrefix(AgentSession* session, std::vector<PageKey> keys, uint32_t shareable);
+  // A session that begins as another one is now, without its keeping anything back: `parent` has a
+  // fork when CheckFork has just said so, and a page is free where its last one is not full.
+  // FailedPrecondition: why it cannot, and what to do instead. ResourceExhausted: slots, pages, the
+  // journal.
+  absl::StatusOr<const AgentSession*> CheckFork(uint32_t parent);
+  absl::StatusOr<AgentSession*> Fork(uint32_t parent, const TenantState& tenant,
+                                     const SessionPlan& plan, SessionTerms terms);
+  // Takes up what the workers wrote of prompts that are told and not all shared yet.
+  void FreezeAll();
   // Takes up what the workers wrote since the last job, for sessions without one.
   void SnapshotAll();
   // nullptr for a slot without an open session; takes any value.
@@ -145,6 +165,15 @@ class Attachment {
   // Errors, in the outcome, as BeginCompaction.
   CompactionOutcome End(uint32_t slot);
 
+  // Pages that a compaction of the session must copy, because others hold them too, and that it
+  // would copy so that its prompt stays for others: the worker's free pages had better be as many.
+  // Zeros for a slot without a session.
+  struct Copies {
+    uint32_t needed = 0;
+    uint32_t wanted = 0;  // at least `needed`
+  };
+  Copies PagesToCopy(uint32_t slot, shm::State resting) const;
+
   // A BUSY session waits for the reserve before its compaction begins: until EndWait it has a job,
   // so nobody drains it, hands it over again or gives its slot away. Errors as BeginCompaction.
   absl::Status BeginWait(uint32_t slot);
@@ -163,8 +192,29 @@ class Attachment {
  private:
   Attachment(AttachmentSetup setup, PoolLedger* ledger, std::unique_ptr<SharedRegions> regions);
 
+  enum class Pressure : uint8_t { kNo, kYes };
+
   // Reads the slot's words and checks them: adopts its pages and extends the planes to `committed`.
+  // Then what is whole of the prompt is frozen.
   absl::Status Snapshot(AgentSession* session);
+  absl::Status CheckWords(AgentSession* session, const SlotWords& words);
+  // What is full of its prompt, from now on for others too.
+  void FreezePrefix(AgentSession* session);
+  // The last of its frozen pages, from number `first` on, which it holds alone, are its own again.
+  void ThawFrom(AgentSession* session, size_t first);
+  // So that none of them is in a slab that is being evacuated, as far as it holds them alone.
+  void ThawEvacuated(AgentSession* session);
+  void ThawAlone(AgentSession* session);
+  // Pages of its own for those that it shares, in order, before its rows change; none where it may
+  // change all of them in place. nullopt: there are not enough now.
+  std::optional<std::vector<PageId>> CopiesFor(AgentSession* session, Pressure pressure);
+  // What the policy has to say in a hand-over.
+  std::optional<Selection> Choose(AgentSession* session, Pressure pressure);
+  void LetGoOfPrefix(AgentSession* session);
+  void LeavePrefix(AgentSession* session);
+  // Its frozen pages that others hold too: the first ones.
+  size_t SharedPages(const AgentSession& session) const;
+  void ChangeCharge(AgentSession* session, int64_t pages);
   absl::Status FailForPageList(AgentSession* session, const std::string& why);
   void Fail(AgentSession* session, shm::Failure why);
   void SetCharge(AgentSession* session, const Charge& charge);
@@ -184,7 +234,6 @@ class Attachment {
   // Rows of the longest head at which a session with a format is due to be sealed, under pressure
   // or not; nullopt: never.
   std::optional<uint32_t> SealAt(const AgentSession& session) const;
-  enum class Pressure : uint8_t { kNo, kYes };
   static bool PolicyTurn(const AgentSession& session, Pressure pressure);
   // Tells the worker when the session is due next, by its policy or to be sealed. The policy is
   // asked anew if it had its say in the last hand-over.

@@ -8,20 +8,18 @@
 
 namespace kvpool {
 
-absl::StatusOr<AgentSession*> Attachment::Open(const TenantState& tenant, const SessionPlan& plan,
-                                               SessionLadder ladder) {
-  const SessionRung& rung = ladder.rungs[tenant.rung];
-  absl::StatusOr<AgentSession*> opened = Open(tenant, plan, rung.charge);
-  if (!opened.ok()) return opened;
-  AgentSession& session = **opened;
-  session.needs = ladder.ladder->needs;
-  if (setup_.queries == QueryOffer::kNone) session.needs.queries = QueryNeed::kNone;
-  session.planes = Planes(setup_.layout.geometry(), session.needs.planes);
-  session.seal = rung.seal;
-  session.rung = session.wanted_rung = tenant.rung;
-  session.ladder = std::move(ladder);
-  SetCompactAt(&session);
-  return opened;
+SessionTerms TermsFor(const Layout& layout, const TenantState& tenant, const SessionPlan& plan,
+                      const std::function<bool(SealedFormat)>& can_have) {
+  SessionTerms terms;
+  if (tenant.ladder == nullptr) {
+    terms.charge = PeakCharge(layout, *tenant.policy, tenant.seal, plan);
+    terms.copies = Compacts(layout, *tenant.policy, tenant.seal, plan);
+    return terms;
+  }
+  terms.ladder = LadderFor(layout, tenant.ladder, plan, can_have);
+  terms.charge = terms.ladder.rungs[tenant.rung].charge;
+  terms.copies = true;  // also on a rung that keeps all: it may climb
+  return terms;
 }
 
 void Attachment::SetCharge(AgentSession* session, const Charge& charge) {

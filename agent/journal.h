@@ -40,7 +40,11 @@ struct Record {
     kSlab = 12,          // slab, slot: SlabState, word: group
     kMappings = 13,      // slab, id: worker slots that were offered it, mask: that mapped it
     kPages = 14,         // slab, word, mask: pages word * 64 + bit, slot: new PageState,
-                         // id: worker slot or session that gets them
+                         // id: worker slot or session that gets them; when frozen, the session
+                         // that holds them, or 0; count: Keep
+    kHold = 15,          // slab, word, mask: frozen pages, id: session, slot: 1 when it holds them
+                         // from now on, 0 when no more
+    kStopKeeping = 16,   // slab, word, mask: frozen pages
   };
   static constexpr uint8_t kNoSlot = 0xff;
 

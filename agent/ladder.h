@@ -62,6 +62,15 @@ struct SessionLadder {
   Charge whole;  // the most that it can come to when nothing of it may go
 
   explicit operator bool() const { return ladder != nullptr; }
+  // What more a session that is charged so may come to, because the floor may hold it at any
+  // length.
+  Charge Growth(const Charge& charge) const {
+    Charge growth;
+    if (ladder == nullptr || ladder->said.min_recovery <= 0) return growth;
+    growth = whole;
+    growth -= charge;
+    return growth;
+  }
   // Requires a ladder. What must be there for it on some rung: without a floor the charge of the
   // last one, with one the whole.
   const Charge& Least() const {

@@ -18,6 +18,8 @@ namespace {
 
 rpc::ReclaimStep ToCapnp(ReclaimStep step) {
   switch (step) {
+    case ReclaimStep::kParked:
+      return rpc::ReclaimStep::PARKED;
     case ReclaimStep::kCompaction:
       return rpc::ReclaimStep::COMPACTION;
     case ReclaimStep::kRequantisation:

@@ -366,13 +366,17 @@ TenantUsage PoolLedger::Usage(TenantId tenant) const {
                     .stuck_slabs = entry.in(SlabState::kStuck)};
   for (const auto& group : groups_) {
     if (group == nullptr || group->tenant != tenant) continue;
-    const auto [free, granted, owned] = group->pages_in;
+    const auto [free, granted, owned, frozen] = group->pages_in;
     if (group->workers == 0) usage.abandoned_slabs += group->slabs;
     usage.free_pages += free;
     usage.granted_pages += granted;
     usage.owned_pages += owned;
     usage.granted_bytes += group->layout.page_bytes() * static_cast<int64_t>(granted);
     usage.owned_bytes += group->layout.page_bytes() * static_cast<int64_t>(owned);
+    usage.frozen_pages += frozen;
+    usage.parked_pages += group->parked;
+    usage.frozen_bytes += group->layout.page_bytes() * static_cast<int64_t>(frozen);
+    usage.parked_bytes += group->layout.page_bytes() * static_cast<int64_t>(group->parked);
   }
   return usage;
 }
@@ -381,13 +385,16 @@ std::optional<SlabUsage> PoolLedger::Slab(SlabIndex slab) const {
   if (slab.value() >= config_.slabs) return std::nullopt;
   const SlabEntry& entry = slabs_[slab.value()];
   if (entry.state == SlabState::kFree) return SlabUsage{.slab = slab};
-  const auto [free, granted, owned] = entry.pages_in;
+  const auto [free, granted, owned, frozen] = entry.pages_in;
   return SlabUsage{.slab = slab,
                    .state = entry.state,
                    .tenant = groups_[entry.group]->tenant,
                    .group = entry.group,
                    .owned_pages = owned,
                    .granted_pages = granted,
+                   .frozen_pages = frozen,
+                   .parked_pages = entry.parked,
+                   .shared_pages = entry.shared,
                    .free_pages = free,
                    .workers = static_cast<uint32_t>(std::popcount(entry.offered)),
                    .abandoned = groups_[entry.group]->workers == 0};
@@ -400,11 +407,36 @@ std::vector<SlabUsage> PoolLedger::EmptiestSlabs(TenantId tenant, size_t max) co
     if (state != SlabState::kLeased && state != SlabState::kEvacuating) continue;
     if (groups_[slabs_[i].group]->tenant == tenant) slabs.push_back(*Slab(SlabIndex(i)));
   }
-  std::stable_sort(slabs.begin(), slabs.end(), [](const SlabUsage& a, const SlabUsage& b) {
-    return a.owned_pages + a.granted_pages < b.owned_pages + b.granted_pages;
-  });
+  const auto place = [](const SlabUsage& slab) {
+    return std::pair(slab.owned_pages + slab.granted_pages + slab.frozen_pages - slab.parked_pages,
+                     slab.parked_pages);
+  };
+  std::stable_sort(slabs.begin(), slabs.end(),
+                   [&](const SlabUsage& a, const SlabUsage& b) { return place(a) < place(b); });
   if (slabs.size() > max) slabs.resize(max);
   return slabs;
+}
+
+std::optional<uint32_t> PoolLedger::GroupOf(TenantId tenant, const Layout& layout) const {
+  const uint32_t group = FindGroup(tenant, layout);
+  if (group >= groups_.size() || groups_[group] == nullptr) return std::nullopt;
+  return group;
+}
+
+uint64_t PoolLedger::HeldPages(TenantId tenant, const Layout& layout) const {
+  const std::optional<uint32_t> group = GroupOf(tenant, layout);
+  if (!group.has_value()) return 0;
+  return groups_[*group]->pages_in[3] - groups_[*group]->parked;
+}
+
+uint64_t PoolLedger::FreePagesFor(WorkerId worker) const {
+  const uint8_t slot = WorkerSlot(worker);
+  uint64_t pages = 0;
+  for (const SlabEntry& slab : slabs_) {
+    const bool mapped = slot != Record::kNoSlot && (slab.mapped >> slot & 1) != 0;
+    if (mapped && slab.state == SlabState::kLeased) pages += slab.pages_in[0];
+  }
+  return pages;
 }
 
 uint64_t PoolLedger::GrantedPages(WorkerId worker) const {

@@ -7,6 +7,12 @@
 //
 //   slab  FREE -> LEASED(tenant, layout) <-> EVACUATING -> DRAINING -> FREE, or STUCK -> FREE
 //   page  FREE -> GRANTED(worker) -> OWNED(session) -> FREE, GRANTED -> FREE
+//         OWNED -> FROZEN -> OWNED, or FREE
+//
+// A FROZEN page is never written again. Any number of sessions hold it, and it may be kept for
+// reuse besides; it is FREE when nobody holds it and it is not kept. In whose tenant it lies is
+// what its slab says, so it is charged once. Sessions hold a chain of pages from its beginning, so
+// that whoever holds a page holds all before it; the ledger does not know of chains.
 //
 // Status codes, unless said otherwise. NotFound: no such tenant, worker, session or slab.
 // FailedPrecondition: not in the state that the command needs. ResourceExhausted: no room, the
@@ -47,7 +53,9 @@ enum class SlabState : uint8_t {
   kDraining = 3,    // no page in use; workers are unmapping it
   kStuck = 4,       // its memory could not be shown to be back; charged to its old tenant
 };
-enum class PageState : uint8_t { kFree = 0, kGranted = 1, kOwned = 2 };
+enum class PageState : uint8_t { kFree = 0, kGranted = 1, kOwned = 2, kFrozen = 3 };
+// Whether a FROZEN page stays when no session holds it any more.
+enum class Keep : uint8_t { kNo = 0, kForReuse = 1 };
 
 struct PoolConfig {
   uint32_t slabs = 0;
@@ -66,9 +74,13 @@ struct TenantUsage {
   uint32_t abandoned_slabs = 0;  // of layouts that no worker has any more
   uint64_t owned_pages = 0;      // in sessions
   uint64_t granted_pages = 0;    // in magazines
+  uint64_t frozen_pages = 0;     // each once, however many sessions hold it
+  uint64_t parked_pages = 0;     // of those, that no session holds: kept for reuse
   uint64_t free_pages = 0;       // of LEASED slabs
   Bytes owned_bytes;
   Bytes granted_bytes;
+  Bytes frozen_bytes;
+  Bytes parked_bytes;
 };
 
 struct SlabUsage {
@@ -78,6 +90,9 @@ struct SlabUsage {
   uint32_t group = 0;  // slabs of one tenant and one layout share a group; pages move only inside
   uint32_t owned_pages = 0;
   uint32_t granted_pages = 0;
+  uint32_t frozen_pages = 0;
+  uint32_t parked_pages = 0;  // of those, that no session holds
+  uint32_t shared_pages = 0;  // of those, that several sessions hold
   uint32_t free_pages = 0;
   uint32_t workers = 0;    // that were offered it and have not unmapped it
   bool abandoned = false;  // no worker has its tenant and layout: nobody can use it
@@ -132,7 +147,7 @@ class PoolLedger {
 
   absl::Status BeginEvacuate(SlabIndex slab);   // LEASED -> EVACUATING
   absl::Status CancelEvacuate(SlabIndex slab);  // EVACUATING -> LEASED
-  // EVACUATING -> DRAINING. FailedPrecondition while a page of it is granted or owned.
+  // EVACUATING -> DRAINING. FailedPrecondition while a page of it is granted, owned or frozen.
   absl::Status BeginDrain(SlabIndex slab);
   // DRAINING or STUCK -> FREE. The caller has the device's proof that the memory came back.
   // FailedPrecondition while a worker may have it mapped.
@@ -162,7 +177,8 @@ class PoolLedger {
   // Pages that compaction emptied become FREE. InvalidArgument when the session does not own one.
   absl::Status Release(SessionId session, std::span<const PageId> pages);
 
-  // Its pages become FREE; those of a pinned session do when its last pin goes.
+  // Its pages become FREE, and it holds no frozen ones any more; of a pinned session when its last
+  // pin goes.
   absl::Status CloseSession(SessionId session);
 
   // A running operation holds the session's pages: against close and the death of its worker.
@@ -172,6 +188,27 @@ class PoolLedger {
   // In no particular order. Valid until the next command.
   absl::StatusOr<std::span<const PageId>> PagesOf(SessionId session) const;
 
+  // --- Frozen pages (pool_frozen.cc) -----------------------------------------------------------
+  // InvalidArgument names the first page that is not as the command needs it, or is listed twice.
+  // ResourceExhausted: the journal.
+
+  // Pages that the session owns become FROZEN, and it holds them.
+  absl::Status Freeze(SessionId session, std::span<const PageId> pages, Keep keep);
+  // The session holds these FROZEN pages too. Its worker must have mapped their slabs.
+  absl::Status Share(SessionId session, std::span<const PageId> pages);
+  // It holds them no more.
+  absl::Status Unshare(SessionId session, std::span<const PageId> pages);
+  // FROZEN pages are not kept for reuse any more.
+  absl::Status StopKeeping(std::span<const PageId> pages);
+  // FROZEN pages that the session alone holds, and that are not kept, become its own again.
+  absl::Status Thaw(SessionId session, std::span<const PageId> pages);
+
+  // Those that the session holds, in no particular order. Valid until the next command.
+  absl::StatusOr<std::span<const PageId>> FrozenOf(SessionId session) const;
+  // Sessions that hold the page; 0 for one that is not frozen.
+  uint32_t HoldersOf(PageId page) const;
+  bool HasMapped(WorkerId worker, SlabIndex slab) const;
+
   // --- Questions -------------------------------------------------------------------------------
 
   const PoolConfig& config() const { return config_; }
@@ -180,8 +217,15 @@ class PoolLedger {
   std::vector<TenantId> Tenants() const;                // ascending
   TenantUsage Usage(TenantId tenant) const;             // zeros for a tenant that is nobody
   std::optional<SlabUsage> Slab(SlabIndex slab) const;  // nullopt: not a slab of this pool
-  // LEASED and EVACUATING slabs of a tenant, fewest pages in use first, at most `max`.
+  // As in SlabUsage; nullopt: nobody has this pair.
+  std::optional<uint32_t> GroupOf(TenantId tenant, const Layout& layout) const;
+  // LEASED and EVACUATING slabs of a tenant, fewest pages in use first, of these fewest parked
+  // ones, which are not counted as in use. At most `max`.
   std::vector<SlabUsage> EmptiestSlabs(TenantId tenant, size_t max) const;
+  // Frozen pages of a tenant and a layout that sessions hold, each once.
+  uint64_t HeldPages(TenantId tenant, const Layout& layout) const;
+  // In the LEASED slabs that it has mapped.
+  uint64_t FreePagesFor(WorkerId worker) const;
   uint64_t GrantedPages(WorkerId worker) const;  // 0 for a worker that is nobody
 
   // Walks everything. Internal says which invariant is broken: every slab in one state, sums match
@@ -200,6 +244,8 @@ class PoolLedger {
   static constexpr Owner kNobody = 0;
   static constexpr Owner kFirstSession = 1 + limits::kWorkers;
   static constexpr Owner kListed = 1u << 31;  // set while a page list is being checked
+  static constexpr Owner kFrozen = kListed - 1;
+  static constexpr uint32_t kKept = 1u << 31;
   static_assert(limits::kWorkers <= 64, "sets of workers are 64-bit masks");
 
   // Slabs of a group are indexed by how many free pages they have, in 64 steps: the fullest slab
@@ -229,7 +275,11 @@ class PoolLedger {
 
   struct Page {
     Owner owner = kNobody;
-    uint32_t place = 0;  // OWNED: index in its session's pages
+    // OWNED: index in its session's pages. FROZEN: sessions that hold it, and kKept.
+    uint32_t place = 0;
+
+    uint32_t holders() const { return owner == kFrozen ? place & ~kKept : 0; }
+    bool kept() const { return owner == kFrozen && (place & kKept) != 0; }
   };
   struct SlabEntry {
     SlabState state = SlabState::kFree;
@@ -237,11 +287,13 @@ class PoolLedger {
     uint32_t bucket = kUnlisted;
     uint64_t offered = 0;                // worker slots
     uint64_t mapped = 0;                 // worker slots; a subset of offered
-    std::array<uint32_t, 3> pages_in{};  // by PageState
+    std::array<uint32_t, 4> pages_in{};  // by PageState
+    uint32_t parked = 0;                 // FROZEN pages that nobody holds
+    uint32_t shared = 0;                 // FROZEN pages that several sessions hold
     std::vector<uint64_t> free;          // bit i: page i is FREE
     std::vector<Page> pages;
 
-    uint32_t used() const { return pages_in[1] + pages_in[2]; }
+    uint32_t used() const { return pages_in[1] + pages_in[2] + pages_in[3]; }
     // Bits of a word of `free` that stand for pages.
     uint64_t PageMask(uint32_t word) const {
       const size_t first = size_t{word} * 64;
@@ -258,7 +310,8 @@ class PoolLedger {
     uint32_t slabs = 0;
     uint32_t workers = 0;
     uint32_t bucket_shift = 0;
-    std::array<uint64_t, 3> pages_in{};         // by PageState; kFree: of LEASED slabs only
+    std::array<uint64_t, 4> pages_in{};         // by PageState; kFree: of LEASED slabs only
+    uint64_t parked = 0;                        // FROZEN pages that nobody holds
     std::array<uint32_t, kBuckets> slabs_in{};  // by bucket
     std::vector<uint64_t> listed;               // [kBuckets][slab_words_]: bit per slab
   };
@@ -274,6 +327,7 @@ class PoolLedger {
     uint8_t worker = Record::kNoSlot;  // its slot; kNoSlot: closed, but pinned
     uint32_t pins = 0;
     std::vector<PageId> pages;
+    std::vector<PageId> frozen;  // that it holds
   };
   struct Tenant {
     uint32_t lease = 0;
@@ -293,9 +347,11 @@ class PoolLedger {
 
   static Owner GrantedTo(uint8_t worker_slot) { return 1 + worker_slot; }
   Owner OwnedBy(SessionId session) const { return kFirstSession + session_slots_.at(session); }
+  static bool IsSession(Owner owner) { return owner >= kFirstSession && owner != kFrozen; }
   static PageState StateOf(Owner owner) {
     return owner == kNobody        ? PageState::kFree
            : owner < kFirstSession ? PageState::kGranted
+           : owner == kFrozen      ? PageState::kFrozen
                                    : PageState::kOwned;
   }
 
@@ -314,6 +370,13 @@ class PoolLedger {
   absl::Status CheckList(std::span<const PageId> pages, Owner owner, Owner other);
   // Moves those of `pages` whose owner is `from`; returns how many.
   size_t Move(std::span<const PageId> pages, Owner from, PageState to, uint64_t id);
+  // The pages in as few records as their order allows, each a copy of `record` with slab, word and
+  // mask. Requires that all are found.
+  void CommitRuns(std::span<const PageId> pages, Record record);
+  // Ok when `good` says so of each page, and none is listed twice.
+  template <typename Good>
+  absl::Status CheckFrozen(std::span<const PageId> pages, const char* why, Good good) const;
+  absl::StatusOr<const Session*> OpenSessionOf(SessionId session) const;
 
   // Journal (pool_replay.cc). No checkpoint comes between Reserve(n) and the n records after it.
   static Record PoolRecord(const PoolConfig& config);
@@ -331,6 +394,8 @@ class PoolLedger {
   absl::Status Replay(std::span<const Record> records);
   absl::Status CheckRecord(const Record& record) const;
   bool CanApplyToSlab(const Record& record) const;
+  bool CanApplyToPages(const Record& record) const;
+  void CheckpointHolds(const Session& session, std::vector<Record>* out) const;
   absl::StatusOr<Layout> GroupLayout(const Record& record) const;
 
   // Changes (pool_apply.cc): the only way in which the state changes, live and in replay.
@@ -346,12 +411,19 @@ class PoolLedger {
   void SetOwner(uint32_t slab, uint32_t word, uint64_t mask, Owner owner);
   void CountPages(uint32_t slab, Owner owner, int64_t change);
   void RemoveFromSession(const Page& page);
+  void ApplyFreeze(const Record& record);
+  void ApplyHold(const Record& record);
+  void ApplyStopKeeping(const Record& record);
+  void ForgetHolds(Session* session, const Record& record);
+  void SetHolders(uint32_t slab, uint32_t index, uint32_t place);
+  void CountFrozen(uint32_t slab, const Page& page, int change);
   void Relist(uint32_t slab);
   void DropGroupIfUnused(uint32_t group);
   void DropTenantIfUnused(TenantId tenant);
   absl::Status CheckSlab(uint32_t index) const;
   absl::Status CheckWorker(uint8_t slot) const;
   absl::Status CheckSessions() const;
+  absl::Status CheckHolders() const;
 
   PoolConfig config_;
   Journal journal_;
@@ -370,6 +442,7 @@ class PoolLedger {
   uint32_t free_slabs_ = 0;
   uint32_t stuck_slabs_ = 0;
   uint64_t paged_ = 0;               // pages of all slabs in use
+  uint64_t holds_ = 0;               // frozen pages of all sessions
   std::vector<uint16_t> layer_map_;  // of the group that is being made, with kMasksSelf
 };
 

@@ -53,6 +53,10 @@ void PoolLedger::Apply(const Record& record) {
       return ApplySlab(record);
     case Type::kMappings:
       return SetMappings(record.slab, record.id, record.mask);
+    case Type::kHold:
+      return ApplyHold(record);
+    case Type::kStopKeeping:
+      return ApplyStopKeeping(record);
     case Type::kCheckpoint:
     case Type::kPool:
       return;
@@ -61,6 +65,10 @@ void PoolLedger::Apply(const Record& record) {
 
 void PoolLedger::ApplyPages(const Record& record) {
   const PageState to = static_cast<PageState>(record.slot);
+  if (to == PageState::kFrozen) return ApplyFreeze(record);
+  if (to == PageState::kOwned && slabs_[record.slab].pages_in[3] > 0) {  // it may be a thaw
+    ForgetHolds(&sessions_[session_slots_.at(SessionId(record.id))], record);
+  }
   const Owner owner = to == PageState::kFree      ? kNobody
                       : to == PageState::kGranted ? GrantedTo(static_cast<uint8_t>(record.id))
                                                   : OwnedBy(SessionId(record.id));
@@ -138,6 +146,11 @@ void PoolLedger::Close(Session* session) {
     const Place place = Locate(session->pages.back());
     SetOwner(place.slab, place.index / 64, uint64_t{1} << place.index % 64, kNobody);
   }
+  for (const PageId page : session->frozen) {
+    const Place place = Locate(page);
+    SetHolders(place.slab, place.index, slabs_[place.slab].pages[place.index].place - 1);
+  }
+  holds_ -= session->frozen.size();
   const auto found = session_slots_.find(session->id);
   unused_sessions_.push_back(found->second);
   session_slots_.erase(found);
@@ -153,7 +166,7 @@ void PoolLedger::ApplySlab(const Record& record) {
     const uint32_t pages = group.layout.pages_per_slab();
     slab.group = record.word;
     slab.pages.resize(pages);
-    slab.pages_in = {pages, 0, 0};
+    slab.pages_in = {pages, 0, 0, 0};
     for (uint32_t word = 0; word < CeilDiv(pages, 64u); ++word) {
       slab.free.push_back(slab.PageMask(word));
     }
@@ -200,15 +213,17 @@ void PoolLedger::SetOwner(uint32_t index, uint32_t word, uint64_t mask, Owner ow
         others |= rest & -rest;
         continue;
       }
-      if (from >= kFirstSession) RemoveFromSession(page);
-      page.owner = owner;
+      if (IsSession(from)) RemoveFromSession(page);
+      if (from == kFrozen) CountFrozen(index, page, -1);
+      page = {.owner = owner};
+      if (owner == kFrozen) CountFrozen(index, page, 1);
       ++count;
     }
     CountPages(index, from, -int64_t{count});
     CountPages(index, owner, int64_t{count});
     rest = others;
   }
-  if (owner >= kFirstSession) {
+  if (IsSession(owner)) {
     std::vector<PageId>& list = sessions_[owner - kFirstSession].pages;
     const Layout& layout = groups_[slab.group]->layout;
     for (uint64_t rest = mask; rest != 0; rest &= rest - 1) {
@@ -288,10 +303,11 @@ absl::Status PoolLedger::CheckInvariants() const {
     if (slab.state == SlabState::kFree) continue;
     ++slabs_in[groups_[slab.group]->tenant][static_cast<int>(slab.state)];
     ++groups[slab.group].slabs;
-    for (int state = 0; state < 3; ++state) {
+    for (int state = 0; state < 4; ++state) {
       if (state == 0 && slab.state != SlabState::kLeased) continue;
       groups[slab.group].pages_in[state] += slab.pages_in[state];
     }
+    groups[slab.group].parked += slab.parked;
     if (slab.bucket != kUnlisted) ++groups[slab.group].slabs_in[slab.bucket];
     paged += slab.pages.size();
   }
@@ -309,7 +325,8 @@ absl::Status PoolLedger::CheckInvariants() const {
       return absl::InternalError(absl::StrCat("I5: group ", i, " belongs to nobody"));
     }
     if (group.slabs != groups[i].slabs || group.workers != groups[i].workers ||
-        group.pages_in != groups[i].pages_in || group.slabs_in != groups[i].slabs_in) {
+        group.pages_in != groups[i].pages_in || group.slabs_in != groups[i].slabs_in ||
+        group.parked != groups[i].parked) {
       return absl::InternalError(absl::StrCat("I1: the sums of group ", i, " do not match"));
     }
   }
@@ -319,7 +336,8 @@ absl::Status PoolLedger::CheckInvariants() const {
           absl::StrCat("I1: tenant ", tenant.value(), " is charged wrongly"));
     }
   }
-  return CheckSessions();
+  if (absl::Status status = CheckSessions(); !status.ok()) return status;
+  return CheckHolders();
 }
 
 absl::Status PoolLedger::CheckSlab(uint32_t index) const {
@@ -341,14 +359,19 @@ absl::Status PoolLedger::CheckSlab(uint32_t index) const {
       return broken("I2: mapped by a worker of another owner");
     }
   }
-  std::array<uint32_t, 3> pages_in{};
+  std::array<uint32_t, 4> pages_in{};
+  uint32_t parked = 0, shared = 0;
   for (uint32_t i = 0; i < slab.pages.size(); ++i) {
     const Owner owner = slab.pages[i].owner;
     ++pages_in[static_cast<int>(StateOf(owner))];
+    parked += owner == kFrozen && slab.pages[i].holders() == 0;
+    shared += slab.pages[i].holders() > 1;
     if (((slab.free[i / 64] >> i % 64 & 1) != 0) != (owner == kNobody)) {
       return broken("I1: a page is both FREE and not");
     }
-    if (owner >= kFirstSession) {
+    if (owner == kFrozen) {
+      if (slab.pages[i].place == 0) return broken("I5: a frozen page is nobody's");
+    } else if (owner >= kFirstSession) {
       const uint32_t session = owner - kFirstSession;
       if (session >= sessions_.size() || slab.pages[i].place >= sessions_[session].pages.size() ||
           sessions_[session].pages[slab.pages[i].place] !=
@@ -359,7 +382,9 @@ absl::Status PoolLedger::CheckSlab(uint32_t index) const {
       return broken("I2: a page is granted to a worker that has not mapped it");
     }
   }
-  if (pages_in != slab.pages_in) return broken("I1: the sums of pages do not match");
+  if (pages_in != slab.pages_in || parked != slab.parked || shared != slab.shared) {
+    return broken("I1: the sums of pages do not match");
+  }
   const bool lists = slab.state == SlabState::kLeased && slab.pages_in[0] > 0;
   if (lists != (slab.bucket != kUnlisted)) return broken("I1: listed in the wrong place");
   if (slab.state >= SlabState::kDraining && slab.used() != 0) {

@@ -135,10 +135,10 @@ uint16_t PoolLedger::MapEntry(const Record& record, uint32_t index) {
   return Unpack(index < 4 ? record.id : record.mask, index % 4);
 }
 
-// Upper bound: every page of every slab in use with a record of its own.
+// Upper bound: every page of every slab in use, and every hold, with a record of its own.
 uint64_t PoolLedger::CheckpointBound() const {
   return 2 + tenants_.size() + groups_.size() * kGroupRecords + limits::kWorkers +
-         2 * session_slots_.size() + 2 * uint64_t{config_.slabs - free_slabs_} + paged_;
+         2 * session_slots_.size() + 2 * uint64_t{config_.slabs - free_slabs_} + paged_ + holds_;
 }
 
 absl::Status PoolLedger::ExpectRoom(uint64_t more_records) const {
@@ -210,6 +210,7 @@ std::vector<Record> PoolLedger::Checkpoint() const {
   for (uint32_t i = 0; i < config_.slabs; ++i) {
     if (slabs_[i].state != SlabState::kFree) CheckpointSlab(i, &out);
   }
+  for (const Session* session : sessions) CheckpointHolds(*session, &out);
   return out;
 }
 
@@ -226,20 +227,26 @@ void PoolLedger::CheckpointSlab(uint32_t index, std::vector<Record>* out) const 
   for (uint32_t word = 0; word < slab.free.size(); ++word) {
     uint64_t rest = ~slab.free[word] & slab.PageMask(word);
     while (rest != 0) {
-      const Owner owner = slab.pages[word * 64 + std::countr_zero(rest)].owner;
+      const Page& first = slab.pages[word * 64 + std::countr_zero(rest)];
+      const Owner owner = first.owner;
       uint64_t mask = 0;
       for (uint64_t left = rest; left != 0; left &= left - 1) {
         const int bit = std::countr_zero(left);
-        if (slab.pages[word * 64 + bit].owner == owner) mask |= uint64_t{1} << bit;
+        const Page& page = slab.pages[word * 64 + bit];
+        if (page.owner == owner && page.kept() == first.kept()) mask |= uint64_t{1} << bit;
       }
-      const bool owned = owner >= kFirstSession;
-      out->push_back(
-          {.type = Type::kPages,
-           .slot = static_cast<uint8_t>(owned ? PageState::kOwned : PageState::kGranted),
-           .word = static_cast<uint16_t>(word),
-           .slab = index,
-           .id = owned ? sessions_[owner - kFirstSession].id.value() : owner - GrantedTo(0),
-           .mask = mask});
+      const PageState state = StateOf(owner);
+      // Who holds frozen pages is written behind all slabs.
+      const uint64_t id = state == PageState::kOwned ? sessions_[owner - kFirstSession].id.value()
+                          : state == PageState::kGranted ? owner - GrantedTo(0)
+                                                         : 0;
+      out->push_back({.type = Type::kPages,
+                      .slot = static_cast<uint8_t>(state),
+                      .word = static_cast<uint16_t>(word),
+                      .slab = index,
+                      .id = id,
+                      .mask = mask,
+                      .count = first.kept()});
       rest &= ~mask;
     }
   }
@@ -298,6 +305,8 @@ absl::Status PoolLedger::CheckRecord(const Record& record) const {
     case Type::kSlab:
     case Type::kMappings:
     case Type::kPages:
+    case Type::kHold:
+    case Type::kStopKeeping:
       good = record.slab < config_.slabs && CanApplyToSlab(record);
       break;
     case Type::kCheckpoint:
@@ -328,14 +337,43 @@ bool PoolLedger::CanApplyToSlab(const Record& record) const {
     return in_use && (record.mask & ~record.id) == 0 &&
            ((slab.mapped & ~record.mask) == 0 || slab.used() == 0);
   }
-  if (!in_use || (record.mask & ~slab.PageMask(record.word)) != 0) return false;
+  return in_use && (record.mask & ~slab.PageMask(record.word)) == 0 && CanApplyToPages(record);
+}
+
+bool PoolLedger::CanApplyToPages(const Record& record) const {
+  const SlabEntry& slab = slabs_[record.slab];
+  const auto all = [&](auto good) {
+    for (uint64_t rest = record.mask; rest != 0; rest &= rest - 1) {
+      if (!good(slab.pages[size_t{record.word} * 64 + std::countr_zero(rest)])) return false;
+    }
+    return true;
+  };
+  const auto frozen = [](const Page& page) { return page.owner == kFrozen; };
+  const auto not_frozen = [](const Page& page) { return page.owner != kFrozen; };
+  const Session* session = FindSession(SessionId(record.id));
+  const auto holds = [&](const Page& page) {
+    const auto index = static_cast<uint32_t>(&page - slab.pages.data());
+    return session != nullptr &&
+           std::find(session->frozen.begin(), session->frozen.end(),
+                     groups_[slab.group]->layout.Page(SlabIndex(record.slab), index)) !=
+               session->frozen.end();
+  };
+  if (record.type == Type::kStopKeeping) return all([](const Page& page) { return page.kept(); });
+  if (record.type == Type::kHold) {
+    return session != nullptr && record.slot <= 1 &&
+           all([&](const Page& page) { return frozen(page) && holds(page) == (record.slot == 0); });
+  }
   switch (static_cast<PageState>(record.slot)) {
     case PageState::kFree:
-      return true;
+      return all(not_frozen);
     case PageState::kGranted:
-      return record.id < limits::kWorkers && (slab.mapped >> record.id & 1) != 0;
+      return record.id < limits::kWorkers && (slab.mapped >> record.id & 1) != 0 && all(not_frozen);
     case PageState::kOwned:
-      return FindSession(SessionId(record.id)) != nullptr;
+      return session != nullptr && all([&](const Page& page) {
+               return !frozen(page) || (page.place == 1 && holds(page));
+             });
+    case PageState::kFrozen:
+      return (session != nullptr || record.id == 0) && record.count <= 1 && all(not_frozen);
   }
   return false;
 }

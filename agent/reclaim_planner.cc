@@ -10,14 +10,22 @@
 namespace kvpool {
 namespace {
 
+// Frozen pages that sessions hold count as theirs; parked ones are nobody's.
+int64_t HeldPages(const SlabUsage& slab) {
+  return int64_t{slab.owned_pages} + slab.frozen_pages - slab.parked_pages;
+}
+// Of those, what can move: each has one session.
+int64_t MovingPages(const SlabUsage& slab) { return HeldPages(slab) - slab.shared_pages; }
+
 // Whole slabs that pages take, group by group.
 class Needs {
  public:
   explicit Needs(const ReclaimInput& input) {
     for (const SlabUsage& slab : input.slabs) {
       Group& group = groups_[slab.group];
-      group.pages += slab.owned_pages;
-      group.pages_per_slab = slab.owned_pages + slab.granted_pages + slab.free_pages;
+      group.pages += HeldPages(slab);
+      group.pages_per_slab =
+          slab.owned_pages + slab.granted_pages + slab.frozen_pages + slab.free_pages;
     }
   }
 
@@ -81,8 +89,11 @@ std::vector<const ReclaimSession*> ChoosePreempted(const ReclaimInput& input) {
 // Slabs of one group: pages move only inside.
 struct GroupRoom {
   int64_t free = 0;     // pages in LEASED slabs that stay
+  int64_t parked = 0;   // pages there that can be dropped
   int64_t moving = 0;   // pages in sessions, in slabs that go
-  int64_t missing = 0;  // pages that must come free before enough slabs can go
+  int64_t missing = 0;  // pages that must come free besides before enough slabs can go
+
+  int64_t lacking() const { return moving - free - parked; }
 };
 
 struct Victims {
@@ -108,9 +119,10 @@ Victims KeepEvacuating(const ReclaimInput& input, ReclaimPlan* plan) {
     GroupRoom& room = victims.rooms[slab.group];
     if (slab.state == SlabState::kLeased) {
       room.free += slab.free_pages;
-    } else if (!victims.enough()) {
+      room.parked += slab.parked_pages;
+    } else if (!victims.enough() && slab.shared_pages == 0) {
       victims.going.insert(slab.slab);
-      room.moving += slab.owned_pages;
+      room.moving += MovingPages(slab);
     } else {
       plan->cancel.push_back(slab.slab);
     }
@@ -122,13 +134,13 @@ Victims KeepEvacuating(const ReclaimInput& input, ReclaimPlan* plan) {
 void ChooseVictims(const ReclaimInput& input, Victims* victims, ReclaimPlan* plan) {
   for (const SlabUsage& slab : input.slabs) {
     if (victims->enough()) return;
-    if (slab.state != SlabState::kLeased || slab.abandoned) continue;
-    GroupRoom& room = victims->rooms[slab.group];
-    const int64_t free = room.free - slab.free_pages;
-    const int64_t moving = room.moving + slab.owned_pages;
-    if (moving > free && moving > 0) continue;
-    room.free = free;
-    room.moving = moving;
+    if (slab.state != SlabState::kLeased || slab.abandoned || slab.shared_pages > 0) continue;
+    GroupRoom room = victims->rooms[slab.group];
+    room.free -= slab.free_pages;
+    room.parked -= slab.parked_pages;
+    room.moving += MovingPages(slab);
+    if (room.lacking() > 0 && room.moving > 0) continue;
+    victims->rooms[slab.group] = room;
     victims->going.insert(slab.slab);
     plan->evacuate.push_back(slab.slab);
   }
@@ -155,12 +167,35 @@ void CountMissing(const ReclaimInput& input, const std::set<SessionId>& ending, 
   for (const SlabUsage& slab : input.slabs) {
     if (more <= 0) return;
     if (slab.state != SlabState::kLeased || victims->going.contains(slab.slab)) continue;
+    if (slab.shared_pages > 0) continue;
     GroupRoom& room = rooms[slab.group];
     room.free -= slab.free_pages;
-    room.moving += slab.owned_pages;
-    if (room.moving - room.free > freeable[slab.group]) continue;
-    victims->rooms[slab.group].missing = std::max<int64_t>(0, room.moving - room.free);
+    room.parked -= slab.parked_pages;
+    room.moving += MovingPages(slab);
+    if (room.lacking() > freeable[slab.group]) continue;
+    victims->rooms[slab.group].missing = std::max<int64_t>(0, room.lacking());
     --more;
+  }
+}
+
+// What is parked in slabs that go, and what makes room for their other pages; all of it before
+// sessions must make room.
+void ChooseDropped(const ReclaimInput& input, const Victims& victims, ReclaimPlan* plan) {
+  std::map<uint32_t, int64_t> parked, drop;
+  for (const SlabUsage& slab : input.slabs) {
+    if (slab.parked_pages == 0) continue;
+    parked[slab.group] += slab.parked_pages;
+    if (!victims.going.contains(slab.slab)) continue;
+    plan->drop_in.push_back(slab.slab);
+    drop[slab.group] += slab.parked_pages;
+  }
+  for (const auto& [group, room] : victims.rooms) {
+    drop[group] += std::max<int64_t>(0, room.moving - room.free);
+    if (!victims.enough()) drop[group] = parked[group];
+  }
+  for (const auto& [group, pages] : drop) {
+    const int64_t most = std::min(pages, parked[group]);
+    if (most > 0) plan->drop[group] = static_cast<uint64_t>(most);
   }
 }
 
@@ -211,6 +246,7 @@ ReclaimPlan PlanReclaim(const ReclaimInput& input) {
   Victims victims = KeepEvacuating(input, &plan);
   ChooseVictims(input, &victims, &plan);
   CountMissing(input, ending, &victims);
+  ChooseDropped(input, victims, &plan);
   if (NeedsMagazines(input, victims)) plan.magazines = ReclaimPlan::Magazines::kReturn;
 
   // By group: what compaction shrinks, and what only sealing does.

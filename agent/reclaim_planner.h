@@ -1,17 +1,20 @@
 // Decides what to do for a tenant that holds more slabs than its lease: pure, no ledger, no clock.
 //
-// Of the reclaim order the steps that exist are 2 (compaction), 3 (requantisation), 5 (refusal,
-// which needs no plan: no page is granted above the lease) and 6 (preemption, where and when it is
-// allowed: see overage.h). Before all come the ways that cost nobody anything: unused pages in
-// magazines go back, and the emptiest slabs move into free places of the others. Sessions are
-// compacted only as far as room is missing for that, and those that compaction cannot shrink are
-// sealed only as far as room is missing after it. A plan holds only what is worth doing now; it is
-// made anew whenever something has changed.
+// Of the reclaim order the steps that exist are 1 (parked prefixes), 2 (compaction), 3
+// (requantisation), 5 (refusal, which needs no plan: no page is granted above the lease) and 6
+// (preemption, where and when it is allowed: see overage.h). Before all come the ways that cost
+// nobody anything: unused pages in magazines go back, and the emptiest slabs move into free places
+// of the others. Parked pages are dropped as far as their place is needed, before any session loses
+// a row. A slab with pages that several sessions share stays, because nobody can move them: until
+// all but one have ended. Sessions are compacted only as far as room is missing for that, and those
+// that compaction cannot shrink are sealed only as far as room is missing after it. A plan holds
+// only what is worth doing now; it is made anew whenever something has changed.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "agent/overage.h"
@@ -27,10 +30,10 @@ struct ReclaimSession {
   // kBusy: the agent has a job on it, and can only mark it to be ended after that.
   enum class Where : uint8_t { kIdle, kRunning, kBusy } where = Where::kIdle;
   bool ending = false;           // marked by an earlier plan to be ended when it is handed over
-  uint64_t pages = 0;            // that it owns
+  uint64_t pages = 0;            // that it owns, or holds alone
   uint64_t frees_pages = 0;      // that compaction by its policy would free now; 0: it cannot
   uint64_t seals_pages = 0;      // that sealing would free besides; 0: it cannot
-  std::vector<SlabIndex> slabs;  // where it has pages
+  std::vector<SlabIndex> slabs;  // where it has these
 };
 
 struct ReclaimInput {
@@ -46,13 +49,17 @@ struct ReclaimPlan {
   enum class Magazines : uint8_t { kKeep, kReturn } magazines = Magazines::kKeep;
   std::vector<SlabIndex> cancel;    // EVACUATING slabs that need not go any more
   std::vector<SlabIndex> evacuate;  // LEASED slabs that shall go, emptiest first
-  std::vector<SessionId> take;      // IDLE sessions to compact, seal or move now
-  std::vector<SessionId> ask;       // RUNNING sessions to be handed over
-  std::vector<SessionId> preempt;   // all to be ended: now if IDLE, else when handed over
+  // Parked pages to drop: so many of a group, those worth least; then, when the plan is made anew,
+  // those in these slabs.
+  std::map<uint32_t, uint64_t> drop;
+  std::vector<SlabIndex> drop_in;
+  std::vector<SessionId> take;     // IDLE sessions to compact, seal or move now
+  std::vector<SessionId> ask;      // RUNNING sessions to be handed over
+  std::vector<SessionId> preempt;  // all to be ended: now if IDLE, else when handed over
 
   bool empty() const {
-    return magazines == Magazines::kKeep && cancel.empty() && evacuate.empty() && take.empty() &&
-           ask.empty() && preempt.empty();
+    return magazines == Magazines::kKeep && cancel.empty() && evacuate.empty() && drop.empty() &&
+           drop_in.empty() && take.empty() && ask.empty() && preempt.empty();
   }
   bool operator==(const ReclaimPlan&) const = default;
 };

@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/reclaimer.h"
 
+#include <algorithm>
 #include <set>
 #include <utility>
 
@@ -16,9 +17,23 @@ constexpr auto kBeat = 20 * kj::MILLISECONDS;
 // How soon the memory of a STUCK slab is looked for again.
 constexpr auto kStuckPause = 5 * kj::SECONDS;
 
+// Between two looks for parked pages that nobody asks for.
+constexpr Duration kFirstLook = std::chrono::milliseconds(100), kLastLook = std::chrono::minutes(1);
+
 }  // namespace
 
-Reclaimer::Reclaimer(const Deps& deps) : deps_(deps), log_("reclaimer"), tasks_(*this) {}
+Reclaimer::Reclaimer(const Deps& deps) : deps_(deps), log_("reclaimer"), tasks_(*this) {
+  tasks_.add(DropUnused());
+}
+
+kj::Promise<void> Reclaimer::DropUnused() {
+  const auto pause = std::clamp<Duration>(deps_.parked_ttl / 8, kFirstLook, kLastLook);
+  return deps_.timer->afterDelay(pause / std::chrono::milliseconds(1) * kj::MILLISECONDS)
+      .then([this] {
+        deps_.workers->DropParkedBefore(BootClock::now() - deps_.parked_ttl);
+        return DropUnused();
+      });
+}
 
 void Reclaimer::taskFailed(kj::Exception&& error) {
   log_.Error("a reclaim stopped", {{"error", error.getDescription().cStr()}});
@@ -40,7 +55,13 @@ void Reclaimer::Look(TenantId tenant) {
 
 kj::Promise<void> Reclaimer::Pass(TenantId tenant) {
   deps_.workers->Snapshot(tenant);
-  const ReclaimPlan plan = PlanReclaim(Input(tenant));
+  ReclaimPlan plan = PlanReclaim(Input(tenant));
+  if (!plan.drop.empty()) {
+    // What is worth least may empty other slabs than would have gone.
+    deps_.workers->DropParked(tenant, {}, plan.drop);
+    plan = PlanReclaim(Input(tenant));
+  }
+  deps_.workers->DropParked(tenant, plan.drop_in, {});
   for (SlabIndex slab : plan.cancel) (void)deps_.ledger->CancelEvacuate(slab);
   for (SlabIndex slab : plan.evacuate) (void)deps_.ledger->BeginEvacuate(slab);
   deps_.workers->Preempt(tenant, plan.preempt);
@@ -89,9 +110,14 @@ ReclaimInput Reclaimer::Input(TenantId tenant) const {
         known.seals_pages = attachment.PagesFreedBySealing(session);
       }
       std::set<SlabIndex> slabs;
-      for (PageId page : deps_.ledger->PagesOf(session.id).value_or(std::span<const PageId>())) {
+      const auto add = [&](PageId page) {
         ++known.pages;
         slabs.insert(attachment.layout().SlabOf(page));
+      };
+      const auto owned = deps_.ledger->PagesOf(session.id).value_or(std::span<const PageId>());
+      std::for_each(owned.begin(), owned.end(), add);
+      for (PageId page : session.frozen) {
+        if (deps_.ledger->HoldersOf(page) == 1) add(page);
       }
       known.slabs.assign(slabs.begin(), slabs.end());
       if (!known.slabs.empty()) known.group = groups[known.slabs.front()];
@@ -105,7 +131,9 @@ void Reclaimer::DrainEmpty(TenantId tenant) {
   const uint32_t held = deps_.ledger->Usage(tenant).held_slabs;
   for (const SlabUsage& slab : deps_.ledger->EmptiestSlabs(tenant, held)) {
     if (slab.state != SlabState::kEvacuating) continue;
-    if (slab.owned_pages + slab.granted_pages > 0 || deps_.workers->Populating(slab.slab)) continue;
+    if (slab.owned_pages + slab.granted_pages + slab.frozen_pages > 0 ||
+        deps_.workers->Populating(slab.slab))
+      continue;
     if (deps_.ledger->BeginDrain(slab.slab).ok()) tasks_.add(Drain(slab.slab));
   }
 }

@@ -1,6 +1,7 @@
 // Brings tenants back to their leases: looks at one when something changed, asks the planner what
 // to do next, and does it: magazines, evacuation, compaction, revocation of slabs, the end of
-// sessions where the operator allows it. Tells the tenant book what it holds. What a plan
+// sessions where the operator allows it. Drops parked pages that nobody asks for. Tells the tenant
+// book what it holds. What a plan
 // cannot do now (a session still runs, a worker has not answered) is looked at again at the next
 // change and, while a tenant is over its lease, at a steady beat.
 //
@@ -32,6 +33,7 @@ class Reclaimer final : private kj::TaskSet::ErrorHandler {
     Workers* workers = nullptr;
     boost::asio::thread_pool* pool = nullptr;
     kj::Timer* timer = nullptr;
+    Duration parked_ttl = Duration::max();
   };
   explicit Reclaimer(const Deps& deps);
 
@@ -42,6 +44,8 @@ class Reclaimer final : private kj::TaskSet::ErrorHandler {
 
  private:
   kj::Promise<void> Pass(TenantId tenant);
+  // Drops what nobody has asked for during parked_ttl, for ever.
+  kj::Promise<void> DropUnused();
   ReclaimInput Input(TenantId tenant) const;
   kj::Promise<void> Drain(SlabIndex slab);
   kj::Promise<void> Destroy(SlabIndex slab);

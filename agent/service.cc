@@ -6,8 +6,10 @@
 #include <capnp/schema.h>
 #include <kj/debug.h>
 
+#include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "agent/agent_metrics.h"
 #include "agent/memory_server.h"
 #include "common/secret.h"
@@ -52,6 +54,26 @@ std::string NameOf(rpc::RefusalReason reason) {
 }
 
 std::string ToString(capnp::Text::Reader text) { return {text.begin(), text.size()}; }
+
+absl::StatusOr<SessionRequest> FromCapnp(rpc::OpenParams::Reader params) {
+  SessionRequest request{.prompt_tokens = params.getPromptTokens(),
+                         .max_tokens = params.getMaxTokens()};
+  // Each look at a list counts against what may be read of a message: so one.
+  const auto prompt = params.getPrompt();
+  const uint32_t most = std::min(request.prompt_tokens, limits::kPrefixTokens);
+  if (prompt.size() > most) {
+    return absl::InvalidArgumentError(absl::StrCat("prompt lists ", prompt.size(),
+                                                   " tokens, allowed are the first ", most,
+                                                   " of promptTokens"));
+  }
+  request.model = ToString(params.getModel());
+  if (request.model.size() > limits::kPrefixModelBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model is longer than ", limits::kPrefixModelBytes, " bytes"));
+  }
+  for (const uint32_t token : prompt) request.prompt.push_back(token);
+  return request;
+}
 
 absl::StatusOr<Layout> FromCapnp(rpc::Geometry::Reader reader, Bytes slab_bytes) {
   if (reader.getGroups().size() != 1) {
@@ -165,27 +187,27 @@ class AttachmentServer final : public rpc::Attachment::Server {
   kj::Promise<void> openSession(OpenSessionContext context) override {
     const auto params = context.getParams().getParams();
     auto result = context.getResults().initResult();
-    if (AllSlotsTaken()) {
-      peer_->Refuse(result.initRefused(), rpc::RefusalReason::TOO_MANY,
-                    "all session slots of this attachment are taken: attach with more maxSessions");
+    if (RefuseForSlots(result)) return kj::READY_NOW;
+    absl::StatusOr<SessionRequest> request = FromCapnp(params);
+    if (!request.ok()) {
+      peer_->Refuse(result.initRefused(), request.status());
       return kj::READY_NOW;
     }
-    absl::StatusOr<AgentSession*> session =
-        workers().Open(worker_, params.getPromptTokens(), params.getMaxTokens());
-    if (!session.ok()) {
-      peer_->Refuse(result.initRefused(), session.status());
-      return kj::READY_NOW;
-    }
-    const AgentSession& opened = **session;
-    auto builder = result.initOpened();
-    builder.setSession(kj::heap<SessionServer>(workers(), worker_, opened.slot, opened.id));
-    builder.setSlot(opened.slot);
-    builder.setQueryNeed(static_cast<rpc::QueryNeed>(opened.needs.queries));
-    builder.setSampleEvery(opened.needs.sample_every);
-    builder.setPromptRows(opened.needs.prompt_rows);
-    builder.setTokenFlags(opened.needs.planes.flags);
-    if (opened.needs.profile.has_value()) ToCapnp(*opened.needs.profile, builder.initProfile());
-    return kj::READY_NOW;
+    return workers()
+        .Open(worker_, *std::move(request))
+        .then([this, context](absl::StatusOr<AgentSession*> session) mutable {
+          Answer(session, context.getResults().initResult());
+        });
+  }
+
+  kj::Promise<void> forkSession(ForkSessionContext context) override {
+    const auto params = context.getParams();
+    if (RefuseForSlots(context.getResults().initResult())) return kj::READY_NOW;
+    return workers()
+        .Fork(worker_, params.getSlot(), params.getMaxTokens())
+        .then([this, context](absl::StatusOr<AgentSession*> session) mutable {
+          Answer(session, context.getResults().initResult());
+        });
   }
 
   kj::Promise<void> drain(DrainContext context) override {
@@ -247,10 +269,31 @@ class AttachmentServer final : public rpc::Attachment::Server {
  private:
   Workers& workers() { return *peer_->deps.workers; }
 
-  bool AllSlotsTaken() {
+  bool RefuseForSlots(rpc::OpenResult::Builder result) {
     const Worker* worker = workers().Find(worker_);
-    return worker != nullptr &&
-           worker->attachment->sessions().size() == worker->attachment->setup().sizes.sessions;
+    if (worker == nullptr ||
+        worker->attachment->sessions().size() < worker->attachment->setup().sizes.sessions) {
+      return false;
+    }
+    peer_->Refuse(result.initRefused(), rpc::RefusalReason::TOO_MANY,
+                  "all session slots of this attachment are taken: attach with more maxSessions");
+    return true;
+  }
+
+  void Answer(const absl::StatusOr<AgentSession*>& session, rpc::OpenResult::Builder result) {
+    if (session.ok()) return Fill(**session, result.initOpened());
+    peer_->Refuse(result.initRefused(), session.status());
+  }
+
+  void Fill(const AgentSession& opened, rpc::Opened::Builder builder) {
+    builder.setSession(kj::heap<SessionServer>(workers(), worker_, opened.slot, opened.id));
+    builder.setSlot(opened.slot);
+    builder.setQueryNeed(static_cast<rpc::QueryNeed>(opened.needs.queries));
+    builder.setSampleEvery(opened.needs.sample_every);
+    builder.setPromptRows(opened.needs.prompt_rows);
+    builder.setTokenFlags(opened.needs.planes.flags);
+    if (opened.needs.profile.has_value()) ToCapnp(*opened.needs.profile, builder.initProfile());
+    builder.setSharedTokens(opened.committed);
   }
 
   // A message that breaks the table of limits: its sender is broken, its connection ends.

@@ -7,12 +7,14 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "agent/admission.h"
 #include "agent/ladder.h"
+#include "agent/prefix_keys.h"
 #include "agent/tenant_book.h"
 #include "common/ids.h"
 #include "kernels/planes.h"
@@ -20,6 +22,17 @@
 #include "kernels/sealing.h"
 
 namespace kvpool {
+
+// What a session is opened under.
+struct SessionTerms {
+  Charge charge;
+  SessionLadder ladder;  // of a policy `auto`; then the charge is that of its tenant's rung
+  bool copies = false;   // as AgentSession::copies
+};
+
+// Of a session of this tenant as its policy is now; `can_have` as for LadderFor.
+SessionTerms TermsFor(const Layout& layout, const TenantState& tenant, const SessionPlan& plan,
+                      const std::function<bool(SealedFormat)>& can_have);
 
 struct AgentSession {
   SessionId id;
@@ -49,9 +62,19 @@ struct AgentSession {
   uint32_t selected_tokens = 0;         // rows of the longest head that this left
   uint64_t selected_observed = 0;       // queries scored until then
   SealedFormat sealed_format = SealedFormat::kNone;  // of its sealed rows
-  std::optional<uint32_t> policy_at;    // rows of the longest head at which its policy is due
-  bool policy_asked = false;            // by the last hand-over
-  uint32_t failed_sealings = 0;         // one after the other
+  std::optional<uint32_t> policy_at;  // rows of the longest head at which its policy is due
+  bool policy_asked = false;          // by the last hand-over
+  uint32_t failed_sealings = 0;       // one after the other
+  // Of the whole pages of its prompt, as far as its worker told the tokens and they are shared.
+  std::vector<PageKey> keys;
+  // Its first pages, as far as it holds them with other sessions or leaves them to others: written
+  // by none. They begin the fresh pages until the session is compacted or moved, and are rows of it
+  // ever after. The first of them are in the index, by these keys; forks alone know the others.
+  std::vector<PageId> frozen;
+  size_t indexed = 0;
+  // Its policy compacts: then it is charged for shared pages as if they were its own, because what
+  // stays of them is copied, and it leaves its own to others only where that takes nothing from it.
+  bool copies = false;
   uint64_t drained = 0;                 // number of the next query to drain
   std::vector<float> recovery_product;  // [planes] over its compactions; negative: never measured
   std::vector<uint8_t> head_classes;    // what its policy found in the prompt; see PolicyState
@@ -71,13 +94,7 @@ struct AgentSession {
   // Sealed rows of the longest head, at least: another one may have more open rows.
   uint32_t sealed_tokens() const { return compacted_tokens - open_tokens; }
   // What more it may come to be charged, because the floor may hold it at any length.
-  Charge Growth() const {
-    Charge growth;
-    if (!ladder || whole || ladder.ladder->said.min_recovery <= 0) return growth;
-    growth = ladder.whole;
-    growth -= charge;
-    return growth;
-  }
+  Charge Growth() const { return whole ? Charge() : ladder.Growth(charge); }
   // Rows of a head that a sealing would seal now, for the first time; in whole blocks.
   uint32_t sealable_tokens() const {
     const uint32_t open = open_now();

@@ -3,6 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/session_jobs.h"
 
+#include <string.h>
+
 #include <algorithm>
 #include <cmath>
 #include <iterator>
@@ -71,6 +73,18 @@ void DrainJob::Run() {
   planes.KeepQueries(positions, queries);
 }
 
+void CopyPage(const Layout& layout, std::byte* base, PageId from, PageId to) {
+  const Geometry& geometry = layout.geometry();
+  const auto at = [&](PageId page, uint32_t layer, uint32_t head) {
+    return base + uint64_t{layout.Block(page, layer, head).value()} * kGranuleBytes;
+  };
+  for (uint32_t layer = 0; layer < geometry.layers; ++layer) {
+    for (uint32_t head = 0; head < geometry.kv_heads; ++head) {
+      memcpy(at(to, layer, head), at(from, layer, head), layout.block_bytes());
+    }
+  }
+}
+
 // What stays by the selection, unless the floor holds it.
 std::vector<KeepRows> CompactionJob::Choose() {
   std::vector<KeepRows> keep =
@@ -88,6 +102,7 @@ std::vector<KeepRows> CompactionJob::Choose() {
 }
 
 void CompactionJob::Run() {
+  for (size_t i = 0; i < copies.size(); ++i) CopyPage(*layout, base, shared[i], copies[i]);
   if (profile.regions != nullptr) TakeFrequencies(profile, &planes);
   std::vector<KeepRows> keep;
   if (selection.has_value()) keep = Choose();

@@ -63,6 +63,9 @@ struct RecoveryFloor {
   std::vector<float> product;  // [planes] of the compactions before; empty: there was none
 };
 
+// Copies the page's blocks. Requires two pages of the layout.
+void CopyPage(const Layout& layout, std::byte* base, PageId from, PageId to);
+
 // Selects, plans and moves, in place; then seals, out of place, slice after slice. `selection`
 // unset: keeps every row, and only moves out of `evacuate`.
 struct CompactionJob {
@@ -77,6 +80,10 @@ struct CompactionJob {
   ProfileSource profile;
   std::vector<PageId> evacuate;
   std::vector<PageId> replacements;  // free pages, for `evacuate`
+  // Pages that others hold too, and the session's own that they are copied to first: then `rows`
+  // names these instead.
+  std::vector<PageId> shared;
+  std::vector<PageId> copies;
   SealRule seal;
   std::vector<PageId> reserve;  // nobody's pages, to seal through; pages freed before serve too
 

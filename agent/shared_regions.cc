@@ -102,6 +102,15 @@ void SharedRegions::ResetSlot(uint32_t index) {
   SetState(index, shm::State::kRunning);
 }
 
+void SharedRegions::BeginList(uint32_t index, std::span<const PageId> pages, uint32_t committed) {
+  shm::SessionSlot& words = slot(index);
+  auto* list = reinterpret_cast<std::atomic<uint32_t>*>(reinterpret_cast<std::byte*>(&words) +
+                                                        sizeof(shm::SessionSlot));
+  for (const PageId page : pages) (list++)->store(page.value(), std::memory_order_relaxed);
+  words.page_count.store(static_cast<uint32_t>(pages.size()), std::memory_order_release);
+  words.committed.store(committed, std::memory_order_release);
+}
+
 SlotWords SharedRegions::ReadSlot(uint32_t index) {
   shm::SessionSlot& words = slot(index);
   SlotWords read;

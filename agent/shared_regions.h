@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -64,6 +65,9 @@ class SharedRegions {
   // never due.
   void ResetSlot(uint32_t index);
   SlotWords ReadSlot(uint32_t index);
+  // Begins the page list of a slot that was just reset, and publishes that so many tokens are in
+  // it. Requires pages.size() <= sizes.pages().
+  void BeginList(uint32_t index, std::span<const PageId> pages, uint32_t committed);
   void SetState(uint32_t index, shm::State state);
   // IDLE -> BUSY; false when the worker was quicker.
   bool TakeIdle(uint32_t index);

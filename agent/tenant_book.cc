@@ -81,6 +81,8 @@ void Merge(const ReclaimRecord& record, ReclaimRecord* into) {
 
 std::string ToString(ReclaimStep step) {
   switch (step) {
+    case ReclaimStep::kParked:
+      return "parked";
     case ReclaimStep::kCompaction:
       return "compaction";
     case ReclaimStep::kRequantisation:

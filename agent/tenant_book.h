@@ -36,6 +36,7 @@ using TokenHash = Sha256Hash;  // of a worker token
 
 // Steps of the reclaim order that exist so far, by their numbers in it.
 enum class ReclaimStep : uint8_t {
+  kParked = 1,
   kCompaction = 2,
   kRequantisation = 3,
   kRefusal = 5,

@@ -38,6 +38,16 @@ shm::ShmSizes SizesOf(const AttachRequest& request) {
           .query_lses = geometry.model_layers() * geometry.query_heads};
 }
 
+// What every policy that the session may come under lets it share.
+uint32_t ShareableTokens(const Layout& layout, const TenantState& tenant, const SessionPlan& plan) {
+  if (tenant.ladder == nullptr) return ShareableTokens(layout, *tenant.policy, plan);
+  uint32_t tokens = plan.prompt_tokens;
+  for (const Rung& rung : tenant.ladder->rungs) {
+    tokens = std::min(tokens, ShareableTokens(layout, *rung.policy, plan));
+  }
+  return tokens;
+}
+
 }  // namespace
 
 Workers::Workers(const Deps& deps) : deps_(deps), log_("workers"), tasks_(*this) {}
@@ -68,7 +78,8 @@ absl::StatusOr<WorkerId> Workers::Attach(const AttachRequest& request,
                         .sizes = sizes,
                         .chunk_tokens = request.chunk_tokens,
                         .queries = request.queries,
-                        .base = deps_.device->base()},
+                        .base = deps_.device->base(),
+                        .prefixes = deps_.prefixes->For(request.tenant, request.layout)},
                        deps_.ledger);
   if (!attachment.ok()) {
     (void)deps_.ledger->RemoveWorker(*id);
@@ -123,6 +134,7 @@ TenantCharges Workers::Charges(TenantId tenant) const {
     const Attachment& attachment = *worker.attachment;
     if (attachment.setup().tenant == tenant) charges.Add(attachment.layout(), attachment.charge());
   }
+  deps_.prefixes->AddCharges(tenant, &charges);
   return charges;
 }
 
@@ -220,7 +232,7 @@ void Workers::Snapshot(TenantId tenant) {
 
 Bytes Workers::UsedBytes(TenantId tenant) const {
   const TenantUsage usage = deps_.ledger->Usage(tenant);
-  Bytes used = usage.owned_bytes + usage.granted_bytes;
+  Bytes used = usage.owned_bytes + usage.granted_bytes + usage.frozen_bytes - usage.parked_bytes;
   for (const auto& [id, worker] : workers_) {
     if (worker.attachment->setup().tenant != tenant) continue;
     // A worker that says it has taken nothing hides no more than what it was granted.
@@ -263,53 +275,68 @@ absl::Status Workers::CheckPolicy(const AttachmentSetup& setup, const TenantStat
   return CheckMeasurable(tenant.ladder->said.min_recovery, setup.queries);
 }
 
-absl::StatusOr<AgentSession*> Workers::Open(WorkerId id, uint32_t prompt_tokens,
-                                            uint32_t max_tokens) {
+absl::Status Workers::CheckOpen(const AttachmentSetup& setup, const TenantState& tenant,
+                                const SessionPlan& plan) const {
+  if (plan.prompt_tokens == 0 || plan.prompt_tokens > plan.max_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "promptTokens is ", plan.prompt_tokens, ", allowed is 1..maxTokens = ", plan.max_tokens));
+  }
+  if (plan.max_tokens > setup.sizes.session_tokens) {
+    return absl::OutOfRangeError(absl::StrCat("maxTokens is ", plan.max_tokens,
+                                              ", the attachment was made for at most ",
+                                              setup.sizes.session_tokens));
+  }
+  return CheckPolicy(setup, tenant);
+}
+
+SessionTerms Workers::TermsOf(const AttachmentSetup& setup, const TenantState& tenant,
+                              const SessionPlan& plan) const {
+  return TermsFor(setup.layout, tenant, plan,
+                  [&](SealedFormat format) { return CheckFormatHere(setup.layout, format).ok(); });
+}
+
+absl::StatusOr<AgentSession*> Workers::OpenNow(WorkerId id, const SessionRequest& request,
+                                               const std::vector<PageKey>& keys) {
   Worker* worker = Find(id);
   if (worker == nullptr) return absl::FailedPreconditionError("the worker has detached");
   Attachment& attachment = *worker->attachment;
   const AttachmentSetup& setup = attachment.setup();
   const TenantState* tenant = deps_.book->Find(setup.tenant);
-  if (prompt_tokens == 0 || prompt_tokens > max_tokens) {
-    return absl::InvalidArgumentError(absl::StrCat("promptTokens is ", prompt_tokens,
-                                                   ", allowed is 1..maxTokens = ", max_tokens));
-  }
-  if (max_tokens > setup.sizes.session_tokens) {
-    return absl::OutOfRangeError(absl::StrCat("maxTokens is ", max_tokens,
-                                              ", the attachment was made for at most ",
-                                              setup.sizes.session_tokens));
-  }
-  if (absl::Status status = CheckPolicy(setup, *tenant); !status.ok()) return status;
-  const SessionPlan plan{
-      .prompt_tokens = prompt_tokens, .max_tokens = max_tokens, .chunk = setup.chunk_tokens};
-  AgentSession terms{.plan = plan};  // what it would be charged
-  if (tenant->ladder == nullptr) {
-    terms.charge = PeakCharge(setup.layout, *tenant->policy, tenant->seal, plan);
-  } else {
-    terms.ladder = LadderFor(setup.layout, tenant->ladder, plan, [&](SealedFormat format) {
-      return CheckFormatHere(setup.layout, format).ok();
-    });
-    terms.charge = terms.ladder.rungs[tenant->rung].charge;
-  }
+  const SessionPlan plan{.prompt_tokens = request.prompt_tokens,
+                         .max_tokens = request.max_tokens,
+                         .chunk = setup.chunk_tokens};
+  if (absl::Status status = CheckOpen(setup, *tenant, plan); !status.ok()) return status;
+  SessionTerms terms = TermsOf(setup, *tenant, plan);
   const PoolConfig& pool = deps_.ledger->config();
   const uint32_t alone = SlabsFor(setup.layout, terms.ladder ? terms.ladder.Least() : terms.charge);
   const uint32_t most = std::min(tenant->limit_slabs, pool.slabs - pool.reserve_slabs);
   if (alone > most) {
     return absl::OutOfRangeError(
-        absl::StrCat("a session of ", max_tokens, " tokens needs ", alone, " slabs under ",
+        absl::StrCat("a session of ", plan.max_tokens, " tokens needs ", alone, " slabs under ",
                      terms.ladder ? kAutoPolicy : ToString(tenant->spec), "; tenant ", tenant->name,
                      " can have at most ", most, " here"));
   }
+  const uint32_t shareable = ShareableTokens(setup.layout, *tenant, plan);
+  const std::vector<PageId> shared = attachment.FindPrefix(keys, shareable);
+  const auto parked = std::count_if(shared.begin(), shared.end(), [this](PageId page) {
+    return deps_.ledger->HoldersOf(page) == 0;
+  });
+  if (!terms.copies) terms.charge.pages -= shared.size();
   TenantCharges charges = ChargesAndRoom(setup.tenant);
   charges.Add(setup.layout, terms.charge);
-  charges.AddHeadroom(setup.layout, terms.Growth());
+  charges.AddHeadroom(setup.layout, terms.ladder.Growth(terms.charge));
+  charges.Add(setup.layout, {.pages = static_cast<uint64_t>(parked)});
   const uint32_t needed = charges.Slabs();
   if (needed > tenant->lease_slabs || tenant->PastDeadline(BootClock::now())) {
-    return RefuseSession(worker, terms.charge, terms.Growth(), needed, most);
+    return RefuseSession(worker, terms.charge, terms.ladder.Growth(terms.charge), needed, most);
   }
   worker->waiting = worker->waiting_growth = {};
-  if (terms.ladder) return attachment.Open(*tenant, plan, std::move(terms.ladder));
-  return attachment.Open(*tenant, plan, terms.charge);
+  absl::StatusOr<AgentSession*> session = attachment.Open(*tenant, plan, std::move(terms));
+  if (session.ok() && !keys.empty()) {
+    attachment.TakePrefix(*session, keys, shareable);
+    deps_.prefixes->CountPrompt(setup.tenant, (*session)->committed);
+  }
+  return session;
 }
 
 absl::Status Workers::RefuseSession(Worker* worker, const Charge& charge, const Charge& growth,

@@ -24,6 +24,7 @@
 #include "agent/attachment.h"
 #include "agent/device.h"
 #include "agent/pool.h"
+#include "agent/prefix_store.h"
 #include "agent/sealing_reserve.h"
 #include "agent/tenant_book.h"
 #include "common/log.h"
@@ -42,6 +43,14 @@ struct AttachRequest {
   uint32_t max_session_tokens = 0;
   uint32_t chunk_tokens = 0;
   QueryOffer queries = QueryOffer::kAll;
+};
+
+// What a worker says when it opens a session. Numbers have not been checked, lists have been.
+struct SessionRequest {
+  uint32_t prompt_tokens = 0;
+  uint32_t max_tokens = 0;
+  std::vector<uint32_t> prompt;  // the tokens, or the first of them; empty: not told
+  std::string model;             // what keys and values depend on besides
 };
 
 // One attached worker.
@@ -92,6 +101,7 @@ class Workers final : private kj::TaskSet::ErrorHandler {
     PoolLedger* ledger = nullptr;
     TenantBook* book = nullptr;
     SealingReserve* reserve = nullptr;
+    PrefixStore* prefixes = nullptr;
     boost::asio::thread_pool* pool = nullptr;
     kj::Timer* timer = nullptr;
     kj::UnixEventPort* port = nullptr;
@@ -120,8 +130,12 @@ class Workers final : private kj::TaskSet::ErrorHandler {
 
   // OutOfRange: can never fit. ResourceExhausted: not now. InvalidArgument: a number, or a policy
   // that needs the queries that this worker does not push. FailedPrecondition: detached, or a
-  // format that cannot be had here.
-  absl::StatusOr<AgentSession*> Open(WorkerId worker, uint32_t prompt_tokens, uint32_t max_tokens);
+  // format that cannot be had here. The session begins with what is known of its prompt.
+  kj::Promise<absl::StatusOr<AgentSession*>> Open(WorkerId worker, SessionRequest request);
+  // A session that begins as this one is now. Errors as Open, and FailedPrecondition where the
+  // session cannot be forked.
+  kj::Promise<absl::StatusOr<AgentSession*>> Fork(WorkerId worker, uint32_t slot,
+                                                  uint32_t max_tokens);
   void Close(WorkerId worker, uint32_t slot, SessionId session);
 
   kj::Promise<absl::Status> Drain(WorkerId worker, DrainArgs args);
@@ -139,6 +153,12 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   // Ends these sessions: IDLE ones now, others when they are handed over, if preemption is still
   // allowed then. All others of the tenant go on, also those that were to be ended before.
   void Preempt(TenantId tenant, const std::vector<SessionId>& sessions);
+
+  // Step 1 of the reclaim order: parked pages in these slabs, and so many of each group.
+  void DropParked(TenantId tenant, const std::vector<SlabIndex>& slabs,
+                  const std::map<uint32_t, uint64_t>& pages);
+  // Those of all tenants for which nobody has asked since `then`.
+  void DropParkedBefore(TimePoint then);
 
   // Has every worker of the tenant return the pages that no session uses.
   kj::Promise<void> ReturnMagazines(TenantId tenant);
@@ -165,6 +185,24 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   TenantCharges ChargesAndRoom(TenantId tenant) const;
   uint32_t UsableSlabs(const TenantState& tenant) const;
 
+  // Whether such a session could be opened at all, whatever the room.
+  absl::Status CheckOpen(const AttachmentSetup& setup, const TenantState& tenant,
+                         const SessionPlan& plan) const;
+  // What it would be opened under.
+  SessionTerms TermsOf(const AttachmentSetup& setup, const TenantState& tenant,
+                       const SessionPlan& plan) const;
+  absl::StatusOr<AgentSession*> OpenNow(WorkerId worker, const SessionRequest& request,
+                                        const std::vector<PageKey>& keys);
+  absl::StatusOr<AgentSession*> ForkNow(WorkerId worker, uint32_t slot, uint32_t max_tokens);
+  // Has the worker map what holds a known beginning of these keys, as far as it does.
+  kj::Promise<void> MapPrefix(WorkerId worker, const std::vector<PageKey>& keys);
+  // As many free pages for the agent to take for the worker as are wanted, within the lease; for
+  // those that are needed parked ones go, too.
+  kj::Promise<void> MakeRoom(WorkerId worker, Attachment::Copies copies);
+  // For pages that the worker needs; false when nothing is parked that it could use.
+  bool DropParked(WorkerId worker, uint64_t pages);
+  void RecordParked(TenantId tenant, ReclaimReason reason, Bytes bytes);
+
   std::vector<SlabIndex> MakeSlabs(WorkerId worker, const TenantState& tenant, size_t count);
   kj::Promise<bool> Grow(WorkerId worker, uint32_t pages);
   kj::Promise<bool> Offer(WorkerId worker, std::vector<SlabIndex> slabs);
@@ -180,7 +218,8 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   uint32_t Fill(Worker& worker, uint32_t pages);
   // Whether a session that is handed over ends there.
   bool ShallEnd(const Attachment& attachment, uint32_t slot) const;
-  // First waits for room in the reserve, if the session has a format.
+  // First waits for room in the reserve, if the session has a format, and for pages to copy those
+  // to that it shares.
   kj::Promise<CompactionOutcome> RunCompaction(WorkerId worker, uint32_t slot, shm::State resting);
   kj::Promise<CompactionOutcome> CompactThrough(WorkerId worker, uint32_t slot, shm::State resting,
                                                 kj::Maybe<kj::Own<SealingReserve::Hold>> hold);

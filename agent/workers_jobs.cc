@@ -59,15 +59,22 @@ kj::Promise<absl::Status> Workers::Drain(WorkerId id, DrainArgs args) {
 
 kj::Promise<CompactionOutcome> Workers::RunCompaction(WorkerId id, uint32_t slot,
                                                       shm::State resting) {
+  using MaybeHold = kj::Maybe<kj::Own<SealingReserve::Hold>>;
   Attachment& attachment = *workers_.at(id).attachment;
   const uint32_t pages = attachment.ReservePages(slot);
-  if (pages == 0) return CompactThrough(id, slot, resting, nullptr);
+  const Attachment::Copies copies = attachment.PagesToCopy(slot, resting);
+  if (pages + copies.wanted == 0) return CompactThrough(id, slot, resting, nullptr);
   if (absl::Status waits = attachment.BeginWait(slot); !waits.ok()) {
     return CompactionOutcome{.status = std::move(waits)};
   }
-  return deps_.reserve->Take(CeilDiv(pages, attachment.layout().pages_per_slab()))
-      .then([this, id, slot,
-             resting](kj::Own<SealingReserve::Hold> hold) -> kj::Promise<CompactionOutcome> {
+  const uint32_t slabs = CeilDiv(pages, attachment.layout().pages_per_slab());
+  return MakeRoom(id, copies)
+      .then([this, slabs]() -> kj::Promise<MaybeHold> {
+        if (slabs == 0) return MaybeHold();
+        return deps_.reserve->Take(slabs).then(
+            [](kj::Own<SealingReserve::Hold> hold) { return MaybeHold(kj::mv(hold)); });
+      })
+      .then([this, id, slot, resting](MaybeHold hold) -> kj::Promise<CompactionOutcome> {
         // The worker is still there: RemoveIfDone waits for sessions with jobs.
         Attachment& attachment = *workers_.at(id).attachment;
         if (!attachment.EndWait(slot)) {

@@ -106,7 +106,7 @@ kj::Promise<absl::Status> Workers::Reserve(WorkerId id, uint32_t pages) {
     Worker* worker = Find(id);
     if (worker == nullptr) return absl::Status(absl::FailedPreconditionError("detached"));
     if (Fill(*worker, pages) >= pages) return absl::Status();
-    if (grown) return Reserve(id, pages);
+    if (grown || DropParked(id, pages)) return Reserve(id, pages);
     return Refuse(id, pages);
   });
 }

@@ -27,6 +27,7 @@ struct OpenedSession {
   uint32_t prompt_rows = 0;
   bool token_flags = false;            // whether the policy wants them
   std::optional<ProfileRule> profile;  // how to profile the prompt, if at all
+  uint32_t shared_tokens = 0;          // committed already; their pages begin the page list
 };
 
 struct DrainRequest {
@@ -41,6 +42,7 @@ class AgentCalls {
   virtual ~AgentCalls() = default;
   virtual absl::Status Reserve(uint32_t pages) = 0;
   virtual absl::StatusOr<OpenedSession> Open(const OpenOptions& options) = 0;
+  virtual absl::StatusOr<OpenedSession> Fork(uint32_t slot, uint32_t max_tokens) = 0;
   // Does not wait.
   virtual void Close(uint64_t handle) = 0;
   // These do not wait either: `done` is called once, on the RPC thread, with one status for each

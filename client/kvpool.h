@@ -93,6 +93,12 @@ struct Step {
 struct OpenOptions {
   uint32_t prompt_tokens = 1;  // what a policy profiles
   uint32_t max_tokens = 1;     // longest the session can get, prompt included
+  // The prompt's token ids: what the agent knows of its beginning is in the new session's cache
+  // already. Empty: nothing is shared.
+  std::span<const int32_t> prompt;
+  // What keys and values depend on besides: the weights, an adapter. Only prompts told with the
+  // same name and in the same geometry are shared. At most 256 bytes.
+  std::string model;
 };
 
 struct TenantStatistics {
@@ -115,6 +121,12 @@ class Tenant {
   // had on the agent's device or for this geometry.
   virtual absl::StatusOr<std::unique_ptr<Session>> Open(const OpenOptions& options) = 0;
 
+  // A session that begins as this one is now and goes on by itself: it shares every full page, and
+  // has a copy of the last one. Errors as Open(); FailedPrecondition also when the session has been
+  // compacted or moved, or its policy must see the whole prompt: then open one and feed it the
+  // tokens. Aborted: the agent has the session. It must not be in the middle of a step.
+  virtual absl::StatusOr<std::unique_ptr<Session>> Fork(Session& session, uint32_t max_tokens) = 0;
+
   // The safe point before a step of these sessions: hands over those that are due or asked for
   // (outcome Aborted until the agent gives them back, while the others step; when none can, it
   // waits for the first), starts drains of windows that fill up, and takes every page that each
@@ -134,6 +146,10 @@ class Tenant {
 class Session {
  public:
   virtual ~Session() = default;
+
+  // Tokens of the prompt that were in the cache when the session was opened, a multiple of 16 and
+  // less than the prompt, or all that a forked session had: feeding begins behind them.
+  virtual uint32_t shared_tokens() const = 0;
 
   // Tokens committed so far: the logical position of the next token. Not the cache's length.
   virtual uint32_t position() const = 0;

@@ -223,6 +223,26 @@ class RemoteCalls final : public AgentCalls {
       auto request = caps.attachment.openSessionRequest();
       request.getParams().setPromptTokens(options.prompt_tokens);
       request.getParams().setMaxTokens(options.max_tokens);
+      const auto told = static_cast<uint32_t>(
+          std::min<size_t>({options.prompt.size(), options.prompt_tokens, limits::kPrefixTokens}));
+      auto prompt = request.getParams().initPrompt(told);
+      for (uint32_t i = 0; i < told; ++i) {
+        prompt.set(i, static_cast<uint32_t>(options.prompt[i]));
+      }
+      request.getParams().setModel(options.model);
+      return request.send().then(
+          [&opened, &caps](auto&& response) { opened = TakeSession(caps, response.getResult()); });
+    });
+    if (!call.ok()) return call;
+    return opened;
+  }
+
+  absl::StatusOr<OpenedSession> Fork(uint32_t slot, uint32_t max_tokens) override {
+    absl::StatusOr<OpenedSession> opened = absl::UnknownError("an outcome of a newer agent");
+    absl::Status call = Call([&opened, slot, max_tokens](Caps& caps) {
+      auto request = caps.attachment.forkSessionRequest();
+      request.setSlot(slot);
+      request.setMaxTokens(max_tokens);
       return request.send().then(
           [&opened, &caps](auto&& response) { opened = TakeSession(caps, response.getResult()); });
     });
@@ -318,7 +338,8 @@ class RemoteCalls final : public AgentCalls {
                          .sample_every = std::max(opened.getSampleEvery(), 1u),
                          .prompt_rows = opened.getPromptRows(),
                          .token_flags = opened.getTokenFlags(),
-                         .profile = FromCapnp(opened.getProfile())};
+                         .profile = FromCapnp(opened.getProfile()),
+                         .shared_tokens = opened.getSharedTokens()};
   }
 
   // Runs `function(Caps&) -> kj::Promise<std::vector<absl::Status>>` on the RPC thread, without

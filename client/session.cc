@@ -34,6 +34,10 @@ SessionImpl::SessionImpl(TenantImpl& tenant, const OpenedSession& opened, uint32
     profiler_ = std::make_unique<PromptProfiler>(tenant.setup_.layout, tenant.setup_.base,
                                                  *opened.profile, prompt_tokens);
   }
+  for (uint32_t i = 0; i < CeilDiv(opened.shared_tokens, kPageTokens); ++i) {
+    fresh_pages_.emplace_back(page_list_[i].load(std::memory_order_relaxed));
+  }
+  committed_ = opened.shared_tokens;
   RefreshTable();
 }
 

@@ -19,11 +19,33 @@ TenantImpl::~TenantImpl() = default;
 absl::StatusOr<std::unique_ptr<Session>> TenantImpl::Open(const OpenOptions& options) {
   absl::StatusOr<OpenedSession> opened = setup_.calls->Open(options);
   if (!opened.ok()) return opened.status();
-  if (opened->slot >= setup_.sizes.sessions) {
-    return absl::InternalError(
-        absl::StrCat("the agent named session slot ", opened->slot, " of ", setup_.sizes.sessions));
+  if (absl::Status status = CheckOpened(*opened); !status.ok()) return status;
+  if (opened->shared_tokens >= options.prompt_tokens || opened->shared_tokens % kPageTokens != 0) {
+    return absl::InternalError(absl::StrCat("the agent shares ", opened->shared_tokens,
+                                            " tokens of a prompt of ", options.prompt_tokens));
   }
   return std::make_unique<SessionImpl>(*this, *opened, options.prompt_tokens);
+}
+
+absl::Status TenantImpl::CheckOpened(const OpenedSession& opened) const {
+  if (opened.slot < setup_.sizes.sessions) return absl::OkStatus();
+  return absl::InternalError(
+      absl::StrCat("the agent named session slot ", opened.slot, " of ", setup_.sizes.sessions));
+}
+
+absl::StatusOr<std::unique_ptr<Session>> TenantImpl::Fork(Session& session, uint32_t max_tokens) {
+  auto& from = static_cast<SessionImpl&>(session);
+  if (from.away_) return absl::AbortedError("the agent has the session");
+  // The fork's statistics are the session's, with every query.
+  if (absl::Status status = DrainAll({&from}); !status.ok()) return status;
+  absl::StatusOr<OpenedSession> opened = setup_.calls->Fork(from.opened_.slot, max_tokens);
+  if (!opened.ok()) return opened.status();
+  if (absl::Status status = CheckOpened(*opened); !status.ok()) return status;
+  if (opened->shared_tokens != from.committed_) {
+    return absl::InternalError(absl::StrCat("the agent forked ", opened->shared_tokens, " of ",
+                                            from.committed_, " tokens"));
+  }
+  return std::make_unique<SessionImpl>(*this, *opened, from.prompt_tokens_);
 }
 
 void TenantImpl::StartDrains(const std::vector<SessionImpl*>& sessions) {

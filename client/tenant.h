@@ -65,6 +65,7 @@ class TenantImpl final : public Tenant {
   std::byte* base() const override { return setup_.base; }
   const std::string& policy() const override { return setup_.policy; }
   absl::StatusOr<std::unique_ptr<Session>> Open(const OpenOptions& options) override;
+  absl::StatusOr<std::unique_ptr<Session>> Fork(Session& session, uint32_t max_tokens) override;
   absl::Status SafePoint(std::span<Step> steps) override;
   absl::Status Ping() override { return setup_.calls->Ping(); }
   absl::StatusOr<TenantStatistics> Statistics() override { return setup_.calls->Statistics(); }
@@ -75,6 +76,7 @@ class TenantImpl final : public Tenant {
  private:
   friend class SessionImpl;
 
+  absl::Status CheckOpened(const OpenedSession& opened) const;
   // Takes back what was handed over and hands over what is due. Outcome Aborted: the agent has the
   // session, and another one can step meanwhile; when none can, waits for the first.
   void HandOverDue(std::span<Step> steps);
@@ -114,6 +116,7 @@ class SessionImpl final : public Session {
   SessionImpl(TenantImpl& tenant, const OpenedSession& opened, uint32_t prompt_tokens);
   ~SessionImpl() override;
 
+  uint32_t shared_tokens() const override { return opened_.shared_tokens; }
   uint32_t position() const override { return committed_; }
   SessionView View(uint32_t appended) const override;
   BlockId WriteBlock(uint32_t layer, uint32_t head, uint32_t i) const override;

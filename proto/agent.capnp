@@ -174,6 +174,12 @@ interface Attachment @0xe8b3f16704a29dc5 {
   detach @6 () -> ();
   # Lets go of everything: the worker has unmapped its slabs and will not touch them again. Only
   # after hanging up without it must the agent wait for the end of the worker's process.
+
+  forkSession @7 (slot :UInt32, maxTokens :UInt32) -> (result :OpenResult);
+  # A session that begins as this one is now, and goes on by itself: it shares every full page and
+  # gets a copy of the last one. The worker is at a safe point of the session, which is RUNNING or
+  # IDLE, has all its queries scored and has not been compacted or moved; else `badState`. The new
+  # one is under the same policy; its sharedTokens are all tokens of the other.
 }
 
 struct Outcome @0x95f2a80b3dc7e641 {
@@ -187,6 +193,12 @@ struct Outcome @0x95f2a80b3dc7e641 {
 struct OpenParams @0xbf10d9427e65c38a {
   promptTokens @0 :UInt32;      # length of the prompt, at least 1
   maxTokens @1 :UInt32;         # longest the session can get, prompt included
+  prompt @2 :List(UInt32);      # the prompt's tokens, or the first of them: what is known of it is
+                                # shared. Any numbers; at most promptTokens and kPrefixTokens.
+                                # Empty: nothing is shared
+  model @3 :Text;               # what keys and values depend on besides the tokens and the geometry:
+                                # the weights, an adapter. Only prompts of one model are shared. At
+                                # most kPrefixModelBytes
 }
 
 struct OpenResult @0xd7c6e1a85f209b34 {
@@ -202,7 +214,8 @@ struct OpenResult @0xd7c6e1a85f209b34 {
 
 struct Opened @0x8a9c4f7320bed651 {
   session @0 :Session;          # dropping it frees the session
-  slot @1 :UInt32;              # its slot in both shared memories; state RUNNING, empty
+  slot @1 :UInt32;              # its slot in both shared memories; state RUNNING, empty but for
+                                # sharedTokens
   queryNeed @2 :QueryNeed;      # which queries to push
   sampleEvery @3 :UInt32;       # for sampled: one query in this many
   promptRows @4 :UInt32;        # for exact: last queries of each chunk of several tokens to push;
@@ -210,6 +223,9 @@ struct Opened @0x8a9c4f7320bed651 {
                                 # profile: of the prompt, and every query after it
   tokenFlags @5 :Bool;          # whether the flags of tokens are wanted (shared_memory.h)
   profile @6 :ProfileWish;      # how to profile the prompt; sampleEvery 0: not at all
+  sharedTokens @7 :UInt32;      # tokens of the prompt that are in the cache already, a multiple of 16
+                                # less than promptTokens: their pages begin the page list, and
+                                # `committed` says so. The session shares them: never write there
 }
 
 struct ProfileWish @0xb41d8e93f6072ac5 {

@@ -136,8 +136,10 @@ Engine::Tenant* Engine::NextToAdmit() {
 
 void Engine::OpenFirst(Tenant& tenant) {
   std::unique_ptr<Sequence>& first = tenant.queue.front();
-  OpenResult opened = tenant.cache->Open(
-      {.prompt_tokens = first->prompt_tokens(), .max_tokens = first->MaxTokens()});
+  OpenRequest request{.prompt_tokens = first->prompt_tokens(), .max_tokens = first->MaxTokens()};
+  // A score wants the logits of every token.
+  if (first->request.kind == RequestKind::kGenerate) request.prompt = first->request.prompt;
+  OpenResult opened = tenant.cache->Open(request);
   if (opened.outcome == OpenOutcome::kNoSpace) {
     ++tenant.stats.refused_opens;
     tenant.back_off = std::clamp(2 * tenant.back_off, kFirstBackOff, kLastBackOff);
@@ -154,6 +156,8 @@ void Engine::OpenFirst(Tenant& tenant) {
   tenant.back_off = {};
   ++tenant.running;
   sequence->session = std::move(opened.session);
+  sequence->fed = sequence->session->shared_tokens();
+  tenant.stats.shared_tokens += sequence->fed;
   const auto place = std::lower_bound(running_.begin(), running_.end(), sequence,
                                       [](const auto& a, const auto& b) { return a->age < b->age; });
   running_.insert(place, std::move(sequence));

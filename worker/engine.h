@@ -78,6 +78,7 @@ struct TenantStats {
   uint64_t failed = 0;            // requests with another end
   uint64_t prompt_tokens = 0;     // of finished requests
   uint64_t generated_tokens = 0;  // by all requests
+  uint64_t shared_tokens = 0;     // of prompts, that were in the cache and not fed
   uint64_t refused_opens = 0;     // times a session was refused for lack of space
   uint64_t paused_steps = 0;      // times a session was refused its next pages
   uint64_t preemptions = 0;       // sessions dropped and queued again, by us or by the agent

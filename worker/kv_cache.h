@@ -48,6 +48,9 @@ class KvSession {
   virtual const Layout& layout() const = 0;
   virtual std::byte* base() const = 0;
 
+  // Tokens of the prompt that need not be fed: they were in the cache when it was opened.
+  virtual uint32_t shared_tokens() const { return 0; }
+
   // The segments as they are now. After kReady for n tokens the last n fresh rows are the new
   // tokens' places in every (layer, head).
   virtual SessionView View() const = 0;
@@ -77,6 +80,8 @@ struct KvStep {
 struct OpenRequest {
   uint32_t prompt_tokens = 0;  // at least 1
   uint32_t max_tokens = 0;     // longest the session can get, prompt included
+  // The prompt, where a beginning that the cache knows need not be fed; else empty.
+  std::span<const int32_t> prompt;
 };
 
 enum class OpenOutcome : uint8_t {

@@ -54,7 +54,7 @@ absl::StatusOr<std::unique_ptr<KvCache>> MakePool(const KvOptions& options, cons
                             .max_session_tokens = needs.session_tokens,
                             .chunk_tokens = std::min(needs.chunk_tokens, needs.session_tokens)});
   if (!attached.ok()) return attached.status();
-  return std::make_unique<PoolKv>(*std::move(attached), needs.token_flags);
+  return std::make_unique<PoolKv>(*std::move(attached), needs.token_flags, needs.model);
 }
 
 }  // namespace

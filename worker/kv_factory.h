@@ -39,6 +39,7 @@ struct KvNeeds {
   uint32_t sessions = 0;             // most open at once, a tenant
   uint32_t session_tokens = 0;       // longest session
   std::vector<uint8_t> token_flags;  // of each token of the vocabulary (token_classes.h)
+  std::string model;                 // model_name.h
   uint32_t chunk_tokens = 0;         // most tokens of a session between two safe points
 };
 

@@ -17,6 +17,7 @@
 #include "worker/kv_factory.h"
 #include "worker/llama.h"
 #include "worker/math.h"
+#include "worker/model_name.h"
 #include "worker/prompts.h"
 #include "worker/report.h"
 #include "worker/score.h"
@@ -191,12 +192,16 @@ std::string GeneratedText(const Tokenizer& tokenizer, const Request& request,
 absl::StatusOr<Summary> Execute(const Flags& flags, const Tokenizer& tokenizer, Llama& model,
                                 const Work& work) {
   BootWaiter waiter;
+  absl::StatusOr<std::string> name =
+      ModelName(flags.model, model.config(), flags.prompt, flags.chunk);
+  if (!name.ok()) return name.status();
   absl::StatusOr<WorkerKv> kv =
       MakeKv(flags.kv, {.geometry = model.config().CacheGeometry(flags.kv.dtype),
                         .tenants = work.tenants,
                         .sessions = flags.batch,
                         .session_tokens = work.session_tokens,
                         .token_flags = TokenClasses(tokenizer, model.config().vocab),
+                        .model = *name,
                         .chunk_tokens = flags.chunk});
   if (!kv.ok()) return kv.status();
   std::vector<KvCache*> pointers;

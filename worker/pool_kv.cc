@@ -8,8 +8,12 @@
 namespace kvpool {
 
 OpenResult PoolKv::Open(const OpenRequest& request) {
-  absl::StatusOr<std::unique_ptr<Session>> session =
-      tenant_->Open({.prompt_tokens = request.prompt_tokens, .max_tokens = request.max_tokens});
+  OpenOptions options{.prompt_tokens = request.prompt_tokens, .max_tokens = request.max_tokens};
+  if (!model_.empty()) {
+    options.prompt = request.prompt;
+    options.model = model_;
+  }
+  absl::StatusOr<std::unique_ptr<Session>> session = tenant_->Open(options);
   if (session.ok()) {
     return {.outcome = OpenOutcome::kOpened,
             .session = std::make_unique<PoolKvSession>(this, *std::move(session))};

@@ -21,8 +21,13 @@ class PoolKvSession;
 class PoolKv final : public KvCache {
  public:
   // `token_flags`: of each token of the vocabulary (token_classes.h); empty: none are known.
-  explicit PoolKv(std::unique_ptr<Tenant> tenant, std::vector<uint8_t> token_flags = {})
-      : tenant_(std::move(tenant)), token_flags_(std::move(token_flags)) {}
+  // `model`: names the weights and all else that keys and values depend on; empty: sessions share
+  // no prompts.
+  explicit PoolKv(std::unique_ptr<Tenant> tenant, std::vector<uint8_t> token_flags = {},
+                  std::string model = {})
+      : tenant_(std::move(tenant)),
+        token_flags_(std::move(token_flags)),
+        model_(std::move(model)) {}
 
   OpenResult Open(const OpenRequest& request) override;
   // Also parks the sessions that rested since the last call, so that the agent may compact or move
@@ -34,6 +39,7 @@ class PoolKv final : public KvCache {
 
   std::unique_ptr<Tenant> tenant_;
   const std::vector<uint8_t> token_flags_;  // [vocabulary], or empty
+  const std::string model_;
   std::vector<Step> steps_;
   std::set<PoolKvSession*> sessions_;
 };
@@ -45,6 +51,7 @@ class PoolKvSession final : public KvSession {
 
   const Layout& layout() const override { return cache_->tenant_->layout(); }
   std::byte* base() const override { return cache_->tenant_->base(); }
+  uint32_t shared_tokens() const override { return session_->shared_tokens(); }
   SessionView View() const override { return session_->View(prepared_); }
   QuerySlot SlotOf(uint32_t index) override;
   bool WantsProfile() const override { return session_->WantsProfile(); }

@@ -48,6 +48,7 @@ std::string SummaryJson(const Summary& summary) {
                                           {"failed", s.failed},
                                           {"prompt_tokens", s.prompt_tokens},
                                           {"generated_tokens", s.generated_tokens},
+                                          {"shared_tokens", s.shared_tokens},
                                           {"refused_opens", s.refused_opens},
                                           {"paused_steps", s.paused_steps},
                                           {"preemptions", s.preemptions},
@@ -71,15 +72,15 @@ std::string SummaryJson(const Summary& summary) {
 }
 
 std::string SummaryText(const Summary& summary) {
-  std::string out =
-      absl::StrFormat("%-16s %8s %6s %8s %9s %8s %7s %10s %15s\n", "tenant", "finished", "failed",
-                      "prompt", "generated", "refused", "paused", "preempted", "full cache KiB");
+  std::string out = absl::StrFormat("%-16s %8s %6s %8s %8s %9s %8s %7s %10s %15s\n", "tenant",
+                                    "finished", "failed", "prompt", "shared", "generated",
+                                    "refused", "paused", "preempted", "full cache KiB");
   for (size_t i = 0; i < summary.tenants.size(); ++i) {
     const TenantStats& s = summary.stats[i];
-    absl::StrAppendFormat(&out, "%-16s %8d %6d %8d %9d %8d %7d %10d %15d\n",
+    absl::StrAppendFormat(&out, "%-16s %8d %6d %8d %8d %9d %8d %7d %10d %15d\n",
                           TenantName(summary.tenants[i]), s.finished, s.failed, s.prompt_tokens,
-                          s.generated_tokens, s.refused_opens, s.paused_steps, s.preemptions,
-                          s.full_cache_bytes >> 10);
+                          s.shared_tokens, s.generated_tokens, s.refused_opens, s.paused_steps,
+                          s.preemptions, s.full_cache_bytes >> 10);
   }
   absl::StrAppendFormat(&out, "%d tokens through the model in %.2f s, %d steps: %.0f tokens/s\n",
                         summary.fed_tokens, summary.seconds, summary.steps, PerSecond(summary));

@@ -200,5 +200,22 @@ TEST(Admission, ATenantsSlabsAreWholeForEachLayout) {
   EXPECT_EQ(charges.UsableSlabs(0), 0u);
 }
 
+TEST(ShareableTokens, AreThosePastWhichAPolicyMustSeeWhatIsFed) {
+  const auto shareable = [](const std::string& name, const PolicyValues& values, uint32_t prompt) {
+    return ShareableTokens(SmallLayout(), *Make(name, values),
+                           {.prompt_tokens = prompt, .max_tokens = 5000, .chunk = 64});
+  };
+  EXPECT_EQ(shareable("full", {}, 1000), 999u) << "the last token's query is asked";
+  EXPECT_EQ(shareable("full", {}, 1), 0u);
+  EXPECT_EQ(shareable("streaming", {{"sinks", 4}, {"recent", 92}, {"slack", 16}}, 1000), 112u)
+      << "what comes behind is fed to a cache that was compacted";
+  const PolicyNeeds snap = Make("snapkv")->Needs();
+  ASSERT_EQ(snap.queries, QueryNeed::kPrompt);
+  EXPECT_EQ(shareable("snapkv", {}, 1000), 1000 - snap.prompt_rows);
+  EXPECT_EQ(shareable("snapkv", {}, snap.prompt_rows), 0u);
+  EXPECT_EQ(shareable("fastgen", {}, 1000), 0u) << "profiles the whole prompt";
+  EXPECT_EQ(shareable("kvcompress", {{"votes", "all"}}, 1000), 0u);
+}
+
 }  // namespace
 }  // namespace kvpool

@@ -184,10 +184,13 @@ class Rig {
     const TenantState& tenant = *book_.Find(attachment.setup().tenant);
     const SessionPlan plan{.max_tokens = kSizes.session_tokens, .chunk = 32};
     if (tenant.id == kHostile && Draw(2) == 0) {
+      SessionLadder ladder = LadderFor(layout_, ladder_, plan, [](SealedFormat) { return true; });
+      const Charge charge = ladder.rungs[tenant.rung].charge;
       return attachment.Open(tenant, plan,
-                             LadderFor(layout_, ladder_, plan, [](SealedFormat) { return true; }));
+                             {.charge = charge, .ladder = std::move(ladder), .copies = true});
     }
-    return attachment.Open(tenant, plan, PeakCharge(layout_, *tenant.policy, tenant.seal, plan));
+    return attachment.Open(tenant, plan,
+                           TermsFor(layout_, tenant, plan, [](SealedFormat) { return true; }));
   }
 
   static void Commit(Attachment& attachment, const std::vector<PageId>& pages, uint32_t tokens) {

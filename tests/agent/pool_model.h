@@ -38,7 +38,7 @@ class PoolModel {
 
   // One random command.
   void Step(PoolLedger* ledger) {
-    switch (Draw(20)) {
+    switch (Draw(27)) {
       case 0:
         return Draw(5) == 0 ? SetLease(ledger) : AssignAndOffer(ledger);
       case 1:
@@ -66,6 +66,18 @@ class PoolModel {
         return Return(ledger);
       case 15:
         return Release(ledger);
+      case 16:
+      case 17:
+        return Freeze(ledger);
+      case 18:
+      case 19:
+        return Share(ledger);
+      case 20:
+        return Unshare(ledger);
+      case 21:
+        return StopKeeping(ledger);
+      case 22:
+        return Thaw(ledger);
       default:
         return Adopt(ledger);
     }
@@ -86,12 +98,20 @@ class PoolModel {
     std::map<TenantId, TenantUsage> expected;
     for (const auto& [page, holder] : pages_) {
       TenantUsage& usage = expected[slabs_[SlabOf(page)].tenant];
-      ++(holder.session == 0 ? usage.granted_pages : usage.owned_pages);
+      if (holder.frozen) {
+        ++usage.frozen_pages;
+        usage.parked_pages += holder.holders.empty();
+        EXPECT_EQ(ledger.HoldersOf(page), holder.holders.size());
+      } else {
+        ++(holder.session == 0 ? usage.granted_pages : usage.owned_pages);
+      }
     }
     for (uint32_t t = 0; t < kTenants; ++t) {
       const TenantUsage usage = ledger.Usage(TenantId(t));
       EXPECT_EQ(usage.granted_pages, expected[TenantId(t)].granted_pages);
       EXPECT_EQ(usage.owned_pages, expected[TenantId(t)].owned_pages);
+      EXPECT_EQ(usage.frozen_pages, expected[TenantId(t)].frozen_pages);
+      EXPECT_EQ(usage.parked_pages, expected[TenantId(t)].parked_pages);
       EXPECT_EQ(usage.held_slabs, Held(TenantId(t)));
     }
     for (const auto& [id, session] : sessions_) {
@@ -100,6 +120,13 @@ class PoolModel {
       const std::set<PageId> unique(pages->begin(), pages->end());
       EXPECT_EQ(unique.size(), pages->size());
       for (const PageId page : unique) EXPECT_EQ(pages_.at(page).session, id);
+      const auto frozen = ledger.FrozenOf(SessionId(id));
+      ASSERT_TRUE(frozen.ok());
+      for (const PageId page : *frozen) EXPECT_TRUE(pages_.at(page).holders.contains(id));
+      const auto held = std::count_if(pages_.begin(), pages_.end(), [id = id](const auto& entry) {
+        return entry.second.holders.contains(id);
+      });
+      EXPECT_EQ(frozen->size(), static_cast<size_t>(held));
     }
   }
 
@@ -114,6 +141,9 @@ class PoolModel {
   struct Holder {
     uint32_t worker = 0;  // 0 for a session whose worker is gone
     uint64_t session = 0;
+    // Then nobody else has it.
+    bool frozen = false, kept = false;
+    std::set<uint64_t> holders;
   };
   struct ModelWorker {
     TenantId tenant;
@@ -158,14 +188,38 @@ class PoolModel {
     std::vector<PageId> list;
     const bool dirty = !Chance(4);
     for (const auto& [page, holder] : pages_) {
-      const bool own =
-          session != 0 ? holder.session == session : holder.worker == worker && holder.session == 0;
+      const bool own = session != 0
+                           ? holder.session == session
+                           : holder.worker == worker && holder.session == 0 && !holder.frozen;
       if (own && Draw(3) == 0) list.push_back(page);
     }
     std::shuffle(list.begin(), list.end(), random_);
     if (dirty) list.push_back(AnyPage());
     if (dirty && !list.empty()) list.push_back(list[Draw(list.size())]);
     return list;
+  }
+
+  // Frozen pages of which `good` says so, sometimes with something wrong.
+  template <typename Good>
+  std::vector<PageId> FrozenList(Good good) {
+    std::vector<PageId> list;
+    const bool dirty = !Chance(4);
+    for (const auto& [page, holder] : pages_) {
+      if (holder.frozen && good(page, holder) && Draw(3) != 0) list.push_back(page);
+    }
+    std::shuffle(list.begin(), list.end(), random_);
+    if (dirty) list.push_back(AnyPage());
+    if (dirty && !list.empty()) list.push_back(list[Draw(list.size())]);
+    return list;
+  }
+  // Whether all are in use, `good` says so of each, and none is listed twice.
+  template <typename Good>
+  bool AllOf(const std::vector<PageId>& pages, Good good) const {
+    return std::set(pages.begin(), pages.end()).size() == pages.size() &&
+           std::all_of(pages.begin(), pages.end(), [&](PageId page) {
+             const auto found = pages_.find(page);
+             return found != pages_.end() && good(page, found->second);
+           });
   }
 
   // --- Facts -------------------------------------------------------------------------------------
@@ -189,7 +243,15 @@ class PoolModel {
   }
   void FreePagesOf(uint64_t session) {
     std::erase_if(pages_, [&](const auto& entry) { return entry.second.session == session; });
+    for (auto& [page, holder] : pages_) holder.holders.erase(session);
+    FreeUnheld();
     sessions_.erase(session);
+  }
+  void FreeUnheld() {
+    std::erase_if(pages_, [](const auto& entry) {
+      const Holder& holder = entry.second;
+      return holder.frozen && !holder.kept && holder.holders.empty();
+    });
   }
 
   // --- Commands ----------------------------------------------------------------------------------
@@ -225,7 +287,7 @@ class PoolModel {
     }
     for (const uint64_t id : gone) FreePagesOf(id);
     std::erase_if(pages_, [&](const auto& entry) {
-      return entry.second.session == 0 && entry.second.worker == worker;
+      return entry.second.session == 0 && entry.second.worker == worker && !entry.second.frozen;
     });
     for (ModelSlab& slab : slabs_) {
       slab.offered.erase(worker);
@@ -391,7 +453,7 @@ class PoolModel {
     for (const PageId page : pages) {
       const auto found = pages_.find(page);
       if (found == pages_.end() || found->second.worker != worker.value() ||
-          found->second.session != 0) {
+          found->second.session != 0 || found->second.frozen) {
         continue;
       }
       ++expected;
@@ -414,7 +476,7 @@ class PoolModel {
     bool good = IsOpen(session) && std::set(pages.begin(), pages.end()).size() == pages.size();
     for (const PageId page : pages) {
       const auto found = pages_.find(page);
-      good = good && found != pages_.end() &&
+      good = good && found != pages_.end() && !found->second.frozen &&
              (found->second.session == session.value() ||
               (found->second.session == 0 && found->second.worker == worker));
     }
@@ -433,6 +495,64 @@ class PoolModel {
     }
     if (!Expect(ledger->Release(session, pages), good, "Release")) return;
     for (const PageId page : pages) pages_.erase(page);
+  }
+
+  void Freeze(PoolLedger* ledger) {
+    const SessionId session = AnySession();
+    const std::vector<PageId> pages = PageList(0, session.value());
+    const bool good = IsOpen(session) && AllOf(pages, [&](PageId, const Holder& holder) {
+                        return holder.session == session.value() && !holder.frozen;
+                      });
+    const Keep keep = Draw(3) == 0 ? Keep::kNo : Keep::kForReuse;
+    if (!Expect(ledger->Freeze(session, pages, keep), good, "Freeze")) return;
+    for (const PageId page : pages) {
+      pages_[page] = {
+          .frozen = true, .kept = keep == Keep::kForReuse, .holders = {session.value()}};
+    }
+  }
+
+  void Share(PoolLedger* ledger) {
+    const SessionId session = AnySession();
+    const auto fits = [&](PageId page, const Holder& holder) {
+      return holder.frozen && IsOpen(session) && !holder.holders.contains(session.value()) &&
+             slabs_[SlabOf(page)].mapped.contains(sessions_.at(session.value()).worker);
+    };
+    const std::vector<PageId> pages = FrozenList(fits);
+    const bool good = IsOpen(session) && AllOf(pages, fits);
+    if (!Expect(ledger->Share(session, pages), good, "Share")) return;
+    for (const PageId page : pages) pages_[page].holders.insert(session.value());
+  }
+
+  void Unshare(PoolLedger* ledger) {
+    const SessionId session = AnySession();
+    const auto held = [&](PageId, const Holder& holder) {
+      return holder.holders.contains(session.value());
+    };
+    const std::vector<PageId> pages = FrozenList(held);
+    const bool good = IsOpen(session) && AllOf(pages, held);
+    if (!Expect(ledger->Unshare(session, pages), good, "Unshare")) return;
+    for (const PageId page : pages) pages_[page].holders.erase(session.value());
+    FreeUnheld();
+  }
+
+  void StopKeeping(PoolLedger* ledger) {
+    const auto kept = [](PageId, const Holder& holder) { return holder.kept; };
+    const std::vector<PageId> pages = FrozenList(kept);
+    if (!Expect(ledger->StopKeeping(pages), AllOf(pages, kept), "StopKeeping")) return;
+    for (const PageId page : pages) pages_[page].kept = false;
+    FreeUnheld();
+  }
+
+  void Thaw(PoolLedger* ledger) {
+    const SessionId session = AnySession();
+    const auto alone = [&](PageId, const Holder& holder) {
+      return holder.frozen && !holder.kept && holder.holders == std::set{session.value()};
+    };
+    const std::vector<PageId> pages = FrozenList(alone);
+    const bool good = IsOpen(session) && AllOf(pages, alone);
+    if (!Expect(ledger->Thaw(session, pages), good, "Thaw")) return;
+    const uint32_t worker = IsOpen(session) ? sessions_.at(session.value()).worker : 0;
+    for (const PageId page : pages) pages_[page] = {.worker = worker, .session = session.value()};
   }
 
   std::mt19937_64 random_;

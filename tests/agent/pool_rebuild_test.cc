@@ -127,7 +127,7 @@ TEST(PoolRebuild, ACheckpointThatWasNotFinishedCountsForNothing) {
 
 TEST(PoolRebuild, CorruptionIsAnErrorOrTheLastRecord) {
   RandomPool pool(17);
-  for (int step = 0; step < 3'000; ++step) pool.Step();
+  for (int step = 0; step < 5'000; ++step) pool.Step();
   std::mt19937 random(17);
   int errors = 0;
   for (int i = 0; i < 1'000; ++i) {
@@ -157,7 +157,7 @@ TEST(PoolRebuild, ImpossibleRecordsAreRefused) {
     Memory copy = pool.memory;
     Journal journal = Journal::Open(copy).value();
     for (int n = 0; n < 3; ++n) {
-      journal.Append({.type = static_cast<Record::Type>(1 + random() % 15),
+      journal.Append({.type = static_cast<Record::Type>(1 + random() % 17),
                       .slot = static_cast<uint8_t>(small(8)),
                       .word = static_cast<uint16_t>(small(8)),
                       .slab = static_cast<uint32_t>(small(26)),

@@ -415,6 +415,58 @@ double CpuNanos() {
   return 1e9 * time.tv_sec + time.tv_nsec;
 }
 
+TEST_F(PoolTest, AFrozenPageIsChargedOnceAndOutlivesTheSessionThatWroteIt) {
+  const WorkerId writer = WorkerWithSlabs(TenantId(1), 1);
+  const WorkerId reader = pool_.AddWorker(TenantId(1), layout_).value();
+  const SessionId first = SessionWithPages(writer, 4);
+  const std::vector<PageId> pages(pool_.PagesOf(first)->begin(), pool_.PagesOf(first)->begin() + 3);
+  ASSERT_TRUE(pool_.Freeze(first, pages, Keep::kForReuse).ok());
+  const SessionId second = pool_.OpenSession(reader).value();
+  EXPECT_TRUE(absl::IsInvalidArgument(pool_.Share(second, pages))) << "not mapped by its worker";
+  const SlabIndex slab = layout_.SlabOf(pages[0]);
+  ASSERT_TRUE(pool_.MarkOffered(reader, slab).ok());
+  ASSERT_TRUE(pool_.MarkMapped(reader, slab).ok());
+  ASSERT_TRUE(pool_.Share(second, pages).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(pool_.Share(second, pages))) << "twice";
+  TenantUsage usage = pool_.Usage(TenantId(1));
+  EXPECT_EQ(usage.owned_pages, 1u);
+  EXPECT_EQ(usage.frozen_pages, 3u);
+  EXPECT_EQ(usage.parked_pages, 0u);
+  EXPECT_EQ(pool_.Slab(slab)->shared_pages, 3u);
+  EXPECT_TRUE(absl::IsInvalidArgument(pool_.Thaw(first, pages))) << "two hold it";
+
+  ASSERT_TRUE(pool_.RemoveWorker(writer).ok());
+  EXPECT_EQ(pool_.Usage(TenantId(1)).frozen_pages, 3u);
+  EXPECT_EQ(pool_.HoldersOf(pages[0]), 1u);
+  ASSERT_TRUE(pool_.CloseSession(second).ok());
+  usage = pool_.Usage(TenantId(1));
+  EXPECT_EQ(usage.frozen_pages, 3u);
+  EXPECT_EQ(usage.parked_pages, 3u);
+  EXPECT_EQ(usage.parked_bytes, usage.frozen_bytes);
+  ASSERT_TRUE(pool_.BeginEvacuate(slab).ok());
+  EXPECT_TRUE(absl::IsFailedPrecondition(pool_.BeginDrain(slab))) << "parked pages are in use";
+  ASSERT_TRUE(pool_.StopKeeping(pages).ok());
+  EXPECT_EQ(pool_.Usage(TenantId(1)).frozen_pages, 0u);
+  EXPECT_TRUE(pool_.BeginDrain(slab).ok());
+}
+
+TEST_F(PoolTest, TheLastHolderOfAFrozenPageCanHaveItBack) {
+  const WorkerId worker = WorkerWithSlabs(TenantId(1), 1);
+  const SessionId session = SessionWithPages(worker, 2);
+  const std::vector<PageId> pages(pool_.PagesOf(session)->begin(), pool_.PagesOf(session)->end());
+  ASSERT_TRUE(pool_.Freeze(session, pages, Keep::kForReuse).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(pool_.Adopt(session, pages))) << "frozen, not granted";
+  EXPECT_TRUE(absl::IsInvalidArgument(pool_.Thaw(session, pages))) << "kept";
+  ASSERT_TRUE(pool_.StopKeeping(pages).ok());
+  ASSERT_TRUE(pool_.Thaw(session, pages).ok());
+  EXPECT_EQ(pool_.PagesOf(session)->size(), 2u);
+  EXPECT_TRUE(pool_.FrozenOf(session)->empty());
+  EXPECT_EQ(pool_.Usage(TenantId(1)).owned_pages, 2u);
+  ASSERT_TRUE(pool_.Freeze(session, pages, Keep::kNo).ok());
+  ASSERT_TRUE(pool_.CloseSession(session).ok());
+  EXPECT_EQ(pool_.Usage(TenantId(1)).free_pages, kPagesPerSlab) << "nobody is left, nothing kept";
+}
+
 // Printed, not asserted: a page through Grant and Return, in batches as the magazine does it.
 TEST(PoolSpeed, GrantAndReturn) {
   constexpr PoolConfig kBig{.slabs = 1024, .slab_bytes = 2_MiB};

@@ -71,6 +71,56 @@ TEST(ReclaimPlanner, TheEmptiestSlabsGo) {
   EXPECT_EQ(plan.magazines, Magazines::kKeep);
 }
 
+// A slab with pages of prompts: parked ones, and such that `shared` sessions hold together.
+SlabUsage WithFrozen(uint32_t slab, uint32_t owned, uint32_t parked, uint32_t shared = 0) {
+  SlabUsage usage = Leased(slab, owned);
+  usage.frozen_pages = parked + shared;
+  usage.parked_pages = parked;
+  usage.shared_pages = shared;
+  usage.free_pages -= usage.frozen_pages;
+  return usage;
+}
+
+TEST(ReclaimPlanner, ParkedPagesGoBeforeAnySessionLosesARow) {
+  // Sixteen pages of sessions and eight parked ones in three slabs, and a lease of two.
+  const ReclaimPlan plan = PlanReclaim(
+      Tenant(2, {WithFrozen(0, 4, 4), WithFrozen(1, 6, 2), WithFrozen(2, 6, 2)},
+             {Session(1, 4, 3, Where::kIdle, {SlabIndex(0)}), Session(2, 12, 9, Where::kIdle)}));
+  EXPECT_THAT(plan.evacuate, ElementsAre(SlabIndex(0)));
+  EXPECT_EQ(plan.drop, (std::map<uint32_t, uint64_t>{{0, 8}})) << "its own, and room for the rest";
+  EXPECT_THAT(plan.drop_in, ElementsAre(SlabIndex(0)));
+  EXPECT_THAT(plan.take, ElementsAre(SessionId(1))) << "it moves; nobody is compacted";
+}
+
+TEST(ReclaimPlanner, NothingParkedIsDroppedWithoutNeed) {
+  EXPECT_TRUE(PlanReclaim(Tenant(2, {WithFrozen(0, 0, 8), WithFrozen(1, 0, 8)})).empty());
+  // One of two slabs with nothing else in them: the fewer pages.
+  const ReclaimPlan plan = PlanReclaim(Tenant(1, {WithFrozen(1, 0, 2), WithFrozen(0, 0, 8)}));
+  EXPECT_THAT(plan.evacuate, ElementsAre(SlabIndex(1)));
+  EXPECT_EQ(plan.drop, (std::map<uint32_t, uint64_t>{{0, 2}}));
+}
+
+TEST(ReclaimPlanner, AllThatIsParkedGoesBeforeACompaction) {
+  const ReclaimPlan plan =
+      PlanReclaim(Tenant(1, {WithFrozen(0, 7, 1), WithFrozen(1, 7, 1)},
+                         {Session(1, 7, 4), Session(2, 7, 5, Where::kRunning)}));
+  EXPECT_EQ(plan.drop, (std::map<uint32_t, uint64_t>{{0, 2}}));
+  EXPECT_THAT(plan.evacuate, IsEmpty());
+  EXPECT_THAT(plan.take, ElementsAre(SessionId(1))) << "six are missing, one comes from what parks";
+}
+
+TEST(ReclaimPlanner, ASlabWithPagesThatSeveralSessionsHoldStays) {
+  const ReclaimPlan plan = PlanReclaim(Tenant(1, {WithFrozen(0, 0, 0, 1), WithFrozen(1, 2, 0)}));
+  EXPECT_THAT(plan.evacuate, ElementsAre(SlabIndex(1)));
+  EXPECT_TRUE(PlanReclaim(Tenant(1, {WithFrozen(0, 0, 0, 1), WithFrozen(1, 0, 0, 1)})).empty());
+  // One that was to go comes back, so that another can go into its free places.
+  SlabUsage going = WithFrozen(0, 0, 0, 2);
+  going.state = SlabState::kEvacuating;
+  const ReclaimPlan other = PlanReclaim(Tenant(1, {going, WithFrozen(1, 2, 0)}));
+  EXPECT_THAT(other.cancel, ElementsAre(SlabIndex(0)));
+  EXPECT_THAT(other.evacuate, IsEmpty()) << "in the next plan";
+}
+
 TEST(ReclaimPlanner, SlabsOnTheirWayCount) {
   ReclaimInput input = Tenant(1, {Evacuating(2, 1), Leased(0, 2), Leased(1, 2)});
   input.held_slabs = 4;

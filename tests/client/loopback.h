@@ -76,7 +76,8 @@ class Loopback {
                                      .layout = layout,
                                      .sizes = sizes,
                                      .chunk_tokens = options.chunk,
-                                     .base = device_->base()},
+                                     .base = device_->base(),
+                                     .prefixes = prefixes_},
                                     ledger_.get());
     MapSlabs();
     SharedRegions& regions = attachment_->regions();
@@ -97,6 +98,7 @@ class Loopback {
   Tenant& tenant() { return *tenant_; }
   Attachment& attachment() { return *attachment_; }
   PoolLedger& ledger() { return *ledger_; }
+  PrefixIndex& prefixes() { return *prefixes_; }
   Magazine& magazine() { return *magazine_; }
   std::byte* control() { return control_.data(); }
   HostDevice& device() { return *device_; }
@@ -162,17 +164,35 @@ class Loopback {
       const SessionPlan plan{.prompt_tokens = options.prompt_tokens,
                              .max_tokens = options.max_tokens,
                              .chunk = loop_.options_.chunk};
-      const absl::StatusOr<AgentSession*> session = loop_.attachment_->Open(
-          tenant, plan, PeakCharge(loop_.attachment_->layout(), *tenant.policy, tenant.seal, plan));
+      const Layout& layout = loop_.attachment_->layout();
+      const std::vector<uint32_t> prompt(options.prompt.begin(), options.prompt.end());
+      const PrefixSecret& secret = loop_.prefixes_->secret();
+      const std::vector<PageKey> keys = PageKeys(secret, RootKey(secret, options.model), prompt);
+      const uint32_t shareable = ShareableTokens(layout, *tenant.policy, plan);
+      loop_.attachment_->FreezeAll();
+      SessionTerms terms = TermsFor(layout, tenant, plan, [](SealedFormat) { return true; });
+      if (!terms.copies)
+        terms.charge.pages -= loop_.attachment_->FindPrefix(keys, shareable).size();
+      const absl::StatusOr<AgentSession*> session =
+          loop_.attachment_->Open(tenant, plan, std::move(terms));
       if (!session.ok()) return session.status();
-      const PolicyNeeds& needs = (*session)->needs;
-      return OpenedSession{.handle = (*session)->slot,
-                           .slot = (*session)->slot,
-                           .queries = static_cast<QueryWish>(needs.queries),
-                           .sample_every = needs.sample_every,
-                           .prompt_rows = needs.prompt_rows,
-                           .token_flags = needs.planes.flags,
-                           .profile = needs.profile};
+      loop_.attachment_->TakePrefix(*session, keys, shareable);
+      return Opened(**session);
+    }
+    absl::StatusOr<OpenedSession> Fork(uint32_t slot, uint32_t max_tokens) override {
+      const absl::StatusOr<const AgentSession*> parent = loop_.attachment_->CheckFork(slot);
+      if (!parent.ok()) return parent.status();
+      const SessionPlan plan{.prompt_tokens = (*parent)->plan.prompt_tokens,
+                             .max_tokens = max_tokens,
+                             .chunk = loop_.options_.chunk};
+      SessionTerms terms{.charge = PeakCharge(loop_.attachment_->layout(), *(*parent)->policy,
+                                              (*parent)->seal, plan),
+                         .copies = (*parent)->copies};
+      if (!terms.copies) terms.charge.pages -= (*parent)->committed / kPageTokens;
+      const absl::StatusOr<AgentSession*> fork =
+          loop_.attachment_->Fork(slot, *loop_.book_.Find(kTenant), plan, std::move(terms));
+      if (!fork.ok()) return fork.status();
+      return Opened(**fork);
     }
     void Close(uint64_t handle) override {
       loop_.attachment_->Close(static_cast<uint32_t>(handle));
@@ -187,6 +207,18 @@ class Loopback {
     absl::StatusOr<TenantStatistics> Statistics() override { return TenantStatistics{}; }
 
    private:
+    static OpenedSession Opened(const AgentSession& session) {
+      const PolicyNeeds& needs = session.needs;
+      return {.handle = session.slot,
+              .slot = session.slot,
+              .queries = static_cast<QueryWish>(needs.queries),
+              .sample_every = needs.sample_every,
+              .prompt_rows = needs.prompt_rows,
+              .token_flags = needs.planes.flags,
+              .profile = needs.profile,
+              .shared_tokens = session.committed};
+    }
+
     void DrainNow(const std::vector<DrainRequest>& requests, const Done& done) {
       std::vector<absl::Status> outcomes;
       for (const DrainRequest& r : requests) {
@@ -227,6 +259,8 @@ class Loopback {
   std::unique_ptr<HostDevice> device_;
   TenantBook book_;
   WorkerId worker_;
+  std::shared_ptr<PrefixIndex> prefixes_ =
+      std::make_shared<PrefixIndex>(DrawPrefixSecret().value(), 4096);
   std::unique_ptr<Attachment> attachment_;
   Mapping control_;
   std::unique_ptr<Magazine> magazine_;

@@ -106,11 +106,16 @@ class RawWorker {
     for (uint32_t i = 0; i < map.size(); ++i) map.set(i, geometry.kv_of_layer[i]);
   }
 
-  std::string Open(uint32_t prompt_tokens, uint32_t max_tokens) {
+  // `prompt`: the tokens that are told.
+  std::string Open(uint32_t prompt_tokens, uint32_t max_tokens,
+                   const std::vector<uint32_t>& prompt = {}, const std::string& model = "") {
     return Call([=, this]() -> kj::Promise<Word> {
       auto request = attachment().openSessionRequest();
       request.getParams().setPromptTokens(prompt_tokens);
       request.getParams().setMaxTokens(max_tokens);
+      request.getParams().setModel(model);
+      auto tokens = request.getParams().initPrompt(prompt.size());
+      for (size_t i = 0; i < prompt.size(); ++i) tokens.set(i, prompt[i]);
       return request.send().then([this](auto&& response) -> Word {
         auto result = response.getResult();
         if (result.isRefused()) return NameOf(result.getRefused());
@@ -121,6 +126,19 @@ class RawWorker {
                  .local = wish.getLocal(),
                  .frequent = wish.getFrequent(),
                  .group = wish.getGroup()};
+        return "ok";
+      });
+    });
+  }
+  std::string Fork(uint32_t slot, uint32_t max_tokens) {
+    return Call([=, this]() -> kj::Promise<Word> {
+      auto request = attachment().forkSessionRequest();
+      request.setSlot(slot);
+      request.setMaxTokens(max_tokens);
+      return request.send().then([this](auto&& response) -> Word {
+        auto result = response.getResult();
+        if (result.isRefused()) return NameOf(result.getRefused());
+        caps_->sessions.push_back(result.getOpened().getSession());
         return "ok";
       });
     });

@@ -201,6 +201,9 @@ class OneAnswerTenant final : public Tenant {
   absl::StatusOr<std::unique_ptr<kvpool::Session>> Open(const OpenOptions&) override {
     return std::make_unique<Session>();
   }
+  absl::StatusOr<std::unique_ptr<kvpool::Session>> Fork(kvpool::Session&, uint32_t) override {
+    return std::make_unique<Session>();
+  }
   absl::Status SafePoint(std::span<kvpool::Step> steps) override {
     for (kvpool::Step& step : steps) step.outcome = answer_;
     return absl::OkStatus();
@@ -210,6 +213,7 @@ class OneAnswerTenant final : public Tenant {
 
  private:
   struct Session final : kvpool::Session {
+    uint32_t shared_tokens() const override { return 0; }
     uint32_t position() const override { return 0; }
     SessionView View(uint32_t) const override { return {}; }
     BlockId WriteBlock(uint32_t, uint32_t, uint32_t) const override { return BlockId(0); }
