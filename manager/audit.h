@@ -1,6 +1,7 @@
-// What operators have changed: who, when, what, from what to what. Keeps the newest
-// limits::kAuditKept changes. Pure: entries are numbered here, made durable together with the
-// change by someone else, and then committed here. One thread at a time.
+// What operators have changed, and the manager for them (the rungs of policy `auto`): who, when,
+// what, from what to what. Keeps the newest limits::kAuditKept changes. Pure: entries are numbered
+// here, made durable together with the change by someone else, and then committed here. One thread
+// at a time.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once

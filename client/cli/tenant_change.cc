@@ -72,12 +72,14 @@ absl::Status ChangePolicy(const TenantChange& change, TenantSpec& now) {
       change.policy.value_or(now.ladder.has_value() ? kAutoPolicy : now.policy.name);
   if (name == kAutoPolicy) {
     auto ladder = ChangedLadder(now, *given);
-    if (ladder.ok()) SetLadder(*std::move(ladder), &now);
-    return ladder.status();
+    if (!ladder.ok()) return ladder.status();
+    SetLadder(*std::move(ladder), &now);
+    return absl::OkStatus();
   }
   auto policy = ChangedPolicy(now, name, *given);
-  if (policy.ok()) SetPolicy(*std::move(policy), &now);
-  return policy.status();
+  if (!policy.ok()) return policy.status();
+  SetPolicy(*std::move(policy), &now);
+  return absl::OkStatus();
 }
 
 absl::Status ChangeFloors(const std::vector<std::string>& texts,

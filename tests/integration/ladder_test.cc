@@ -339,8 +339,9 @@ TEST(LadderClusterTest, DemandThatDoesNotFitMakesTheManagerClimb) {
   std::vector<std::unique_ptr<Session>> sessions;
   const auto open = [&] {
     auto session = (*tenant)->Open({.prompt_tokens = 16, .max_tokens = 4096});
-    if (session.ok()) sessions.push_back(*std::move(session));
-    return session.status();
+    const absl::Status status = session.status();
+    if (status.ok()) sessions.push_back(*std::move(session));
+    return status;
   };
   ASSERT_TRUE(Eventually([&] { return open().ok(); }));
   ASSERT_TRUE(Advance(**tenant, sessions[0].get(), 16).ok());
