@@ -15,10 +15,12 @@
 #include "absl/strings/str_cat.h"
 #include "agent/agent_metrics.h"
 #include "agent/host_device.h"
+#include "agent/lease_keeper.h"
 #include "agent/manager_link.h"
 #include "agent/pool.h"
 #include "agent/reclaimer.h"
 #include "agent/service.h"
+#include "agent/state_file.h"
 #include "agent/tenant_book.h"
 #include "agent/workers.h"
 #include "common/http_server.h"
@@ -78,6 +80,8 @@ class Agent {
   Agent(const AgentConfig& config, const AgentTls& tls, kj::AsyncIoContext& io,
         JournalMemory journal, PoolLedger ledger, std::unique_ptr<Device> device);
 
+  absl::Status Restore();
+  absl::Status BeginWith(const KeptOrders& kept);
   absl::Status Listen();
   void HandleHttp(HttpRequest request, HttpServer::Done done);
 
@@ -92,6 +96,7 @@ class Agent {
   TenantBook book_;
   SealingReserve reserve_;
   boost::asio::thread_pool pool_;
+  LeaseKeeper keeper_;
   Workers workers_;
   Reclaimer reclaimer_;
   Inbox inbox_;
@@ -111,6 +116,11 @@ Agent::Agent(const AgentConfig& config, const AgentTls& tls, kj::AsyncIoContext&
       metrics_("host", device_->info().name),
       reserve_(ledger_.config().slabs, ledger_.config().reserve_slabs),
       pool_(static_cast<size_t>(config.threads)),
+      keeper_({.book = &book_, .pool = &pool_, .timer = &io.provider->getTimer()},
+              config.state_file, {.agent = config.name, .slab_bytes = config.slab_bytes},
+              [this] {
+                if (link_ != nullptr) link_->Hurry();
+              }),
       workers_({.device = device_.get(),
                 .ledger = &ledger_,
                 .book = &book_,
@@ -136,6 +146,34 @@ Agent::Agent(const AgentConfig& config, const AgentTls& tls, kj::AsyncIoContext&
   reclaimer_.OnProgress([this] {
     if (link_ != nullptr) link_->Hurry();
   });
+}
+
+// What its last life kept, if it did.
+absl::Status Agent::Restore() {
+  if (config_.state_file.empty()) return absl::OkStatus();
+  const StateOwner owner{.agent = config_.name, .slab_bytes = config_.slab_bytes};
+  const auto kept = ReadState(config_.state_file, owner);
+  if (!kept.ok()) return kept.status();
+  if (kept->has_value()) {
+    if (absl::Status begun = BeginWith(**kept); !begun.ok()) return begun;
+  }
+  // Also tells now, not at the first shrink, that the file cannot be written.
+  return WriteState(config_.state_file, EncodeState(owner, book_.ToKeep()));
+}
+
+absl::Status Agent::BeginWith(const KeptOrders& kept) {
+  const PoolConfig& pool = ledger_.config();
+  book_.Restore(kept, pool.slabs - pool.reserve_slabs);
+  uint32_t slabs = 0;
+  for (const auto& [id, tenant] : book_.tenants()) {
+    if (absl::Status set = ledger_.SetLease(id, tenant.lease_slabs); !set.ok()) return set;
+    slabs += tenant.lease_slabs;
+  }
+  log_.Info("kept from before", {{"file", config_.state_file},
+                                 {"epoch", book_.highest_epoch()},
+                                 {"tenants", book_.tenants().size()},
+                                 {"slabs", slabs}});
+  return absl::OkStatus();
 }
 
 absl::Status Agent::Listen() {
@@ -183,6 +221,7 @@ absl::Status Agent::Listen() {
       [this] {
         for (const auto& [id, tenant] : book_.tenants()) reclaimer_.Look(id);
         for (const auto& [id, worker] : workers_.all()) workers_.TopUp(id);
+        keeper_.Look();
       });
   return absl::OkStatus();
 }
@@ -199,6 +238,7 @@ void Agent::HandleHttp(HttpRequest request, HttpServer::Done done) {
                                  .listener = listener_.get(),
                                  .http = http_.get(),
                                  .link = link_.get(),
+                                 .keeper = &keeper_,
                                  .tls = {{"manager", tls_.manager}, {"http", tls_.http}}})});
   } else if (request.path == "/healthz") {
     const bool registered = link_->state() == ManagerLink::State::kRegistered;
@@ -226,6 +266,7 @@ absl::Status Agent::Run(const AgentConfig& config, const AgentTls& tls, kj::Asyn
   if (absl::Status reserve = MakeReserve(pool, **device); !reserve.ok()) return reserve;
 
   Agent agent(config, tls, io, *std::move(journal), *std::move(ledger), *std::move(device));
+  if (absl::Status status = agent.Restore(); !status.ok()) return status;
   if (absl::Status status = agent.Listen(); !status.ok()) return status;
   agent.log_.Info("agent started", {{"name", config.name},
                                     {"device", agent.device_->info().name},

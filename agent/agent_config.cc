@@ -71,6 +71,9 @@ void Declare(AgentConfig* c, Settings* s) {
   s->Add("tls_manager_name",
          "for TLS: the host name in the managers' certificates; without one that in manager",
          &c->tls_manager_name);
+  s->Add("state_file",
+         "keeps floors, policies and token hashes over a restart; empty: nothing is kept",
+         &c->state_file);
   s->Add("http", "host:port for /metrics and /healthz", &c->http, CheckHostPort);
   s->Add("http_tls_certificate", "for HTTPS: PEM file with the certificate of http",
          &c->http_tls_certificate);

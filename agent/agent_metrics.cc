@@ -92,12 +92,18 @@ AgentMetrics::AgentMetrics(const std::string& device_kind, const std::string& de
                        "Queries that a worker dropped before they were scored.")),
       bad_orders_(Single(metrics_, "kvpool_agent_bad_orders_total",
                          "Orders of managers that were ignored as impossible or old.")),
+      state_writes_(metrics_.CounterFamily("kvpool_agent_state_writes_total",
+                                           "Writes of the state file, by their result.")),
       turn_(metrics_
                 .HistogramFamily("kvpool_agent_rpc_turn_seconds",
                                  "Time the RPC thread spent in one piece of work.", kTurnBuckets)
                 .With()) {
+  ShowDevice(device_kind, device_name);
+}
+
+void AgentMetrics::ShowDevice(const std::string& kind, const std::string& name) {
   metrics_.GaugeFamily("kvpool_agent_device_info", "The device this agent uses; always 1.")
-      .With({{"kind", device_kind}, {"name", device_name}})
+      .With({{"kind", kind}, {"name", name}})
       .Set(1);
 }
 
@@ -193,6 +199,9 @@ std::string AgentMetrics::Page(const Sources& sources) {
   bad_returns_.RaiseTo(static_cast<double>(hostilities.bad_returns));
   unscored_.RaiseTo(static_cast<double>(hostilities.unscored));
   bad_orders_.RaiseTo(static_cast<double>(sources.link->bad_orders()));
+  state_writes_.With({{"result", "ok"}}).RaiseTo(static_cast<double>(sources.keeper->writes()));
+  state_writes_.With({{"result", "failed"}})
+      .RaiseTo(static_cast<double>(sources.keeper->failures()));
   UpdateServers(sources.listener->counters(), sources.http->counters());
   return metrics_.Serialize();
 }

@@ -8,6 +8,7 @@
 
 #include <string>
 
+#include "agent/lease_keeper.h"
 #include "agent/manager_link.h"
 #include "agent/pool.h"
 #include "agent/recovery.h"
@@ -31,6 +32,7 @@ class AgentMetrics {
     const RpcListener* listener = nullptr;
     const HttpServer* http = nullptr;
     const ManagerLink* link = nullptr;
+    const LeaseKeeper* keeper = nullptr;
     TlsUses tls;
   };
   AgentMetrics(const std::string& device_kind, const std::string& device_name);
@@ -51,6 +53,7 @@ class AgentMetrics {
   std::string Page(const Sources& sources);
 
  private:
+  void ShowDevice(const std::string& kind, const std::string& name);
   void UpdateTenant(const Sources& sources, const TenantState& tenant);
   void UpdateServers(const RpcListener::Counters& rpc, const HttpServer::Counters& http);
 
@@ -84,6 +87,7 @@ class AgentMetrics {
   Counter bad_returns_;
   Counter unscored_;
   Counter bad_orders_;
+  MetricFamily<Counter> state_writes_;
   Histogram turn_;
 };
 

@@ -99,6 +99,32 @@ absl::Status ReadGrace(rpc::TenantOrder::Reader reader, TenantOrder* order) {
   return absl::OkStatus();
 }
 
+uint32_t Millis(Duration duration) {
+  const auto millis = std::chrono::ceil<std::chrono::milliseconds>(duration).count();
+  return static_cast<uint32_t>(millis);
+}
+
+// The reverse of CheckedOrder.
+void Fill(const TenantOrder& from, rpc::TenantOrder::Builder to) {
+  to.setTenant(from.tenant.value());
+  to.setName(from.name.c_str());
+  to.setSeq(from.seq);
+  to.setLeaseSlabs(from.lease_slabs);
+  to.setLimitSlabs(from.limit_slabs);
+  to.setFloorSlabs(from.floor_slabs);
+  ToProto(from.policy, to.initPolicy());
+  auto hashes = to.initTokenHashes(static_cast<unsigned>(from.token_hashes.size()));
+  for (unsigned i = 0; i < hashes.size(); ++i) {
+    const TokenHash& hash = from.token_hashes[i];
+    hashes.set(i, capnp::Data::Reader(hash.data(), hash.size()));
+  }
+  if (from.grace.running == kEndlessGrace.running) return;  // `unknown` stands for that
+  to.setGraceColdMillis(Millis(from.grace.cold));
+  to.setGraceRunningMillis(Millis(from.grace.running));
+  to.setOverDeadline(from.over_deadline == OverDeadline::kPreempt ? rpc::OverDeadline::PREEMPT
+                                                                  : rpc::OverDeadline::HOLD);
+}
+
 absl::StatusOr<TenantOrder> CheckedOrder(rpc::TenantOrder::Reader reader) {
   absl::StatusOr<PolicySpec> policy = FromProto(reader.getPolicy());
   if (!policy.ok()) return policy.status();
@@ -107,7 +133,8 @@ absl::StatusOr<TenantOrder> CheckedOrder(rpc::TenantOrder::Reader reader) {
                     .seq = reader.getSeq(),
                     .lease_slabs = reader.getLeaseSlabs(),
                     .limit_slabs = reader.getLimitSlabs(),
-                    .policy = *std::move(policy)};
+                    .policy = *std::move(policy),
+                    .floor_slabs = reader.getFloorSlabs()};
   if (absl::Status grace = ReadGrace(reader, &order); !grace.ok()) return grace;
   if (order.tenant.value() == 0 || reader.getTokenHashes().size() > limits::kTokensPerTenant) {
     return absl::InvalidArgumentError("a tenant without an id, or with too many tokens");
@@ -131,6 +158,17 @@ void ToProto(const OutgoingReport& report, TimePoint now, rpc::Report::Builder t
   for (unsigned i = 0; i < tenants.size(); ++i) Fill(report.tenants[i], tenants[i]);
   auto reclaims = to.initReclaims(static_cast<unsigned>(report.reclaims.size()));
   for (unsigned i = 0; i < reclaims.size(); ++i) Fill(report.reclaims[i], now, reclaims[i]);
+}
+
+void ToProto(const KeptOrders& kept, const std::string& agent, Bytes slab_bytes,
+             rpc::AgentState::Builder to) {
+  to.setAgent(agent.c_str());
+  to.setSlabBytes(static_cast<uint64_t>(slab_bytes.value()));
+  auto orders = to.initOrders();
+  orders.setEpoch(kept.epoch);
+  orders.setComplete(true);
+  auto tenants = orders.initTenants(static_cast<unsigned>(kept.tenants.size()));
+  for (unsigned i = 0; i < tenants.size(); ++i) Fill(kept.tenants[i], tenants[i]);
 }
 
 absl::StatusOr<ReceivedOrders> CheckedOrders(rpc::Orders::Reader from) {

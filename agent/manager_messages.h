@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -51,6 +52,10 @@ struct ReceivedOrders {
   TenantBook::Coverage coverage = TenantBook::Coverage::kPartial;
   std::vector<TenantOrder> tenants;
 };
+
+// What is kept on disk; `agent` is the agent's name.
+void ToProto(const KeptOrders& kept, const std::string& agent, Bytes slab_bytes,
+             rpc::AgentState::Builder to);
 
 // InvalidArgument when there are too many tenants or one of them makes no sense.
 absl::StatusOr<ReceivedOrders> CheckedOrders(rpc::Orders::Reader from);

@@ -24,6 +24,7 @@ void ApplyOrder(uint64_t epoch, const TenantOrder& order, TenantState* state) {
   if (std::pair(epoch, order.seq) < std::pair(state->lease_epoch, state->lease_seq)) return;
   state->name = order.name;
   state->limit_slabs = order.limit_slabs;
+  state->floor_slabs = order.floor_slabs;
   state->token_hashes = order.token_hashes;
   state->grace = order.grace;
   state->over_deadline = order.over_deadline;
@@ -121,8 +122,54 @@ absl::Status TenantBook::Apply(uint64_t epoch, Coverage coverage,
 void TenantBook::ForgetGone(const std::vector<TenantId>& in_use) {
   std::erase_if(tenants_, [&](const auto& entry) {
     const auto& [id, state] = entry;
-    return state.gone && std::find(in_use.begin(), in_use.end(), id) == in_use.end();
+    return state.gone && state.kept_slabs == 0 &&
+           std::find(in_use.begin(), in_use.end(), id) == in_use.end();
   });
+}
+
+KeptOrders TenantBook::ToKeep() const {
+  KeptOrders kept{.epoch = highest_epoch_};
+  for (const auto& [id, state] : tenants_) {
+    if (state.gone) continue;
+    kept.tenants.push_back({.tenant = id,
+                            .name = state.name,
+                            .lease_slabs = std::min(state.floor_slabs, state.lease_slabs),
+                            .limit_slabs = state.limit_slabs,
+                            .policy = state.spec,
+                            .token_hashes = state.token_hashes,
+                            .grace = state.grace,
+                            .over_deadline = state.over_deadline,
+                            .floor_slabs = state.floor_slabs});
+  }
+  return kept;
+}
+
+void TenantBook::BeginKeeping(const KeptOrders& orders) {
+  for (const TenantOrder& order : orders.tenants) {
+    const auto found = tenants_.find(order.tenant);
+    if (found == tenants_.end()) continue;
+    found->second.kept_slabs = std::max(found->second.kept_slabs, order.lease_slabs);
+  }
+}
+
+void TenantBook::Kept(const KeptOrders& orders) {
+  for (auto& [id, state] : tenants_) state.kept_slabs = 0;
+  BeginKeeping(orders);
+}
+
+void TenantBook::Restore(const KeptOrders& orders, uint32_t slabs) {
+  highest_epoch_ = orders.epoch;
+  for (TenantOrder order : orders.tenants) {
+    TenantState& state = tenants_[order.tenant];
+    state.id = order.tenant;
+    // Not of an epoch: whatever a manager orders is newer.
+    order.seq = 1;
+    order.lease_slabs = std::min(order.lease_slabs, slabs);
+    slabs -= order.lease_slabs;
+    state.kept_slabs = order.lease_slabs;
+    ApplyOrder(0, order, &state);
+    state.lease_seq = 0;
+  }
 }
 
 const TenantState* TenantBook::Find(TenantId tenant) const {

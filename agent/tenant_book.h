@@ -77,6 +77,17 @@ struct TenantOrder {
   std::vector<TokenHash> token_hashes;
   Grace grace;
   OverDeadline over_deadline = OverDeadline::kHold;
+  uint32_t floor_slabs = 0;  // of the lease, what a restart without a manager leaves
+
+  bool operator==(const TenantOrder&) const = default;
+};
+
+// What a restarted agent begins with.
+struct KeptOrders {
+  uint64_t epoch = 0;
+  std::vector<TenantOrder> tenants;  // seq 0, lease_slabs: what is kept
+
+  bool operator==(const KeptOrders&) const = default;
 };
 
 struct TenantCounters {
@@ -102,7 +113,9 @@ struct TenantState {
   uint64_t lease_seq = 0;
   uint32_t lease_slabs = 0;  // grants stay below this
   uint32_t limit_slabs = 0;
-  bool gone = false;  // the manager knows it no more
+  uint32_t floor_slabs = 0;
+  uint32_t kept_slabs = 0;  // the lease that a restart may begin with, by what may be on disk now
+  bool gone = false;        // the manager knows it no more
   PolicySpec spec = DefaultPolicySpec();
   std::shared_ptr<const Policy> policy;
   SealRule seal;  // of sessions opened from now on
@@ -143,10 +156,21 @@ class TenantBook {
   // The tenant that has this token, compared in constant time; nullptr when there is none.
   const TenantState* FindByToken(const TokenHash& hash) const;
 
-  // What the manager may count on: the lease, or what is still held where that is more.
+  // What the manager may count on: the lease, or what is still held or kept where that is more.
   static uint32_t Promise(const TenantState& tenant, uint32_t held_slabs) {
-    return std::max(tenant.lease_slabs, held_slabs);
+    return std::max({tenant.lease_slabs, held_slabs, tenant.kept_slabs});
   }
+
+  // Leases over a restart: of each the floor, as far as it is leased. Writing takes time, and may
+  // fail halfway: so ToKeep, then BeginKeeping before the write and Kept after one that succeeded.
+  // A write that failed leaves both the old and the new possible.
+  KeptOrders ToKeep() const;
+  void BeginKeeping(const KeptOrders& orders);
+  void Kept(const KeptOrders& orders);
+  // What was kept last, in a book that is empty; leases at most `slabs` in all, those of earlier
+  // tenants first. What is kept must be what it says then: write ToKeep before anybody relies on
+  // it.
+  void Restore(const KeptOrders& orders, uint32_t slabs);
 
   // What the tenant holds now, without STUCK slabs. To be told when that or its lease has changed.
   void SeeHeld(TenantId tenant, uint32_t slabs, TimePoint now);

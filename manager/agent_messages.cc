@@ -204,6 +204,7 @@ void ToProto(const AgentOrders& orders, rpc::Orders::Builder to) {
     line.setLeaseSlabs(static_cast<uint32_t>(order.lease.slabs));
     line.setLimitSlabs(static_cast<uint32_t>(
         std::min<int64_t>(order.limit_slabs, std::numeric_limits<uint32_t>::max())));
+    line.setFloorSlabs(static_cast<uint32_t>(order.floor_slabs));
     ToProto(order.tenant->spec.policy, line.initPolicy());
     line.setGraceColdMillis(Millis(order.tenant->spec.grace.cold));
     line.setGraceRunningMillis(Millis(order.tenant->spec.grace.running));

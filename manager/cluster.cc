@@ -89,6 +89,12 @@ const std::deque<ReclaimEntry>& Cluster::ReclaimsOf(TenantId tenant) const {
   return found == reclaims_.end() ? none : found->second.runs();
 }
 
+const std::deque<LeaseDecision>& Cluster::DecisionsOf(TenantId tenant) const {
+  static const std::deque<LeaseDecision> none;
+  const auto found = decisions_.find(tenant);
+  return found == decisions_.end() ? none : found->second.runs();
+}
+
 RegisterOutcome Cluster::CheckAgent(const AgentInfo& info, uint64_t highest_epoch) const {
   if (highest_epoch > epoch()) return RegisterOutcome::kStaleEpoch;
   const bool whole = info.slab_bytes > 0_B && info.slabs() > 0 &&
@@ -188,7 +194,7 @@ void Cluster::Take(Agent& agent, AgentReport report, TimePoint now) {
 
 void Cluster::PlanIfDue(TimePoint now) {
   if (now < next_plan_) return;
-  Plan();
+  Plan(now);
   for (auto& [name, agent] : agents_) agent.planned = true;
   next_plan_ = now + kPlanPause * (tenants_.by_name().size() * agents_.size());
 }
@@ -232,8 +238,10 @@ PacingInput Cluster::Allocation() const {
   return pacing;
 }
 
-void Cluster::Plan() {
-  std::vector<std::vector<int64_t>> leases = PaceLeases(Allocation());
+void Cluster::Plan(TimePoint now) {
+  const PacingInput input = Allocation();
+  std::vector<std::vector<int64_t>> leases = PaceLeases(input);
+  const std::vector<LeaseMove> moves = LeaseMoves(input, leases);
   std::vector<LeaseTarget> targets;
   for (const auto& [name, tenant] : tenants_.by_name()) {
     targets.push_back({.tenant = tenant.id,
@@ -241,6 +249,30 @@ void Cluster::Plan() {
                        .slabs = std::move(leases[targets.size()])});
   }
   ledger_.Plan(targets);
+  LogMoves(moves, now);
+}
+
+void Cluster::LogMoves(const std::vector<LeaseMove>& moves, TimePoint now) {
+  if (moves.empty()) return;
+  std::vector<const Tenant*> tenants;
+  for (const auto& [name, tenant] : tenants_.by_name()) tenants.push_back(&tenant);
+  const std::vector<std::string> agents = ledger_.ReadyAgents();
+  for (const LeaseMove& move : moves) {
+    const Tenant& tenant = *tenants[move.tenant];
+    // A grow may have to wait for what others give back.
+    const int64_t to = ledger_.Ordered(tenant.id, agents[move.agent]);
+    if (to == move.from) continue;
+    LeaseDecision decision{.agent = agents[move.agent],
+                           .first = now,
+                           .last = now,
+                           .from = move.from,
+                           .to = to,
+                           .reason = move.reason};
+    for (const size_t other : move.others) {
+      decision.others.push_back(tenants[other]->spec.name);
+    }
+    decisions_[tenant.id].Add(std::move(decision));
+  }
 }
 
 std::map<TenantId, int64_t> Cluster::Outlook() const {
@@ -261,12 +293,16 @@ std::map<TenantId, int64_t> Cluster::Outlook() const {
 
 AgentOrders Cluster::OrdersFor(const std::string& agent) const {
   AgentOrders orders{.epoch = epoch()};
+  const int64_t pool = agents_.at(agent).info.slabs();
   std::map<TenantId, LeaseOrder> leases;
   for (const LeaseOrder& lease : ledger_.Orders(agent)) leases[lease.tenant] = lease;
   for (const auto& [name, tenant] : tenants_.by_name()) {
     const auto lease = leases.find(tenant.id);
     if (lease == leases.end()) continue;
-    orders.tenants.push_back({&tenant, lease->second, LimitSlabs(tenant)});
+    const auto floor = tenant.spec.floors.find(agent);
+    orders.tenants.push_back(
+        {&tenant, lease->second, LimitSlabs(tenant),
+         floor == tenant.spec.floors.end() ? 0 : std::min(floor->second / SlabBytes(), pool)});
   }
   // A tenant that is missing from complete orders is gone: one that was not planned yet is not.
   orders.complete = !ledger_.Learning() && orders.tenants.size() == tenants_.by_name().size();
@@ -282,6 +318,7 @@ void Cluster::RemoveTenant(const std::string& name) {
   const Tenant* tenant = tenants_.Find(name);
   ledger_.Remove(tenant->id);
   reclaims_.erase(tenant->id);
+  decisions_.erase(tenant->id);
   tenants_.Remove(name);
 }
 

@@ -17,6 +17,7 @@
 #include "common/clock.h"
 #include "common/ids.h"
 #include "common/units.h"
+#include "manager/decision_log.h"
 #include "manager/lease_ledger.h"
 #include "manager/lease_pacing.h"
 #include "manager/reclaim_log.h"
@@ -74,6 +75,7 @@ struct TenantOrders {
   const Tenant* tenant;
   LeaseOrder lease;
   int64_t limit_slabs = 0;
+  int64_t floor_slabs = 0;  // at that agent
 };
 
 struct AgentOrders {
@@ -129,6 +131,8 @@ class Cluster {
   Bytes SlabBytes() const;
   // At most limits::kReclaimsKept runs, newest first.
   const std::deque<ReclaimEntry>& ReclaimsOf(TenantId tenant) const;
+  // Why its leases moved: at most limits::kDecisionsKept runs, newest first.
+  const std::deque<LeaseDecision>& DecisionsOf(TenantId tenant) const;
 
   // Whether the agent may register, with the highest epoch it has seen. All agents of a cluster
   // have slabs of one size.
@@ -174,13 +178,16 @@ class Cluster {
   void Take(Agent& agent, AgentReport report, TimePoint now);
   // The leases as they are and as they should be.
   PacingInput Allocation() const;
-  void Plan();
+  void Plan(TimePoint now);
+  // What the ledger has made of a plan's moves.
+  void LogMoves(const std::vector<LeaseMove>& moves, TimePoint now);
   int64_t LimitSlabs(const Tenant& tenant) const;
 
   TenantTable tenants_;
   LeaseLedger ledger_;
   std::map<std::string, Agent> agents_;
   std::map<TenantId, ReclaimLog> reclaims_;
+  std::map<TenantId, DecisionLog> decisions_;
   TimePoint learn_until_;
   int64_t oversubscription_percent_;
   TimePoint next_plan_;

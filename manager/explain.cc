@@ -115,11 +115,75 @@ std::vector<std::string> StateSentences(const TenantTotals& totals) {
   return why;
 }
 
-std::string ReclaimSentence(const ReclaimEntry& entry, TimePoint now) {
-  const auto age = std::chrono::duration_cast<std::chrono::seconds>(now - entry.last);
-  return absl::StrCat("The last reclaim was ", entry.step, " (", entry.reason, ") at agent ",
-                      entry.agent, " ", age.count(), " s ago: ", FormatBytes(entry.bytes), " of ",
-                      entry.sessions, " sessions.");
+int64_t MillisSince(TimePoint time, TimePoint now) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(now - time).count();
+}
+
+std::string Listed(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) absl::StrAppend(&text, text.empty() ? "" : ", ", name);
+  return text;
+}
+
+std::string ReasonText(const LeaseDecision& decision) {
+  switch (decision.reason) {
+    case MoveReason::kDemand:
+      return "it wanted that";
+    case MoveReason::kHeadRoom:
+      return "head-room ahead of what it wanted";
+    case MoveReason::kLimit:
+      return "its leases were above its limit";
+    case MoveReason::kDraining:
+      return "the agent is draining";
+    case MoveReason::kUnused:
+      return "it did not want as much any more";
+    case MoveReason::kOthers:
+      break;
+  }
+  return "others had a better claim";
+}
+
+std::string DecisionSentence(const LeaseDecision& decision, Bytes slab, TimePoint now) {
+  std::string text =
+      absl::StrCat("Its lease at agent ", decision.agent, " went from ",
+                   FormatBytes(slab * decision.from), " to ", FormatBytes(slab * decision.to), " ",
+                   MillisSince(decision.last, now) / 1000, " s ago: ", ReasonText(decision));
+  if (!decision.others.empty()) absl::StrAppend(&text, "; waiting: ", Listed(decision.others));
+  return text + ".";
+}
+
+// For whom an agent took something: who waited when the lease there last came down before.
+std::vector<std::string> MadeFor(const ReclaimEntry& entry,
+                                 const std::deque<LeaseDecision>& decisions) {
+  for (const LeaseDecision& decision : decisions) {
+    const bool before = decision.agent == entry.agent && decision.first <= entry.last;
+    if (before && decision.to < decision.from) return decision.others;
+  }
+  return {};
+}
+
+std::string ReclaimSentence(const ReclaimEntry& entry, const std::deque<LeaseDecision>& decisions,
+                            TimePoint now) {
+  std::string text =
+      absl::StrCat("The last reclaim was ", entry.step, " (", entry.reason, ") at agent ",
+                   entry.agent, " ", MillisSince(entry.last, now) / 1000,
+                   " s ago: ", FormatBytes(entry.bytes), " of ", entry.sessions, " sessions");
+  if (entry.reason != "lease-shrink") return text + ".";
+  const std::vector<std::string> others = MadeFor(entry, decisions);
+  return others.empty() ? text + "." : absl::StrCat(text, ", for ", Listed(others), ".");
+}
+
+boost::json::object ToJson(const LeaseDecision& decision, Bytes slab, TimePoint now) {
+  boost::json::array others;
+  for (const std::string& other : decision.others) others.emplace_back(other);
+  return {{"agent", decision.agent},
+          {"age_ms", MillisSince(decision.last, now)},
+          {"first_age_ms", MillisSince(decision.first, now)},
+          {"count", decision.count},
+          {"from", (slab * decision.from).value()},
+          {"to", (slab * decision.to).value()},
+          {"reason", ToString(decision.reason)},
+          {"waiting", std::move(others)}};
 }
 
 boost::json::object ToJson(const Shortfall& here) {
@@ -154,7 +218,13 @@ boost::json::object ExplainView(const Cluster& cluster, const Tenant& tenant, Ti
   }
   for (const std::string& line : StateSentences(totals)) why.emplace_back(line);
   const auto& reclaims = cluster.ReclaimsOf(tenant.id);
-  if (!reclaims.empty()) why.emplace_back(ReclaimSentence(reclaims.front(), now));
+  const auto& decisions = cluster.DecisionsOf(tenant.id);
+  const Bytes slab = cluster.SlabBytes();
+  boost::json::array moves;
+  for (const LeaseDecision& decision : decisions) moves.push_back(ToJson(decision, slab, now));
+  if (!decisions.empty()) why.emplace_back(DecisionSentence(decisions.front(), slab, now));
+  if (!reclaims.empty()) why.emplace_back(ReclaimSentence(reclaims.front(), decisions, now));
+  json["decisions"] = std::move(moves);
   json["why"] = std::move(why);
   json["short"] = std::move(shortfalls);
   json["reclaims"] = ReclaimsView(cluster, tenant, now).at("reclaims");

@@ -13,8 +13,10 @@ namespace kvpool {
 
 // {"tenant", "revision", "leaving", "requested", "effective": {"guaranteed", "limit"}, "wanted",
 // "leased", "ordered", "held", "charged", "used", "overage", "why": ["It wants ..."],
-// "short": [{"agent", "wanted", "ordered", "others": [{"tenant", "ordered"}]}], "reclaims"}:
-// `short` are the agents where it is ordered less than it wants, and who has the rest, most first.
+// "short": [{"agent", "wanted", "ordered", "others": [{"tenant", "ordered"}]}],
+// "decisions", "reclaims"}: `short` are the agents where it is ordered less than it wants, and who
+// has the rest, most first; `decisions` why its leases moved, `reclaims` what its agents did,
+// newest first.
 boost::json::object ExplainView(const Cluster& cluster, const Tenant& tenant, TimePoint now);
 
 }  // namespace kvpool

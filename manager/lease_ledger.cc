@@ -53,7 +53,11 @@ LeaseLedger::LeaseLedger(uint64_t epoch, const std::vector<LeaseHolder>& known_a
 void LeaseLedger::Connect(const std::string& name, uint64_t incarnation, int64_t capacity_slabs) {
   Agent& agent = agents_[name];
   if (agent.incarnation != incarnation) {
-    agent = Agent{.incarnation = incarnation, .bounds = std::move(agent.bounds)};
+    Agent another{.incarnation = incarnation, .bounds = std::move(agent.bounds)};
+    for (const auto& [tenant, lease] : agent.leases) {
+      another.leases[tenant].promise = lease.Committed();
+    }
+    agent = std::move(another);
   }
   agent.connected = true;
   agent.heard = false;

@@ -83,7 +83,8 @@ class LeaseLedger {
   void StopLearning() { unheard_.clear(); }
 
   // A new connection of an agent; its report numbers start again. Another incarnation than before
-  // has a new pool and no leases.
+  // has a new pool, follows no orders yet, and may have kept some of its leases: what counted does
+  // so until its first report.
   void Connect(const std::string& agent, uint64_t incarnation, int64_t capacity_slabs);
   // Its leases stay, and nothing is ordered from it.
   void Disconnect(const std::string& agent);

@@ -51,10 +51,14 @@ inline constexpr uint32_t kFloorsPerTenant = 128;          // agents where a ten
 inline constexpr uint32_t kReclaimsPerReport = 64;         // reclaim records in one report
 inline constexpr uint32_t kPolicyTextBytes = 256;          // text of a policy or device in a report
 inline constexpr uint32_t kReclaimsKept = 20;              // runs of reclaims kept for each tenant
+inline constexpr uint32_t kDecisionsKept = 20;             // runs of lease moves kept, likewise
 inline constexpr uint32_t kReportMillis = 250;             // how often an agent reports
 
 // Files that an operator writes.
 inline constexpr uint32_t kConfigFileBytes = 1 << 20;  // a configuration or tenants file
+
+// The file that an agent keeps for its next start.
+inline constexpr uint32_t kStateFileBytes = 4 << 20;
 
 // Operator API.
 inline constexpr uint32_t kAuditKept = 1024;            // changes that the audit log keeps

@@ -20,7 +20,8 @@ struct RegisterParams @0xb6a04e2f91c85d37 {
   token @1 :Text;               # the shared agent token, at most limits.kTokenBytes bytes
   agent @2 :Text;               # the agent's name, unique in the cluster, [a-z0-9-], kNameBytes
   incarnation @3 :UInt64;       # random, drawn when the agent's pool was made: another number
-                                # means the pool and all leases of the old one are gone
+                                # means the old pool is gone, and all leases but what the first
+                                # report says
   poolBytes @4 :UInt64;         # bytes the agent can lease out: whole slabs, reserve not counted
   slabBytes @5 :UInt64;         # bytes of one slab
   highestEpoch @6 :UInt64;      # highest manager epoch this agent has accepted
@@ -70,7 +71,8 @@ struct TenantUse @0xf58b27e0c914d63a {
   leaseSeq @2 :UInt64;          # seq of the lease the agent applied last
   leaseSlabs @3 :UInt32;        # the agent's promise: it holds at most this many slabs for the
                                 # tenant from now on. A shrink is acknowledged by this number
-                                # having come down, which happens only when usage has
+                                # having come down, which happens only when usage has, and what
+                                # a restart would begin with
   heldSlabs @4 :UInt32;         # slabs in the tenant's hands now, evacuating, draining, stuck included
   usedBytes @5 :UInt64;         # bytes of pages in sessions
   wantedSlabs @6 :UInt32;       # slabs the tenant could use now: held plus waiting demand
@@ -151,6 +153,15 @@ struct TenantOrder @0xea63058d4fb7c219 {
   graceRunningMillis @8 :UInt32;# how long what running sessions hold may; then it is past its grace
                                 # and gets nothing new; at most an hour
   overDeadline @9 :OverDeadline;# what else becomes of it then
+  floorSlabs @10 :UInt32;       # of the lease, what the agent may have again after a restart without
+                                # a manager; it keeps the number on disk, where it has one
+}
+
+struct AgentState @0xd7b3c91e5f40a286 {
+  # What an agent keeps on disk, to serve after a restart without a manager. Not sent to anybody.
+  agent @0 :Text;               # the agent's name
+  slabBytes @1 :UInt64;         # bytes of one slab
+  orders @2 :Orders;            # complete; leases are what is kept of them, seq is 0
 }
 
 enum OverDeadline @0xa4492697965b8e05 {

@@ -219,6 +219,30 @@ std::string RenderReclaims(const json::array& reclaims) {
   return table.empty() ? "  none\n" : table.ToText(2);
 }
 
+std::string RenderDecisions(const json::array& decisions) {
+  Table table({{"LAST", Align::kRight},
+               {"FIRST", Align::kRight},
+               {"COUNT", Align::kRight},
+               {"AGENT"},
+               {"FROM", Align::kRight},
+               {"TO", Align::kRight},
+               {"REASON"},
+               {"WAITING"}});
+  for (const json::value& value : decisions) {
+    if (!value.is_object()) continue;
+    const json::object& entry = value.get_object();
+    std::string waiting;
+    for (const json::value& name : ListOf(entry, "waiting")) {
+      if (!name.is_string()) continue;
+      absl::StrAppend(&waiting, waiting.empty() ? "" : ", ", name.get_string().c_str());
+    }
+    table.Add({HumanAge(Number(entry, "age_ms")), HumanAge(Number(entry, "first_age_ms")),
+               Count(entry, "count"), Text(entry, "agent"), Size(entry, "from"), Size(entry, "to"),
+               Text(entry, "reason"), waiting});
+  }
+  return table.empty() ? "  none\n" : table.ToText(2);
+}
+
 }  // namespace
 
 json::array ListOf(const json::object& object, const std::string& key) {
@@ -455,7 +479,8 @@ std::string RenderExplanation(const json::object& answer) {
              Size(ObjectOf(answer, "effective"), "limit"), Size(answer, "wanted"),
              Size(answer, "ordered"), Size(answer, "leased"), Size(answer, "held"),
              Size(answer, "charged"), Size(answer, "used"), Size(answer, "overage")});
-  return absl::StrCat(text, table.ToText(2), "Last reclaims:\n",
+  return absl::StrCat(text, table.ToText(2), "Last moves of its leases:\n",
+                      RenderDecisions(ListOf(answer, "decisions")), "Last reclaims:\n",
                       RenderReclaims(ListOf(answer, "reclaims")));
 }
 

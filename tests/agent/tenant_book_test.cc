@@ -179,6 +179,63 @@ TEST_F(TenantBookTest, PromisesWhatIsHeldUntilItHasComeBack) {
   EXPECT_EQ(TenantBook::Promise(*book_.Find(kA), 0), 4u);
 }
 
+TEST_F(TenantBookTest, AShrinkIsPromisedOnceARestartCouldNotUndoIt) {
+  TenantOrder order = Order(kA, 1, 6);
+  order.floor_slabs = 4;
+  ASSERT_TRUE(Apply(3, {order}).ok());
+  const auto promise = [&] { return TenantBook::Promise(*book_.Find(kA), 0); };
+  const KeptOrders first = book_.ToKeep();
+  EXPECT_EQ(first.epoch, 3u);
+  ASSERT_EQ(first.tenants.size(), 1u);
+  EXPECT_EQ(first.tenants[0].lease_slabs, 4u) << "of the lease the floor";
+  book_.BeginKeeping(first);
+  order.seq = 2;
+  order.lease_slabs = 1;
+  ASSERT_TRUE(Apply(3, {order}).ok());
+  EXPECT_EQ(promise(), 4u) << "it may be on disk already";
+  book_.Kept(first);
+  EXPECT_EQ(promise(), 4u);
+  const KeptOrders second = book_.ToKeep();
+  EXPECT_EQ(second.tenants[0].lease_slabs, 1u) << "of the floor what is leased";
+  book_.BeginKeeping(second);
+  EXPECT_EQ(promise(), 4u) << "a write that fails leaves the first";
+  book_.Kept(second);
+  EXPECT_EQ(promise(), 1u);
+  // Its end, too, is not promised before the disk knows.
+  ASSERT_TRUE(Apply(3, {}, Coverage::kComplete).ok());
+  book_.ForgetGone({});
+  ASSERT_NE(book_.Find(kA), nullptr);
+  EXPECT_EQ(promise(), 1u);
+  const KeptOrders none = book_.ToKeep();
+  EXPECT_TRUE(none.tenants.empty());
+  book_.BeginKeeping(none);
+  book_.Kept(none);
+  book_.ForgetGone({});
+  EXPECT_EQ(book_.Find(kA), nullptr);
+}
+
+TEST_F(TenantBookTest, ARestartBeginsWithWhatWasKept) {
+  TenantOrder a = Order(kA, 5, 6), b = Order(kB, 6, 8);
+  a.floor_slabs = 4;
+  b.floor_slabs = 3;
+  ASSERT_TRUE(Apply(3, {a, b}).ok());
+  TenantBook next;
+  next.Restore(book_.ToKeep(), 5);
+  EXPECT_EQ(next.highest_epoch(), 3u);
+  EXPECT_EQ(next.Find(kA)->lease_slabs, 4u);
+  EXPECT_EQ(next.Find(kB)->lease_slabs, 1u) << "the pool has become smaller";
+  EXPECT_EQ(TenantBook::Promise(*next.Find(kB), 0), 1u);
+  EXPECT_EQ(next.ToKeep().tenants[1].lease_slabs, 1u);
+  EXPECT_EQ(next.FindByToken(Sha256("token1")), next.Find(kA));
+  EXPECT_EQ(next.Find(kA)->lease_epoch, 0u) << "it follows no order of the manager's";
+  EXPECT_EQ(next.Find(kA)->lease_seq, 0u);
+  EXPECT_TRUE(absl::IsFailedPrecondition(next.Apply(2, Coverage::kComplete, {})));
+  // A manager of the same epoch may order anything, however its numbers go on.
+  ASSERT_TRUE(next.Apply(3, Coverage::kComplete, {Order(kA, 1, 2)}).ok());
+  EXPECT_EQ(next.Find(kA)->lease_slabs, 2u);
+  EXPECT_EQ(next.Find(kB)->lease_slabs, 0u);
+}
+
 TEST_F(TenantBookTest, ATenantAboveItsLeaseIsPastItsDeadlineWhenItsGraceHasPassed) {
   const TimePoint start{std::chrono::seconds(50)};
   TenantOrder order = Order(kA, 1, 4);

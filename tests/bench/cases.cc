@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "tests/bench/allocator_cases.h"
+#include "tests/bench/budget_cases.h"
 #include "tests/bench/client_cases.h"
 #include "tests/bench/failover_cases.h"
 #include "tests/bench/kernel_cases.h"
@@ -18,8 +19,8 @@ namespace kvpool::bench {
 
 std::vector<Case> AllCases() {
   std::vector<Case> all;
-  for (auto* cases : {KernelCases, ClientCases, ReclaimCases, FailoverCases, WorkerCases,
-                      MethodCases, AllocatorCases, ManagerCases}) {
+  for (auto* cases : {KernelCases, ClientCases, ReclaimCases, BudgetCases, FailoverCases,
+                      WorkerCases, MethodCases, AllocatorCases, ManagerCases}) {
     for (Case& one : cases()) all.push_back(std::move(one));
   }
   return all;

@@ -29,13 +29,17 @@ class AgentTest : public testing::Test {
  protected:
   // Pages of SmallGeometry have 8 KiB, so a slab of 256 KiB has 32. One slab more is in reserve.
   void StartAgent(uint32_t slabs = 16) {
-    agent_ = Process("kvpool-agent",
-                     {"--name", "a", "--socket", socket_, "--manager", manager_.address(),
-                      "--manager-token", FakeManager::kToken, "--http", "127.0.0.1:0", "--pool",
-                      std::to_string((slabs + 1) * 256) + " KiB", "--slab-bytes", "256 KiB",
-                      "--reserve-slabs", "1"},
-                     dir_ / "agent.log");
+    StartAgentUnder(manager_.address(), slabs);
     ASSERT_TRUE(Eventually([this] { return manager_.reports() >= 2; })) << "agent did not report";
+  }
+
+  void StartAgentUnder(const std::string& manager, uint32_t slabs) {
+    agent_ = Process("kvpool-agent",
+                     {"--name", "a", "--socket", socket_, "--manager", manager, "--manager-token",
+                      FakeManager::kToken, "--http", "127.0.0.1:0", "--pool",
+                      std::to_string((slabs + 1) * 256) + " KiB", "--slab-bytes", "256 KiB",
+                      "--reserve-slabs", "1", "--state-file", dir_ / "state"},
+                     dir_ / "agent.log");
   }
 
   void SetTenant(uint32_t lease, const PolicySpec& policy = DefaultPolicySpec()) {
@@ -114,6 +118,62 @@ TEST_F(AgentTest, AWorkerHoldsPagesAndGivesThemBack) {
   tenant->reset();
   EXPECT_TRUE(Eventually([&] { return manager_.Use(1).workers == 0; }));
   EXPECT_TRUE(Eventually([&] { return manager_.Use(1).held_slabs == 0; }));
+}
+
+TEST_F(AgentTest, AfterARestartWithoutAManagerTheFloorsAreServedAndNoMore) {
+  const FakeTenant tenant{
+      .name = "t", .token = kTenantToken, .lease_slabs = 6, .limit_slabs = 16, .floor_slabs = 3};
+  manager_.Set(1, tenant);
+  StartAgent();
+  ASSERT_TRUE(Eventually([&] { return std::filesystem::exists(dir_ / "state"); }));
+  // A shrink below the floor is promised, so it is on disk.
+  manager_.Set(
+      1,
+      {.name = "t", .token = kTenantToken, .lease_slabs = 2, .limit_slabs = 16, .floor_slabs = 3});
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).lease_slabs == 2; }));
+  agent_.Kill(SIGKILL);
+  agent_.Wait();
+  StartAgentUnder("127.0.0.1:" + std::to_string(FreePort()), 16);
+  ASSERT_TRUE(
+      Eventually([&] { return Connection::Open({.socket = socket_, .worker = "test"}).ok(); }));
+  auto connection = Connect();
+  auto attached = connection->Attach(kTenantToken, Options());
+  ASSERT_TRUE(attached.ok()) << attached.status();
+  EXPECT_EQ((*attached)->Statistics()->lease_slabs, 2u);
+  auto session = (*attached)->Open({.prompt_tokens = 100, .max_tokens = 400});
+  ASSERT_TRUE(session.ok()) << session.status();
+  EXPECT_TRUE(Advance(**attached, session->get(), 64).ok());
+  EXPECT_TRUE(absl::IsResourceExhausted(
+      (*attached)->Open({.prompt_tokens = 100, .max_tokens = 1024}).status()));
+  EXPECT_TRUE(absl::IsUnauthenticated(Connect()->Attach("kvp_other", Options()).status()));
+}
+
+TEST_F(AgentTest, AStateFileThatIsDamagedIsNotTakenForNone) {
+  std::ofstream(dir_ / "state") << "kvpstat1 and then nothing that makes sense at all";
+  StartAgentUnder(manager_.address(), 16);
+  EXPECT_EQ(agent_.Wait(), 1);
+  std::ostringstream text;
+  text << std::ifstream(dir_ / "agent.log").rdbuf();
+  EXPECT_NE(text.str().find("cannot be used: it is damaged; remove it"), std::string::npos)
+      << text.str();
+}
+
+TEST_F(AgentTest, APoolThatHasBecomeSmallerBeginsWithAsManyFloorsAsItHolds) {
+  manager_.Set(
+      1,
+      {.name = "t", .token = kTenantToken, .lease_slabs = 9, .limit_slabs = 16, .floor_slabs = 8});
+  StartAgent();
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).lease_slabs == 9; }));
+  manager_.Set(
+      1,
+      {.name = "t", .token = kTenantToken, .lease_slabs = 8, .limit_slabs = 16, .floor_slabs = 8});
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).lease_slabs == 8; }));
+  agent_.Kill(SIGKILL);
+  agent_.Wait();
+  manager_.Set(1, {.name = "t", .token = kTenantToken, .lease_slabs = 2, .limit_slabs = 16});
+  StartAgentUnder(manager_.address(), 4);
+  // No report says more than the pool is, and the shrink is promised.
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).lease_slabs == 2; }));
 }
 
 TEST_F(AgentTest, SettingsThatDoNotFitTogetherAreNamed) {

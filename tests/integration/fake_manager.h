@@ -30,6 +30,7 @@ struct FakeTenant {
   uint32_t grace_cold_millis = 2000;
   uint32_t grace_running_millis = 15'000;
   rpc::OverDeadline over_deadline = rpc::OverDeadline::HOLD;
+  uint32_t floor_slabs = 0;
 };
 
 // What an agent reported last for a tenant.
@@ -172,6 +173,7 @@ class FakeManager {
         list[i].setGraceColdMillis(tenant.grace_cold_millis);
         list[i].setGraceRunningMillis(tenant.grace_running_millis);
         list[i].setOverDeadline(tenant.over_deadline);
+        list[i].setFloorSlabs(tenant.floor_slabs);
         const Sha256Hash hash = Sha256(tenant.token);
         list[i].initTokenHashes(1).set(0, kj::arrayPtr(hash.data(), hash.size()));
         ++i;

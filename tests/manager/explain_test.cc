@@ -124,5 +124,32 @@ TEST_F(ExplainTest, AnAgentIsDrainingOrAway) {
   EXPECT_THAT(Why("a"), HasSubstr("the agent is away"));
 }
 
+TEST_F(ExplainTest, AMoveOfALeaseSaysWhyAndForWhom) {
+  Set("a", 0_B, 20_MiB);
+  Exchange(10);
+  EXPECT_THAT(Why("a"), HasSubstr("Its lease at agent gpu-0 went from 0 B to 20 MiB"));
+  EXPECT_THAT(Why("a"), HasSubstr("s ago: it wanted that."));
+  Set("b", 16_MiB, 20_MiB);
+  Exchange(10);
+  EXPECT_THAT(Why("a"), HasSubstr("others had a better claim; waiting: b."));
+  const auto view =
+      ExplainView(cluster_, *cluster_.tenants().Find("a"), kNow + std::chrono::seconds(seq_));
+  const auto& newest = view.at("decisions").as_array().at(0).as_object();
+  EXPECT_EQ(newest.at("reason").as_string(), "others");
+  EXPECT_EQ(newest.at("from").as_int64(), (20_MiB).value());
+  EXPECT_EQ(newest.at("waiting"), (boost::json::array{"b"}));
+  // What the agent then does to follow was for b.
+  Exchange(10, {{.tenant = cluster_.tenants().Find("a")->id,
+                 .agent = "gpu-0",
+                 .first = kNow + std::chrono::seconds(seq_),
+                 .last = kNow + std::chrono::seconds(seq_),
+                 .step = "compaction",
+                 .reason = "lease-shrink",
+                 .policy = "corm",
+                 .sessions = 2,
+                 .bytes = 4_MiB}});
+  EXPECT_THAT(Why("a"), HasSubstr("4 MiB of 2 sessions, for b."));
+}
+
 }  // namespace
 }  // namespace kvpool

@@ -115,7 +115,7 @@ TEST_F(LeaseLedgerTest, AGrowWaitsForRoomUnderTheLimitAndAtTheAgent) {
   EXPECT_EQ(ledger_.Committed(TenantId(2), "a"), 3);  // 10 slabs less the promise of 7
 }
 
-TEST_F(LeaseLedgerTest, ANewIncarnationHasNoLeases) {
+TEST_F(LeaseLedgerTest, ANewIncarnationHasWhatItSays) {
   Target(6);
   ledger_.Disconnect("a");
   EXPECT_EQ(Committed(), 6);
@@ -123,6 +123,12 @@ TEST_F(LeaseLedgerTest, ANewIncarnationHasNoLeases) {
   EXPECT_EQ(Committed(), 6);
   ledger_.Disconnect("a");
   ledger_.Connect("a", 78, 10);
+  EXPECT_EQ(Committed(), 6) << "it may have kept a part, and nobody else may have that";
+  ledger_.Report("a", 1, {{.tenant = kTenant, .epoch = 0, .seq = 0, .slabs = 2}});
+  EXPECT_EQ(Committed(), 2);
+  ledger_.Disconnect("a");
+  ledger_.Connect("a", 79, 10);
+  ledger_.Report("a", 1, {});
   EXPECT_EQ(Committed(), 0);
 }
 

@@ -83,6 +83,7 @@ bool Simulation::SetGuarantees(Demands* demands) {
   size_t index = 0;
   for (const auto& [name, tenant] : Leader()->cluster()->tenants().by_name()) {
     TenantSpec spec = tenant.spec;
+    spec.floors.clear();
     std::vector<int64_t> demand(agents_.size());
     int64_t sum = 0;
     for (size_t a = 0; a < agents_.size() && index % 2 == 0; ++a) {
@@ -176,6 +177,7 @@ bool Simulation::DeleteTenants() {
   for (const auto& [name, tenant] : Leader()->cluster()->tenants().by_name()) {
     specs.push_back(tenant.spec);
     specs.back().guaranteed = specs.back().limit = 0_B;
+    specs.back().floors.clear();
   }
   if (!RunOperator([&specs](SimManager& manager, SimManager::Done done) {
         manager.Apply(specs, std::move(done));

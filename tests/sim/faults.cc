@@ -105,6 +105,7 @@ void Simulation::CrashAgent(SimAgent* agent) {
       SimManager* leader = Leader();
       if (leader == nullptr || agent->running() || leader->process()->stopped()) return;
       world_.NoteFault("agent forgotten", "agent process %", {agent->process()->id()});
+      agent->WipeDisk();  // as its operator must: nobody counts any more what it would begin with
       leader->ForgetAgent(agent->shape().name, [](const absl::Status&) {});
     });
   }

@@ -53,7 +53,38 @@ void SimAgent::Start() {
     life_->reclaimer->Look(tenant);
     Hurry();
   });
+  Restore();
   deps_.process->After(Duration(0), [this] { Dial(); });
+}
+
+// See agent/agent.cc.
+void SimAgent::Restore() {
+  life_->book.Restore(disk_, static_cast<uint32_t>(capacity()));
+  for (const auto& [id, tenant] : life_->book.tenants()) {
+    (void)life_->ledger->SetLease(id, tenant.lease_slabs);
+    if (tenant.lease_slabs > 0) {
+      deps_.world->Note("lease", "agent process % begins with % slabs for tenant %",
+                        {deps_.process->id(), tenant.lease_slabs, id.value()});
+    }
+  }
+}
+
+// See agent/lease_keeper.cc. The disk has the new content at some moment of the write.
+void SimAgent::Keep() {
+  if (life_->keeping) return;
+  const KeptOrders orders = life_->book.ToKeep();
+  if (orders == disk_) return;
+  life_->keeping = true;
+  life_->book.BeginKeeping(orders);
+  const Duration most = deps_.world->Chance(20) ? Duration(seconds(8)) : milliseconds(60);
+  const Duration takes = deps_.world->DrawBetween(microseconds(100), most);
+  deps_.process->After(takes / 2, [this, orders] { disk_ = orders; });
+  deps_.process->After(takes, [this, orders] {
+    life_->keeping = false;
+    life_->book.Kept(orders);
+    Hurry();
+    Keep();
+  });
 }
 
 void SimAgent::Crash(Network::Loss loss) {
@@ -224,6 +255,7 @@ void SimAgent::Apply(const Message& message) {
   life_->book.ForgetGone(life_->ledger->Tenants());
   for (const auto& [id, tenant] : life_->book.tenants()) life_->reclaimer->Look(id);
   for (const auto& [id, worker] : life_->workers.all()) life_->workers.TopUp(id);
+  Keep();
 }
 
 void SimAgent::NextExchange() {

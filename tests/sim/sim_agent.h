@@ -1,7 +1,8 @@
 // An agent of the simulation: one life of it is the real pool ledger, tenant book, reclaim planner
 // and message conversions, with the order of calls of agent/reclaimer.cc and manager_link.cc around
 // them (agent_workers.h has that of agent/workers.cc). As in the product a crash ends the pool: the
-// next life is a new incarnation. What its journal would have rebuilt is checked then.
+// next life is a new incarnation, which begins with the floors that lie on the agent's disk. What
+// its journal would have rebuilt is checked then.
 //
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -71,6 +72,8 @@ class SimAgent {
 
   void Start();
   void Crash(Network::Loss loss);
+  // The machine comes back without what was on it.
+  void WipeDisk() { disk_ = KeptOrders(); }
   bool running() const { return life_ != nullptr; }
   Process* process() const { return deps_.process; }
   const AgentShape& shape() const { return shape_; }
@@ -115,6 +118,7 @@ class SimAgent {
     bool exchanging = false;
     bool hurried = false;
     TimePoint last_answer;
+    bool keeping = false;  // a write of the disk is under way
   };
 
   PoolConfig Config() const {
@@ -130,9 +134,12 @@ class SimAgent {
   void NextExchange();
   void Hurry();
   void LinkFailed(uint64_t try_number);
+  void Restore();
+  void Keep();
 
   const Deps deps_;
   const AgentShape shape_;
+  KeptOrders disk_;
   std::unique_ptr<Life> life_;
 };
 

@@ -139,6 +139,14 @@ TenantSpec Simulation::NewSpec(const std::string& name) {
   spec.limit = Slabs(static_cast<int64_t>(world_.Draw(all + 1)));
   spec.guaranteed =
       std::min(spec.limit, Slabs(static_cast<int64_t>(world_.Draw(all / options_.tenants + 1))));
+  Bytes rest = spec.guaranteed;
+  for (const SimAgent& agent : agents_) {
+    const int64_t share = agent.capacity() / static_cast<int64_t>(options_.tenants);
+    if (!world_.Chance(30) || share == 0) continue;
+    const Bytes floor = std::min(rest, Slabs(static_cast<int64_t>(world_.Draw(share + 1))));
+    if (floor > 0_B) spec.floors[agent.shape().name] = floor;
+    rest -= floor;
+  }
   // Not always whole slabs.
   if (world_.Chance(20)) spec.limit += Bytes(1000);
   if (world_.Chance(50)) {
@@ -168,6 +176,7 @@ void Simulation::MutateTenants(SimManager* leader) {
     world_.Note("operator", "deletes a tenant");
     TenantSpec empty = leader->cluster()->tenants().Find(name)->spec;
     empty.guaranteed = empty.limit = 0_B;
+    empty.floors.clear();
     leader->Apply({empty}, [leader, name, note](const absl::Status& status) {
       if (status.ok()) leader->RemoveTenant(name, note);
     });
