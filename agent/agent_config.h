@@ -21,9 +21,9 @@ struct AgentConfig {
   std::string manager = "127.0.0.1:7600";
   std::string manager_token;
   std::string manager_token_file;
-  std::string state_file;
   std::string tls_certificate, tls_key, tls_ca;
   std::string tls_manager_name;
+  std::string state_file;
   std::string http = "127.0.0.1:7611";
   std::string http_tls_certificate, http_tls_key;
   std::string device = "auto";
