@@ -12,6 +12,7 @@
 #include <bit>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <random>
 #include <set>
 #include <string>
@@ -20,7 +21,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/json.h"
 #include "tests/paths.h"
+#include "tests/sim/trace_main.h"
 
 namespace kvpool::sim {
 namespace {
@@ -36,7 +39,8 @@ constexpr const char* kAzureHeader = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 class File {
  public:
   explicit File(const std::string& text)
-      : path_(absl::StrCat(::testing::TempDir(), "kvpool_replay_test_", getpid())) {
+      : path_(absl::StrCat(::testing::TempDir(), "kvpool_replay_test_", getpid(), "_",
+                           reinterpret_cast<uintptr_t>(this))) {
     std::ofstream(path_) << text;
   }
   ~File() { std::filesystem::remove(path_); }
@@ -225,9 +229,9 @@ Geometry Model() {
   return geometry;
 }
 
-// 64 slabs of 256 tokens, a quarter for each tenant: room for one of these prompts, of about four
-// turns a conversation that come twice a second. The first tenant has half of them.
-Arrivals MadeTrace() {
+// For 64 slabs of 256 tokens, a quarter for each tenant: room for one of these prompts, of about
+// four turns a conversation that come twice a second. The first tenant has half of them.
+std::string MadeText() {
   std::mt19937_64 random(7);
   std::string text;
   for (int i = 0; i < 300; ++i) {
@@ -237,8 +241,10 @@ Arrivals MadeTrace() {
     for (uint64_t j = 0; j < turns; ++j) blocks.push_back(1000 * (conversation + 1) + j);
     text += Line(500 * i, static_cast<int64_t>(512 * blocks.size()), 64, blocks);
   }
-  return Read(text).value();
+  return text;
 }
+
+Arrivals MadeTrace() { return Read(MadeText()).value(); }
 
 const ReplayOptions kOptions{
     .agents = 1, .tenants = 4, .pool = kReplaySlab * 64, .patience = seconds(3)};
@@ -297,6 +303,46 @@ TEST(Replay, APoolTooSmallForItsTenantsIsRefused) {
   const auto result = Replay(DivideArrivals(MadeTrace(), options), options,
                              {.name = "budgets", .geometry = Model()}, nullptr);
   EXPECT_EQ(result.status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(Replay, TheCommandComparesEveryContender) {
+  const File trace(MadeText());
+  const File json("");
+  ::testing::internal::CaptureStdout();
+  const int code = RunTrace({.path = trace.path(),
+                             .pool_gib = 2,
+                             .agents = 1,
+                             .tenants = 4,
+                             .threads = 2,
+                             .json_path = json.path()});
+  const std::string table = ::testing::internal::GetCapturedStdout();
+  EXPECT_EQ(code, 0);
+  std::ifstream file(json.path());
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  const auto report = ParseJson(text);
+  ASSERT_TRUE(report.ok()) << report.status();
+  const auto& contenders = report->at("contenders").as_array();
+  EXPECT_EQ(contenders.size(), Contenders(Model()).size());
+  for (const auto& contender : contenders) {
+    const std::string name(contender.at("name").as_string().c_str());
+    EXPECT_THAT(table, HasSubstr(name));
+    EXPECT_EQ(contender.at("bytes_over_budget").as_int64(), 0) << name;
+    EXPECT_EQ(contender.at("served").as_int64() + contender.at("refused").as_int64(), 300) << name;
+  }
+  EXPECT_EQ(report->at("parking").as_array().size(), 5u);
+  EXPECT_THAT(table, HasSubstr("at best"));
+}
+
+TEST(Replay, TheCommandSaysWhatIsWrong) {
+  const auto error_of = [](const TraceCommand& command) {
+    ::testing::internal::CaptureStderr();
+    EXPECT_EQ(RunTrace(command), 2);
+    return ::testing::internal::GetCapturedStderr();
+  };
+  EXPECT_THAT(error_of({.path = "/nowhere/trace"}), HasSubstr("/nowhere/trace"));
+  EXPECT_THAT(error_of({.path = "/nowhere/trace", .model = "Qwen3-8B"}), HasSubstr("--models"));
+  const File trace(MadeText());
+  EXPECT_THAT(error_of({.path = trace.path(), .pool_gib = 0.1}), HasSubstr("8 tenants"));
 }
 
 // The figures of the trace's own description: LRU finds 5.4 % at 2,000 blocks, the optimum 25.1 %,

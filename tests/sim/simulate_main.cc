@@ -153,10 +153,11 @@ int Main(int argc, char** argv) {
   app.add_option("--seeds", command.seeds, "how many seeds to run")->capture_default_str();
   app.add_option("--first", command.first, "the first of them")->capture_default_str();
   app.add_option("--seed", command.seed, "run this one only");
-  app.add_option("--agents", command.options.agents, "most agents of a cluster")
+  app.add_option("--agents", command.options.agents, "most agents of a cluster; with --trace: GPUs")
       ->check(CLI::Range(1, 16))
       ->capture_default_str();
-  app.add_option("--tenants", command.options.tenants, "most tenants at a time")
+  app.add_option("--tenants", command.options.tenants,
+                 "most tenants at a time; with --trace: tenants, 8 unless said")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
   app.add_option("--duration", command.seconds, "simulated seconds with faults")
@@ -173,6 +174,10 @@ int Main(int argc, char** argv) {
     app.parse(argc, argv);
     if (verbose && !command.seed.has_value()) {
       throw CLI::ValidationError("--verbose", "prints one history: name its --seed");
+    }
+    for (const char* of_seeds : {"--seeds", "--first", "--seed", "--duration"}) {
+      if (trace.path.empty() || app.count(of_seeds) == 0) continue;
+      throw CLI::ValidationError(of_seeds, "a replay of a --trace has no seeds");
     }
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
