@@ -47,9 +47,13 @@ void Attachment::ChangeCharge(AgentSession* session, int64_t pages) {
 void Attachment::TakePrefix(AgentSession* session, std::vector<PageKey> keys, uint32_t shareable) {
   if (setup_.prefixes == nullptr || shareable == 0) return;
   session->keys = std::move(keys);
-  const std::vector<PageId> pages = FindPrefix(session->keys, shareable);
-  if (pages.empty() || !ledger_->Share(session->id, pages).ok()) return;  // a journal is full
+  std::vector<PageId> pages = FindPrefix(session->keys, shareable);
+  if (!ledger_->Share(session->id, pages).ok()) {  // its journal is full
+    ChangeCharge(session, static_cast<int64_t>(pages.size()));
+    pages.clear();
+  }
   setup_.prefixes->Hold(std::span(session->keys).first(pages.size()));
+  if (pages.empty()) return;
   session->frozen = session->fresh_pages = pages;
   session->indexed = pages.size();
   session->committed = static_cast<uint32_t>(pages.size()) * kPageTokens;

@@ -28,11 +28,11 @@ std::vector<PageId> PrefixIndex::Find(std::span<const PageKey> chain) const {
 }
 
 void PrefixIndex::Hold(std::span<const PageKey> chain) {
-  ++uses_;
+  ++opened_;
   for (const PageKey& key : chain) {
     const PrefixNode node = entries_.at(key);
     ++nodes_[node.value()].holders;
-    order_.Use(node, uses_);
+    order_.Use(node, opened_);
   }
 }
 
@@ -54,7 +54,7 @@ bool PrefixIndex::Add(std::span<const PageKey> chain, PageId page) {
                           .depth = static_cast<uint32_t>(chain.size()),
                           .holders = 1};
   entries_[key] = node;
-  order_.Add(node, parent, ShortKey(key), ++uses_);
+  order_.Add(node, parent, ShortKey(key), opened_);
   return true;
 }
 

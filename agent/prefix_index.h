@@ -28,14 +28,15 @@ class PrefixIndex {
  public:
   // Holds at most `most` pages.
   PrefixIndex(const PrefixSecret& secret, size_t most)
-      : secret_(secret), most_(most), order_(most) {}
+      : secret_(secret), most_(most), order_(ParkedOrder::kRememberedPerPage * most) {}
 
   const PrefixSecret& secret() const { return secret_; }
 
   // The pages of the longest known beginning of a chain.
   std::vector<PageId> Find(std::span<const PageKey> chain) const;
 
-  // A session holds these pages of a chain from now on. Requires that Find finds them all.
+  // A session that opens holds these pages of a chain, or none, from now on. Requires that Find
+  // finds them all. Sessions that open are the order's time.
   void Hold(std::span<const PageKey> chain);
   // A session holds `chain` but for its last page, which is new and lies in `page`: it holds that
   // now too. False when a page of this key is known already, or when the index is full: then
@@ -80,7 +81,7 @@ class PrefixIndex {
   absl::flat_hash_map<PageKey, PrefixNode> entries_;
   std::vector<Entry> nodes_;
   std::vector<PrefixNode> unused_;
-  uint64_t uses_ = 0;  // the order's time
+  uint64_t opened_ = 0;  // sessions
 };
 
 }  // namespace kvpool

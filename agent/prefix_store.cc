@@ -18,7 +18,9 @@ std::shared_ptr<PrefixIndex> PrefixStore::For(TenantId tenant, const Layout& lay
   }
   const absl::StatusOr<PrefixSecret> secret = DrawPrefixSecret();
   if (!secret.ok()) return nullptr;
-  auto index = std::make_shared<PrefixIndex>(*secret, limits::kPrefixPages);
+  const uint64_t pool = uint64_t{ledger_->config().slabs} * layout.pages_per_slab();
+  auto index = std::make_shared<PrefixIndex>(
+      *secret, static_cast<size_t>(std::min<uint64_t>(pool, limits::kPrefixPages)));
   all_.push_back(std::make_unique<Prefixes>(Prefixes{tenant, layout, index}));
   return index;
 }

@@ -33,7 +33,7 @@ class Reclaimer final : private kj::TaskSet::ErrorHandler {
     Workers* workers = nullptr;
     boost::asio::thread_pool* pool = nullptr;
     kj::Timer* timer = nullptr;
-    Duration parked_ttl = Duration::max();
+    Duration parked_ttl = std::chrono::hours(1);
   };
   explicit Reclaimer(const Deps& deps);
 

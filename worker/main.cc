@@ -192,8 +192,7 @@ std::string GeneratedText(const Tokenizer& tokenizer, const Request& request,
 absl::StatusOr<Summary> Execute(const Flags& flags, const Tokenizer& tokenizer, Llama& model,
                                 const Work& work) {
   BootWaiter waiter;
-  absl::StatusOr<std::string> name =
-      ModelName(flags.model, model.config(), flags.prompt, flags.chunk);
+  absl::StatusOr<std::string> name = ModelName(flags.model, model.config(), flags.prompt);
   if (!name.ok()) return name.status();
   absl::StatusOr<WorkerKv> kv =
       MakeKv(flags.kv, {.geometry = model.config().CacheGeometry(flags.kv.dtype),

@@ -15,7 +15,11 @@
 namespace kvpool {
 
 absl::StatusOr<std::string> ModelName(const std::string& directory, const LlamaConfig& config,
-                                      PromptMode mode, uint32_t chunk) {
+                                      PromptMode mode) {
+  for (uint32_t layer = 0; layer < config.layers; ++layer) {
+    const bool cyclic = config.layer_types.UsesKvFromAbove(layer);
+    if (cyclic && mode == PromptMode::kIterated) return std::string();
+  }
   std::error_code error;
   std::set<std::string> files;
   for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
@@ -27,13 +31,6 @@ absl::StatusOr<std::string> ModelName(const std::string& directory, const LlamaC
   std::ifstream file(directory + "/config.json");
   std::string all{std::istreambuf_iterator<char>(file), {}};
   for (const std::string& line : files) all += line;
-  bool iterates = false;
-  for (uint32_t layer = 0; layer < config.layers; ++layer) {
-    iterates = iterates || config.layer_types.UsesKvFromAbove(layer);
-  }
-  if (iterates) {
-    absl::StrAppend(&all, "mode ", static_cast<int>(mode), " chunk ", chunk, "\n");
-  }
   return ToHex(Sha256(all));
 }
 

@@ -13,10 +13,10 @@
 
 namespace kvpool {
 
-// A hash of the checkpoint's config.json, of its weight files' names, sizes and times of change,
-// and, where keys of a prompt depend on how it is cut into pieces (LCKV, iterated), of mode and
-// chunk. NotFound: no such directory.
+// A hash of the checkpoint's config.json and of its weight files' names, sizes and times of change.
+// Empty, so that nothing is shared, where keys of a prompt depend on how it is cut into pieces
+// (LCKV, iterated). NotFound: no such directory.
 absl::StatusOr<std::string> ModelName(const std::string& directory, const LlamaConfig& config,
-                                      PromptMode mode, uint32_t chunk);
+                                      PromptMode mode);
 
 }  // namespace kvpool

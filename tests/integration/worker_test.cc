@@ -122,6 +122,39 @@ TEST_P(WorkerDtypeTest, UnderFullThePoolGivesTheSameTokensAsPrivateMemory) {
       [&] { return cluster_.GetTenant("library").at("held").to_number<int64_t>() == 0; }));
 }
 
+TEST_F(WorkerTest, PromptsThatBeginAlikeAreFedOnceAndGiveTheSameTokens) {
+  cluster_.StartAgent("a", 16);
+  cluster_.PutTenant("chat", R"({"guaranteed": "16 MiB", "limit": "32 MiB"})");
+  cluster_.MakeToken("chat");
+  AwaitLease("chat");
+  const std::string prompts = cluster_.File("alike.txt");
+  std::string preamble;
+  for (int i = 0; i < 12; ++i) preamble += "The keeper of the lighthouse wrote down every ship. ";
+  {
+    std::ofstream file(prompts);
+    for (const char* end : {"Today", "In winter", "Her brother", "Nobody", "Today"}) {
+      file << preamble << end << "\n";
+    }
+  }
+  std::vector<std::string> args = {"--prompts", prompts, "--max-tokens", "30",
+                                   "--batch",   "2",     "-o",           "json"};
+  std::vector<std::string> pool_args = PoolArgs("chat");
+  pool_args.insert(pool_args.end(), args.begin(), args.end());
+  pool_args.insert(pool_args.end(), {"--json", cluster_.File("summary.json")});
+  args.insert(args.end(), {"--kv", "private"});
+  ASSERT_EQ(RunWorker(args, cluster_.File("private.log")), 0);
+  ASSERT_EQ(RunWorker(pool_args, cluster_.File("pool.log")), 0)
+      << ReadAll(cluster_.File("pool.log"));
+  EXPECT_EQ(Generated(cluster_.File("pool.log")), Generated(cluster_.File("private.log")));
+  const auto stats =
+      boost::json::parse(ReadAll(cluster_.File("summary.json"))).at("tenants").at(0).as_object();
+  // Two begin together; each of the three after them shares all of the preamble's full pages.
+  const int64_t prompt =
+      Results(cluster_.File("pool.log"))[0].at("prompt_tokens").to_number<int64_t>();
+  EXPECT_GE(stats.at("shared_tokens").to_number<int64_t>(), 3 * (prompt / 16 - 1) * 16);
+  EXPECT_GT(prompt, 64);
+}
+
 TEST_F(WorkerTest, ATightBudgetIsKeptWhileEverySessionFinishes) {
   cluster_.StartAgent("a", 8);
   cluster_.PutTenant("press", R"({"guaranteed": "2 MiB", "limit": "4 MiB", "policy":
