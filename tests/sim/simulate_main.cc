@@ -107,6 +107,27 @@ int Finish(const Command& command, const Summary& summary) {
   return summary.failed.empty() ? 0 : 1;
 }
 
+void AddSeedOptions(CLI::App& app, Command* command) {
+  app.add_option("--seeds", command->seeds, "how many seeds to run")->capture_default_str();
+  app.add_option("--first", command->first, "the first of them")->capture_default_str();
+  app.add_option("--seed", command->seed, "run this one only");
+  app.add_option("--agents", command->options.agents,
+                 "most agents of a cluster; with --trace: GPUs")
+      ->check(CLI::Range(1, 16))
+      ->capture_default_str();
+  app.add_option("--tenants", command->options.tenants,
+                 "most tenants at a time; with --trace: tenants, 8 unless said")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  app.add_option("--duration", command->seconds, "simulated seconds with faults")
+      ->check(CLI::Range(0.1, 100000.0))
+      ->capture_default_str();
+  app.add_option("--threads", command->threads, "seeds at a time")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  app.add_option("--json", command->json_path, "write the outcome to this file");
+}
+
 void AddTraceOptions(CLI::App& app, TraceCommand* trace) {
   CLI::Option* path =
       app.add_option("--trace", trace->path,
@@ -150,23 +171,7 @@ int Main(int argc, char** argv) {
       "  scripts/simulate --trace azure2023_code.csv --pool 4 --minutes 10 --json outcome.json",
       "kvpool-simulate");
   bool verbose = false;
-  app.add_option("--seeds", command.seeds, "how many seeds to run")->capture_default_str();
-  app.add_option("--first", command.first, "the first of them")->capture_default_str();
-  app.add_option("--seed", command.seed, "run this one only");
-  app.add_option("--agents", command.options.agents, "most agents of a cluster; with --trace: GPUs")
-      ->check(CLI::Range(1, 16))
-      ->capture_default_str();
-  app.add_option("--tenants", command.options.tenants,
-                 "most tenants at a time; with --trace: tenants, 8 unless said")
-      ->check(CLI::Range(1, 64))
-      ->capture_default_str();
-  app.add_option("--duration", command.seconds, "simulated seconds with faults")
-      ->check(CLI::Range(0.1, 100000.0))
-      ->capture_default_str();
-  app.add_option("--threads", command.threads, "seeds at a time")
-      ->check(CLI::Range(1, 256))
-      ->capture_default_str();
-  app.add_option("--json", command.json_path, "write the outcome to this file");
+  AddSeedOptions(app, &command);
   TraceCommand trace;
   AddTraceOptions(app, &trace);
   app.add_flag("--verbose", verbose, "print the history (with --seed)");
