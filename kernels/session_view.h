@@ -1,6 +1,6 @@
 // What a kernel reads of one session: its segments in order, compacted then fresh. A view: owns
 // nothing, and everything it points to must hold still while a kernel runs. Ids in it are checked
-// copies, never read from a worker's memory. Frozen segments will come before `compacted`.
+// copies, never read from a worker's memory. Pages that sessions share are fresh ones to a kernel.
 //
 // A head's rows are numbered 0..: first its compacted rows, sealed (quantised) before open
 // (native), then the fresh ones. With blocks = compacted_blocks + (l * kv_heads + h) *
