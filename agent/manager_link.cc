@@ -65,6 +65,7 @@ void ManagerLink::taskFailed(kj::Exception&& error) {
 }
 
 void ManagerLink::Hurry() {
+  hurried_ = true;
   KJ_IF_MAYBE (waiting, hurry_) {
     (*waiting)->fulfill();
   }
@@ -172,6 +173,7 @@ kj::Promise<void> ManagerLink::ExchangeLoop() {
   return Exchange()
       .then([this] {
         auto hurried = kj::newPromiseAndFulfiller<void>();
+        if (hurried_) hurried.fulfiller->fulfill();  // while the manager answered
         hurry_ = kj::mv(hurried.fulfiller);
         kj::Timer& timer = deps_.io->provider->getTimer();
         return timer.afterDelay(kReportSpacing)
@@ -188,6 +190,7 @@ kj::Promise<void> ManagerLink::ExchangeLoop() {
 kj::Promise<void> ManagerLink::Exchange() {
   auto request = KJ_ASSERT_NONNULL(link_).exchangeRequest();
   const TimePoint now = BootClock::now();
+  hurried_ = false;
   OutgoingReport report = MakeReport(now);
   ToProto(report, now, request.initReport());
   return WithDeadline(request.send(), deps_.io->provider->getTimer(), kCallDeadline)
@@ -197,8 +200,18 @@ kj::Promise<void> ManagerLink::Exchange() {
         for (const ReportedTenant& tenant : report.tenants) {
           deps_.book->DemandHeard(tenant.tenant, tenant.wanted_slabs, BootClock::now());
         }
+        if (AcknowledgesMore(report)) Hurry();
         for (auto& waiting : refreshing_) waiting->fulfill();
         refreshing_.clear();
+      });
+}
+
+bool ManagerLink::AcknowledgesMore(const OutgoingReport& report) const {
+  return std::any_of(
+      report.tenants.begin(), report.tenants.end(), [this](const ReportedTenant& reported) {
+        const TenantState* tenant = deps_.book->Find(reported.tenant);
+        const uint32_t held = deps_.ledger->Usage(reported.tenant).held_slabs;
+        return tenant != nullptr && TenantBook::Promise(*tenant, held) < reported.promised_slabs;
       });
 }
 

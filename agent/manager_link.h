@@ -68,6 +68,8 @@ class ManagerLink final : private kj::TaskSet::ErrorHandler {
   kj::Promise<void> Exchange();
   kj::Promise<void> Pause();
   OutgoingReport MakeReport(TimePoint now);
+  // Whether a promise is lower by now than this report said: somebody may wait for that.
+  bool AcknowledgesMore(const OutgoingReport& report) const;
   void Apply(rpc::Orders::Reader message);
   void taskFailed(kj::Exception&& error) override;
 
@@ -83,6 +85,7 @@ class ManagerLink final : private kj::TaskSet::ErrorHandler {
   uint64_t bad_orders_ = 0;
   uint32_t report_millis_;
   kj::Maybe<kj::Own<kj::PromiseFulfiller<void>>> hurry_;
+  bool hurried_ = false;  // since the last report
   kj::Vector<kj::Own<kj::PromiseFulfiller<void>>> refreshing_;
   size_t dials_ = 0;
   uint32_t failures_ = 0;  // since it was registered

@@ -298,6 +298,116 @@ TEST_F(PrefixTest, SessionsThatAreCompactedLeaveWhatOthersShare) {
   for (size_t i = 0; i < one.size(); ++i) ASSERT_NEAR(one[i], expected[i], 1e-4) << i;
 }
 
+// Under `auto` sessions share, too, and whoever climbs copies what others hold first.
+TEST_F(PrefixTest, SessionsOfALadderShareForkAndClimb) {
+  const std::vector<PolicySpec> rungs = {
+      DefaultPolicySpec(),
+      *MakePolicySpec("streaming", {{"sinks", 4}, {"recent", 92}, {"slack", 16}})};
+  const auto order = [&](uint32_t rung) {
+    manager_.Set(1, {.name = "t1",
+                     .token = "kvp_1",
+                     .lease_slabs = 14,
+                     .limit_slabs = 16,
+                     .policy = rungs[rung],
+                     .ladder = PolicyLadder{.min_recovery = 0, .rungs = rungs},
+                     .rung = rung});
+  };
+  order(0);
+  StartAgent();
+  const Attached a = Attach(1), b = Attach(1);
+  const std::vector<int32_t> prompt = Prompt(150);
+  auto first = Open(a, prompt, 300);
+  const std::vector<float> alone = Feed(a, first.get(), prompt, 0);
+  first.reset();
+  // Every rung must be able to take over: the second compacts before a step would pass 112.
+  auto second = Open(b, prompt, 300);
+  ASSERT_EQ(second->shared_tokens(), 112u);
+  const std::vector<float> shared = Feed(b, second.get(), prompt, 112);
+  ASSERT_EQ(shared.size(), alone.size());
+  for (size_t i = 0; i < alone.size(); ++i) ASSERT_NEAR(shared[i], alone[i], 1e-4) << i;
+  auto third = Open(a, prompt, 300);
+  ASSERT_EQ(third->shared_tokens(), 112u);
+  EXPECT_EQ(Feed(a, third.get(), prompt, 112), shared);
+
+  const uint64_t page = static_cast<uint64_t>(a.tenant->layout().page_bytes().value());
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).used_bytes == (7 + 2 * 3) * page; }));
+  order(1);
+  const auto on_rung_1 = [&] {
+    const FakeUse use = manager_.Use(1);
+    return use.rungs.size() == 2 && use.rungs[1].sessions == 2;
+  };
+  ASSERT_TRUE(Eventually(on_rung_1));
+  std::vector<int32_t> text = prompt;
+  text.push_back(1);
+  // One climbs while the other holds the same pages; then the other has them alone.
+  const std::vector<float> climbed = Feed(b, second.get(), text, 150);
+  ASSERT_FALSE(climbed.empty());
+  EXPECT_EQ(Feed(a, third.get(), text, 150), climbed);
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).rungs[1].compactions == 2; }));
+  // A later one begins with what is parked or shared still, on its rung from the start.
+  auto fourth = Open(a, prompt, 300);
+  Feed(a, fourth.get(), prompt, fourth->shared_tokens());
+  fourth.reset();
+  second.reset();
+  third.reset();
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).used_bytes == 0; }));
+}
+
+TEST_F(PrefixTest, AForkUnderALadderIsOnItsTenantsRung) {
+  const std::vector<PolicySpec> rungs = {
+      DefaultPolicySpec(),
+      *MakePolicySpec("streaming", {{"sinks", 4}, {"recent", 92}, {"slack", 16}})};
+  FakeTenant tenant{.name = "t1",
+                    .token = "kvp_1",
+                    .lease_slabs = 12,
+                    .limit_slabs = 16,
+                    .policy = rungs[0],
+                    .ladder = PolicyLadder{.min_recovery = 0, .rungs = rungs}};
+  manager_.Set(1, tenant);
+  StartAgent();
+  auto connection = *Connection::Open({.socket = socket_});
+  auto attached = *connection->Attach("kvp_1", {.geometry = config_.CacheGeometry(Dtype::kF32),
+                                                .max_sessions = 4,
+                                                .max_running = 4,
+                                                .max_session_tokens = 256});
+  const auto feed = [&](Session* session, uint32_t tokens) {
+    Step step{.session = session, .tokens = tokens};
+    if (absl::Status status = attached->SafePoint({&step, 1}); !status.ok()) return status;
+    if (!step.outcome.ok()) return step.outcome;
+    const Geometry& g = attached->layout().geometry();
+    const std::vector<float> queries(size_t{tokens} * g.model_layers() * g.query_heads * g.key_dim,
+                                     0.1f);
+    return session->Commit(tokens, session->WantsQueries(tokens) ? queries.data() : nullptr);
+  };
+  auto parent = *attached->Open({.prompt_tokens = 40, .max_tokens = 256});
+  ASSERT_TRUE(feed(parent.get(), 40).ok());
+  auto fork = attached->Fork(*parent, 256);
+  ASSERT_TRUE(fork.ok()) << fork.status();
+  EXPECT_EQ((*fork)->View(0).Length(0), 40u);
+  tenant.rung = 1;
+  tenant.policy = rungs[1];
+  manager_.Set(1, tenant);
+  ASSERT_TRUE(Eventually([&] {
+    const FakeUse use = manager_.Use(1);
+    return use.rungs.size() == 2 && use.rungs[1].sessions == 2;
+  }));
+  for (int i = 0; i < 120; ++i) {
+    ASSERT_TRUE(feed(fork->get(), 1).ok()) << i;
+    ASSERT_TRUE(feed(parent.get(), 1).ok()) << i;
+  }
+  EXPECT_LE((*fork)->View(0).Length(0), 112u);
+  EXPECT_LE(parent->View(0).Length(0), 112u);
+  // What was opened under one policy is no beginning for another one.
+  auto last = *attached->Open({.prompt_tokens = 16, .max_tokens = 64});
+  ASSERT_TRUE(feed(last.get(), 16).ok());
+  tenant.ladder.reset();
+  tenant.rung = 0;
+  manager_.Set(1, tenant);
+  EXPECT_TRUE(Eventually([&] { return manager_.Use(1).rungs.empty(); }));
+  const absl::Status refused = attached->Fork(*last, 64).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
+}
+
 TEST_F(PrefixTest, APolicyThatMustSeeThePromptSharesNothing) {
   SetTenant(1, 8, *MakePolicySpec("fastgen", {}));
   StartAgent();

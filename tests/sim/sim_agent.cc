@@ -213,6 +213,7 @@ void SimAgent::Exchange() {
     life_->book.ManagerHeard(deps_.process->Now());
     for (const ReportedTenant& tenant : report->tenants) {
       life_->book.DemandHeard(tenant.tenant, tenant.wanted_slabs, deps_.process->Now());
+      if (MayHold(tenant.tenant) < tenant.promised_slabs) Hurry();
     }
     NextExchange();
   };
