@@ -449,8 +449,8 @@ TEST_F(CompactingPrefixTest, ManySessionsAreCompactedAndNothingIsLost) {
       ASSERT_NE(open.back(), nullptr);
     } else if (!open.empty() && open.size() < 7 && random() % 6 == 0) {
       auto fork = loop_.tenant().Fork(*open[random() % open.size()], 300);
-      if (fork.ok()) open.push_back(*std::move(fork));
       forks += fork.ok();
+      if (fork.ok()) open.push_back(*std::move(fork));
     } else if (!open.empty()) {
       auto& session = open[random() % open.size()];
       const auto more = static_cast<uint32_t>(1 + random() % 20);

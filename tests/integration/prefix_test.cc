@@ -22,7 +22,6 @@ namespace kvpool {
 namespace {
 
 using testing::Contains;
-using testing::Not;
 
 constexpr char kParkedForTheLease[] = "1:2";  // step parked, reason leaseShrink
 constexpr char kParkedForPages[] = "1:3";     // reason noPages
