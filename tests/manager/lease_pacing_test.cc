@@ -59,16 +59,15 @@ TEST(LeasePacingTest, GuaranteesThenPrioritiesThenHeadRoomGetTheRoom) {
               ElementsAre(ElementsAre(0), ElementsAre(7), ElementsAre(6), ElementsAre(7)));
 }
 
-TEST(LeasePacingTest, AShrinkByATrifleThatNobodyWaitsForStays) {
-  EXPECT_THAT(
-      PaceLeases({.capacity = {1000},
-                  .tenants = {AtOneAgent(9, 9, 10), AtOneAgent(8, 8, 10), AtOneAgent(91, 91, 95),
-                              AtOneAgent(90, 90, 95), AtOneAgent(9, 10, 9)}}),
-      ElementsAre(ElementsAre(10), ElementsAre(8), ElementsAre(95), ElementsAre(90),
-                  ElementsAre(10)));
+TEST(LeasePacingTest, WhatNobodyWaitsForStays) {
+  EXPECT_THAT(PaceLeases({.capacity = {120},
+                          .tenants = {AtOneAgent(9, 9, 10), AtOneAgent(0, 3, 95),
+                                      AtOneAgent(9, 10, 9), AtOneAgent(1, 9, 1)}}),
+              ElementsAre(ElementsAre(10), ElementsAre(95), ElementsAre(10), ElementsAre(5)))
+      << "head-room takes what is free, and no more";
 }
 
-TEST(LeasePacingTest, ATrifleThatSomebodyWaitsForGoes) {
+TEST(LeasePacingTest, WhatSomebodyWaitsForGoes) {
   EXPECT_THAT(
       PaceLeases({.capacity = {20}, .tenants = {AtOneAgent(9, 9, 10), AtOneAgent(11, 11, 10)}}),
       ElementsAre(ElementsAre(9), ElementsAre(10)));
@@ -90,13 +89,14 @@ TEST(LeasePacingTest, ShrinksKeepThePace) {
 }
 
 TEST(LeasePacingTest, UnusedLeasesThenLowPrioritiesThenLargeOnesShrinkFirst) {
-  PacingInput input{.capacity = {100},
-                    .tenants = {AtOneAgent(30, 20, 30), AtOneAgent(40, 16, 40),
-                                AtOneAgent(30, 10, 24), AtOneAgent(2, 2, 6)}};
+  PacingInput input{
+      .capacity = {100},
+      .tenants = {AtOneAgent(30, 20, 30), AtOneAgent(40, 16, 40), AtOneAgent(30, 10, 24),
+                  AtOneAgent(2, 2, 6), AtOneAgent(52, 52, 0)}};
   input.tenants[0].priority = 1;
   input.tenants[3].priority = 9;
-  EXPECT_THAT(PaceLeases(input),
-              ElementsAre(ElementsAre(30), ElementsAre(34), ElementsAre(24), ElementsAre(2)));
+  EXPECT_THAT(PaceLeases(input), ElementsAre(ElementsAre(30), ElementsAre(34), ElementsAre(24),
+                                             ElementsAre(2), ElementsAre(0)));
 }
 
 TEST(LeasePacingTest, AGuaranteeDoesNotWaitForThePace) {
@@ -214,7 +214,7 @@ class Loop {
       int64_t returning = 0;
       for (size_t t = 0; t < after.size(); ++t) returning += committed[t][a] - after[t][a];
       if (AllIsBorrowed()) {
-        EXPECT_LE(returning, std::max(kTrifleSlabs, input_.capacity[a] / kPaceDivisor));
+        EXPECT_LE(returning, std::max(kLeastPortion, input_.capacity[a] / kPaceDivisor));
       }
     }
   }
