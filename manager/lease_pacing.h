@@ -36,11 +36,11 @@ inline constexpr int64_t kLeastPortion = 2;
 // lease[tenant][agent], each between `ordered` and `allocated`.
 //
 //   Shrinks. None, unless somebody waits for it: at that agent, with demand, not for head-room; or
-//   the tenant itself at another one, at its limit. All together keep the pace. Unused leases go first, then
-//   those of the lowest priority, then the largest. Two kinds do not wait for the pace: what a
-//   tenant lacks of its guarantee comes back at once, and so does what one has above its limit.
-//   Grows. As much as has room now: what guarantees lack first, then demand by priority, then
-//   head-room.
+//   the tenant itself at another one, at its limit. All together keep the pace. Unused leases go
+//   first, then those of the lowest priority, then the largest. Two kinds do not wait for the pace:
+//   what a tenant lacks of its guarantee comes back at once, and so does what one has above its
+//   limit. Grows. As much as has room now: what guarantees lack first, then demand by priority,
+//   then head-room.
 //
 // While allocations stay the same and agents acknowledge, every lease moves towards its allocation
 // only, all demand that was allocated for is served after finitely many rounds, and then nothing
