@@ -176,6 +176,44 @@ TEST_F(AgentTest, APoolThatHasBecomeSmallerBeginsWithAsManyFloorsAsItHolds) {
   EXPECT_TRUE(Eventually([&] { return manager_.Use(1).lease_slabs == 2; }));
 }
 
+TEST_F(AgentTest, ALayoutThatIsDoneGivesItsSlabsToAnotherOfItsTenant) {
+  SetTenant(6);
+  StartAgent();
+  auto connection = Connect(), other_connection = Connect();
+  auto small = connection->Attach(kTenantToken, Options());
+  ASSERT_TRUE(small.ok()) << small.status();
+  AttachOptions options = Options();
+  options.geometry.layers = 4;
+  options.geometry.kv_of_layer = {0, 1, 2, 3};
+  auto large = other_connection->Attach(kTenantToken, options);
+  ASSERT_TRUE(large.ok()) << large.status();
+  const auto feed = [&](Tenant& tenant, Session* session) {
+    absl::Status fed;
+    while (fed.ok() && session->position() < 1024) {
+      EXPECT_TRUE(Eventually([&] {
+        fed = Advance(tenant, session, 64);
+        return !absl::IsResourceExhausted(fed);
+      }));
+    }
+    return fed;
+  };
+  // Four slabs of pages; then nothing is in use in them.
+  auto first = (*small)->Open({.prompt_tokens = 64, .max_tokens = 1024});
+  auto second = (*small)->Open({.prompt_tokens = 64, .max_tokens = 1024});
+  ASSERT_TRUE(first.ok() && second.ok()) << second.status();
+  ASSERT_TRUE(feed(**small, first->get()).ok());
+  ASSERT_TRUE(feed(**small, second->get()).ok());
+  ASSERT_TRUE(
+      Eventually([&] { return manager_.Use(1).held_slabs >= 4 && manager_.Use(1).sessions == 2; }));
+  first->reset();
+  second->reset();
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).sessions == 0; }));
+  // Four slabs of pages of the other size.
+  auto wide = (*large)->Open({.prompt_tokens = 64, .max_tokens = 1024});
+  ASSERT_TRUE(wide.ok()) << wide.status();
+  EXPECT_TRUE(feed(**large, wide->get()).ok());
+}
+
 TEST_F(AgentTest, SettingsThatDoNotFitTogetherAreNamed) {
   const auto start = [&](std::vector<std::string> args) {
     const std::string log = dir_ / "settings.log";
