@@ -148,6 +148,8 @@ Agent::Agent(const AgentConfig& config, const AgentTls& tls, kj::AsyncIoContext&
     reclaimer_.Look(tenant);
     if (link_ != nullptr) link_->Hurry();
   });
+  workers_.OnLacking(
+      [this](WorkerId worker, uint32_t slabs) { reclaimer_.TakeFromOtherLayouts(worker, slabs); });
   reclaimer_.OnProgress([this] {
     if (link_ != nullptr) link_->Hurry();
   });

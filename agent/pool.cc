@@ -429,6 +429,12 @@ uint64_t PoolLedger::HeldPages(TenantId tenant, const Layout& layout) const {
   return groups_[*group]->pages_in[3] - groups_[*group]->parked;
 }
 
+std::optional<uint32_t> PoolLedger::GroupOf(WorkerId worker) const {
+  const uint8_t slot = WorkerSlot(worker);
+  if (slot == Record::kNoSlot) return std::nullopt;
+  return workers_[slot]->group;
+}
+
 uint64_t PoolLedger::FreePagesFor(WorkerId worker) const {
   const uint8_t slot = WorkerSlot(worker);
   uint64_t pages = 0;

@@ -226,6 +226,8 @@ class PoolLedger {
   uint64_t HeldPages(TenantId tenant, const Layout& layout) const;
   // In the LEASED slabs that it has mapped.
   uint64_t FreePagesFor(WorkerId worker) const;
+  // As SlabUsage::group; nullopt for a worker that is nobody.
+  std::optional<uint32_t> GroupOf(WorkerId worker) const;
   uint64_t GrantedPages(WorkerId worker) const;  // 0 for a worker that is nobody
 
   // Walks everything. Internal says which invariant is broken: every slab in one state, sums match

@@ -127,6 +127,28 @@ ReclaimInput Reclaimer::Input(TenantId tenant) const {
   return input;
 }
 
+void Reclaimer::TakeFromOtherLayouts(WorkerId worker, uint32_t slabs) {
+  const auto group = deps_.ledger->GroupOf(worker);
+  if (!group.has_value()) return;
+  const TenantId tenant = deps_.workers->all().at(worker).attachment->setup().tenant;
+  const TenantUsage usage = deps_.ledger->Usage(tenant);
+  slabs -= std::min(slabs, usage.draining_slabs);  // asked for a moment ago
+  for (const SlabUsage& slab : deps_.ledger->EmptiestSlabs(tenant, usage.held_slabs)) {
+    if (slabs == 0) return;
+    const bool other = slab.group != *group && slab.state == SlabState::kLeased;
+    if (!other || slab.owned_pages + slab.granted_pages > 0) continue;
+    if (deps_.workers->Populating(slab.slab)) continue;
+    if (slab.frozen_pages > 0) deps_.workers->DropParked(tenant, {slab.slab}, {});
+    if (!deps_.ledger->BeginEvacuate(slab.slab).ok()) continue;
+    if (!deps_.ledger->BeginDrain(slab.slab).ok()) {  // sessions share what is left in it
+      (void)deps_.ledger->CancelEvacuate(slab.slab);
+      continue;
+    }
+    tasks_.add(Drain(slab.slab));
+    --slabs;
+  }
+}
+
 void Reclaimer::DrainEmpty(TenantId tenant) {
   const uint32_t held = deps_.ledger->Usage(tenant).held_slabs;
   for (const SlabUsage& slab : deps_.ledger->EmptiestSlabs(tenant, held)) {

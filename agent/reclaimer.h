@@ -39,6 +39,10 @@ class Reclaimer final : private kj::TaskSet::ErrorHandler {
 
   // Something about the tenant changed. Cheap when it is within its lease.
   void Look(TenantId tenant);
+  // A worker lacks slabs within its tenant's lease: takes as many back from the tenant's other
+  // layouts, where nothing is in use in them. No slab serves two layouts, so without this one that
+  // was busy once would keep the lease from another for ever.
+  void TakeFromOtherLayouts(WorkerId worker, uint32_t slabs);
   // Called when a slab has come back.
   void OnProgress(std::function<void()> callback) { on_progress_ = std::move(callback); }
 

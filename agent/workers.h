@@ -111,6 +111,10 @@ class Workers final : private kj::TaskSet::ErrorHandler {
 
   // Called whenever a tenant's pages or sessions changed in a way that reclaim may care for.
   void OnChange(std::function<void(TenantId)> callback) { on_change_ = std::move(callback); }
+  // Called when a worker lacks slabs within its tenant's lease: another layout of the tenant may
+  // have some that it does not need.
+  using Lacking = std::function<void(WorkerId, uint32_t slabs)>;
+  void OnLacking(Lacking callback) { on_lacking_ = std::move(callback); }
 
   // InvalidArgument: a number; ResourceExhausted: too many workers, or no memory.
   // FailedPrecondition: the tenant is gone.
@@ -255,6 +259,7 @@ class Workers final : private kj::TaskSet::ErrorHandler {
   const Deps deps_;
   const Logger log_;
   std::function<void(TenantId)> on_change_;
+  Lacking on_lacking_;
   std::map<WorkerId, Worker> workers_;
   std::multiset<SlabIndex> populating_;  // once for each worker that waits for it
   // By age, and when each asked last.

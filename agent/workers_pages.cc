@@ -136,6 +136,7 @@ kj::Promise<absl::Status> Workers::Refuse(WorkerId id, uint32_t pages) {
     if (past_deadline) {
       return absl::ResourceExhaustedError(PastDeadlineText(*tenant, now, "page"));
     }
+    if (on_lacking_) on_lacking_(id, CeilDiv(pages - got, setup.layout.pages_per_slab()));
     return absl::ResourceExhaustedError(absl::StrCat("tenant ", tenant->name, " has no ", pages,
                                                      " pages left within its lease of ",
                                                      tenant->lease_slabs, " slabs at this agent"));
