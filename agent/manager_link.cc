@@ -154,8 +154,9 @@ kj::Promise<void> ManagerLink::Register(rpc::Manager::Client manager) {
   return WithDeadline(request.send(), deps_.io->provider->getTimer(), kDialDeadline)
       .then([this](auto&& response) {
         auto result = response.getResult();
-        KJ_REQUIRE(!result.isRefused() || result.getRefused() != rpc::RegisterRefusal::NOT_LEADER,
-                   "this manager does not lead");
+        if (result.isRefused() && result.getRefused() == rpc::RegisterRefusal::NOT_LEADER) {
+          kj::throwFatalException(KJ_EXCEPTION(DISCONNECTED, "this manager does not lead"));
+        }
         if (!result.isLink()) {
           log_.Error("the manager refuses this agent",
                      {{"reason", result.isRefused() ? ToString(result.getRefused())

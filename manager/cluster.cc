@@ -4,6 +4,7 @@
 #include "manager/cluster.h"
 
 #include <algorithm>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -26,6 +27,9 @@ std::vector<LeaseHolder> Holders(const std::vector<KnownAgent>& agents) {
   }
   return holders;
 }
+
+// Shrinks of a tenth of a pool a round are through long before.
+constexpr int kOutlookRounds = 100;
 
 // What the operator has set, for the agents that are ready.
 AllocatorInput::Tenant BudgetOf(const TenantSpec& spec, Bytes slab, const PacingInput::Tenant& now,
@@ -52,6 +56,16 @@ std::vector<int64_t> DemandOf(TenantId tenant, const std::vector<const Cluster::
     demand.push_back(use == agent->use.end() ? 0 : use->second.wanted_slabs);
   }
   return demand;
+}
+
+// What a tenant has in its hands at each agent.
+std::vector<int64_t> HeldOf(TenantId tenant, const std::vector<const Cluster::Agent*>& agents) {
+  std::vector<int64_t> held;
+  for (const Cluster::Agent* agent : agents) {
+    const auto use = agent->use.find(tenant);
+    held.push_back(use == agent->use.end() ? 0 : use->second.held_slabs);
+  }
+  return held;
 }
 
 }  // namespace
@@ -225,7 +239,8 @@ PacingInput Cluster::Allocation() const {
                             .priority = tenant.spec.priority,
                             .demand = DemandOf(tenant.id, ready),
                             .ordered = std::move(leases.ordered[t]),
-                            .committed = std::move(leases.committed[t])};
+                            .committed = std::move(leases.committed[t]),
+                            .held = HeldOf(tenant.id, ready)};
     now.guaranteed = SlabBytes() == 0_B ? 0 : tenant.spec.guaranteed / SlabBytes();
     now.guaranteed = std::min(now.guaranteed, now.limit);
     input.tenants.push_back(BudgetOf(tenant.spec, SlabBytes(), now, leases.agents));
@@ -279,15 +294,29 @@ void Cluster::LogMoves(const std::vector<LeaseMove>& moves, TimePoint now) {
 std::map<TenantId, int64_t> Cluster::Outlook() const {
   std::map<TenantId, int64_t> outlook;
   if (agents_.empty()) return outlook;
-  const PacingInput plan = Allocation();
+  PacingInput plan = Allocation();
+  std::vector<int64_t> elsewhere;  // at agents that cannot be ordered from
+  for (const auto& [name, tenant] : tenants_.by_name()) {
+    const PacingInput::Tenant& now = plan.tenants[elsewhere.size()];
+    elsewhere.push_back(ledger_.Committed(tenant.id) -
+                        std::accumulate(now.committed.begin(), now.committed.end(), int64_t{0}));
+  }
+  // Round after round, as if every agent followed at once, until nothing moves.
+  for (int round = 0; round < kOutlookRounds; ++round) {
+    const std::vector<std::vector<int64_t>> leases = PaceLeases(plan);
+    bool moved = false;
+    for (size_t t = 0; t < leases.size(); ++t) {
+      PacingInput::Tenant& now = plan.tenants[t];
+      moved |= leases[t] != now.committed;
+      now.ordered = now.committed = leases[t];
+    }
+    if (!moved) break;
+  }
   size_t t = 0;
   for (const auto& [name, tenant] : tenants_.by_name()) {
-    const PacingInput::Tenant& now = plan.tenants[t++];
-    int64_t slabs = ledger_.Committed(tenant.id);
-    for (size_t a = 0; a < now.allocated.size(); ++a) {
-      slabs += now.allocated[a] - now.committed[a];
-    }
-    outlook[tenant.id] = slabs;
+    const PacingInput::Tenant& then = plan.tenants[t];
+    outlook[tenant.id] = std::accumulate(then.ordered.begin(), then.ordered.end(), elsewhere[t]);
+    ++t;
   }
   return outlook;
 }

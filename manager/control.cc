@@ -80,9 +80,10 @@ boost::json::object RungObject(const Tenant& tenant) {
 
 AuditEntry RungEntry(const Tenant& before, const Tenant& after) {
   AuditEntry entry = TenantEntry(
-      "manager", after.rung.index > before.rung.index ? "policy.climb" : "policy.descend",
+      kManagerActor, after.rung.index > before.rung.index ? "policy.climb" : "policy.descend",
       after.spec.name);
   entry.before = RungObject(before);
+  entry.before.as_object().erase("reason");  // so that each change shows its own
   entry.after = RungObject(after);
   return entry;
 }

@@ -24,6 +24,10 @@ struct Room {
   int64_t LacksUrgently() const { return std::max<int64_t>(urgent - free - returning, 0); }
 };
 
+bool IsTrifle(int64_t change, int64_t lease) {
+  return change < std::max(kTrifleSlabs, CeilDiv(lease, kTrifleDivisor));
+}
+
 class Pacing {
  public:
   explicit Pacing(const PacingInput& input)
@@ -89,15 +93,20 @@ class Pacing {
 
   void ShrinkAt(size_t a) {
     Room& agent = agents_[a];
-    const int64_t portion = std::max(kLeastPortion, input_.capacity[a] / kPaceDivisor);
+    const int64_t portion = std::max(kTrifleSlabs, input_.capacity[a] / kPaceDivisor);
     int64_t allowed = std::max({agent.LacksUrgently(), portion - agent.returning, int64_t{0}});
     for (const Step& shrink : ShrinksInOrder(a)) {
+      const PacingInput::Tenant& tenant = input_.tenants[shrink.tenant];
       Room& own = tenants_[shrink.tenant];
       const int64_t above_limit = std::max<int64_t>(-own.free - own.returning, 0);
       const bool waited_for = agent.Lacks() || own.Lacks() || above_limit > 0;
-      if (!waited_for) continue;
+      int64_t most = shrink.slabs;
+      if (!waited_for) {
+        most = std::min(most, tenant.ordered[a] - tenant.held[a]);
+        if (IsTrifle(most, tenant.ordered[a])) continue;
+      }
       const int64_t at_once = std::max(above_limit, own.LacksUrgently());
-      const int64_t slabs = std::min(shrink.slabs, std::max(at_once, allowed));
+      const int64_t slabs = std::min(most, std::max(at_once, allowed));
       leases_[shrink.tenant][a] -= slabs;
       allowed = std::max<int64_t>(allowed - slabs, 0);
       own.returning += slabs;

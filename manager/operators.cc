@@ -55,6 +55,10 @@ const Operator* OperatorTable::FindByToken(const Sha256Hash& token) const {
 
 absl::Status OperatorTable::CheckCreate(const std::string& name) const {
   if (absl::Status status = CheckName("operator", name); !status.ok()) return status;
+  if (name == kManagerActor) {
+    return absl::AlreadyExistsError(
+        "\"manager\" is what the audit log calls the manager itself; take another name");
+  }
   if (operators_.contains(name) || name == kConfiguredOperator) {
     return absl::AlreadyExistsError(
         absl::StrCat("operator \"", name, "\" exists; take another name, or revoke it first"));

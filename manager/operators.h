@@ -42,6 +42,8 @@ std::string NameOfFirst(const Sha256Hash& token);
 
 // The one whose token is in a file that the settings name: an admin of this name, never stored.
 inline constexpr char kConfiguredOperator[] = "config";
+// Who did what no operator asked for, in the audit log: nobody else may have the name.
+inline constexpr char kManagerActor[] = "manager";
 
 class OperatorTable {
  public:

@@ -5,6 +5,7 @@
 
 #include <sqlite3.h>
 
+#include <filesystem>
 #include <utility>
 #include <vector>
 
@@ -137,6 +138,12 @@ class SqliteStore::Transaction {
 };
 
 absl::StatusOr<std::unique_ptr<SqliteStore>> SqliteStore::Open(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::file_size(path, error) == 0 && !error) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, ": is empty, so something has cut it; restore it from a backup, the ",
+                     "budgets are in it, or remove it to begin with no tenants"));
+  }
   sqlite3* database = nullptr;
   const int code =
       sqlite3_open_v2(path.c_str(), &database, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr);

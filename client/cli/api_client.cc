@@ -50,15 +50,15 @@ absl::StatusOr<boost::json::object> ApiClient::Call(const std::string& method,
   HttpRequest request{.method = method, .path = path.substr(0, question), .body = body};
   if (question < path.size()) request.query = path.substr(question + 1);
   if (!token_.empty()) request.headers["authorization"] = "Bearer " + token_;
-  absl::Status error;
+  absl::Status error, silence;  // what a server said counts for more than that another is away
   for (const HostPort& server : servers_) {
     const auto response = HttpCall(server, request, kDeadline, tls_.get());
     if (!response.ok()) {
-      error = absl::UnavailableError(absl::StrCat("no answer from ", ToString(server), ": ",
-                                                  std::string(response.status().message()),
-                                                  " (is kvpool-manager running? see --server)"));
+      silence = absl::UnavailableError(absl::StrCat("no answer from ", ToString(server), ": ",
+                                                    std::string(response.status().message()),
+                                                    " (is kvpool-manager running? see --server)"));
       if (absl::IsUnavailable(response.status()) || method == "GET") continue;
-      return error;
+      return silence;
     }
     auto json = ParseJson(response->body, limits::kHttpReplyBytes);
     if (!json.ok() || !json->is_object()) {
@@ -75,7 +75,7 @@ absl::StatusOr<boost::json::object> ApiClient::Call(const std::string& method,
                          : absl::StrCat("the server answered with HTTP status ", response->status));
     if (ErrorField(answer, "code") != "not_leader") return error;
   }
-  return error;
+  return error.ok() ? silence : error;
 }
 
 absl::StatusOr<boost::json::object> ApiClient::Get(const std::string& path) const {

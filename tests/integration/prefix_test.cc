@@ -317,7 +317,10 @@ TEST_F(PrefixTest, SessionsOfALadderShareForkAndClimb) {
   const std::vector<int32_t> prompt = Prompt(150);
   auto first = Open(a, prompt, 300);
   const std::vector<float> alone = Feed(a, first.get(), prompt, 0);
+  // What it leaves is parked when the agent has closed it.
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).sessions == 1; }));
   first.reset();
+  ASSERT_TRUE(Eventually([&] { return manager_.Use(1).sessions == 0; }));
   // Every rung must be able to take over: the second compacts before a step would pass 112.
   auto second = Open(b, prompt, 300);
   ASSERT_EQ(second->shared_tokens(), 112u);

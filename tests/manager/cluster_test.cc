@@ -402,6 +402,25 @@ TEST_F(ClusterTest, AnOutlookIsWhatLeasesComeTo) {
   EXPECT_EQ(cluster_->ledger().Committed(a), 20) << "a copy is a copy";
 }
 
+TEST_F(ClusterTest, AnOutlookTakesNothingThatNobodyWaitsFor) {
+  const TenantId a = Set("a", 0_B, kSlab * 100);
+  ModelAgent agent = Connect(Agent("x", 10));
+  agent.use[a].lease.tenant = a;
+  agent.use[a].wanted_slabs = 10;
+  for (int i = 0; i < 3; ++i) Exchange(agent);
+  ASSERT_EQ(cluster_->ledger().Committed(a), 10);
+  // It wants nothing any more, but holds what it had.
+  agent.use[a].wanted_slabs = 0;
+  agent.use[a].held_slabs = 10;
+  for (int i = 0; i < 3; ++i) Exchange(agent);
+  EXPECT_EQ(cluster_->ledger().Committed(a), 10);
+  EXPECT_EQ(cluster_->Outlook().at(a), 10);
+  agent.use[a].held_slabs = 0;
+  for (int i = 0; i < 12; ++i) Exchange(agent);
+  EXPECT_LE(cluster_->ledger().Committed(a), 3) << "head-room";
+  EXPECT_EQ(cluster_->Outlook().at(a), cluster_->ledger().Committed(a));
+}
+
 // A tenant with a ladder of four rungs, and its agent.
 class LadderClusterTest : public ClusterTest {
  protected:

@@ -30,7 +30,8 @@ PacingInput::Tenant AtOneAgent(int64_t demand, int64_t allocated, int64_t leased
           .demand = {demand},
           .allocated = {allocated},
           .ordered = {leased},
-          .committed = {leased}};
+          .committed = {leased},
+          .held = {0}};
 }
 
 TEST(LeasePacingTest, NobodyAndNothing) {
@@ -59,15 +60,16 @@ TEST(LeasePacingTest, GuaranteesThenPrioritiesThenHeadRoomGetTheRoom) {
               ElementsAre(ElementsAre(0), ElementsAre(7), ElementsAre(6), ElementsAre(7)));
 }
 
-TEST(LeasePacingTest, WhatNobodyWaitsForStays) {
-  EXPECT_THAT(PaceLeases({.capacity = {120},
-                          .tenants = {AtOneAgent(9, 9, 10), AtOneAgent(0, 3, 95),
-                                      AtOneAgent(9, 10, 9), AtOneAgent(1, 9, 1)}}),
-              ElementsAre(ElementsAre(10), ElementsAre(95), ElementsAre(10), ElementsAre(5)))
-      << "head-room takes what is free, and no more";
+TEST(LeasePacingTest, AShrinkByATrifleThatNobodyWaitsForStays) {
+  EXPECT_THAT(
+      PaceLeases({.capacity = {1000},
+                  .tenants = {AtOneAgent(9, 9, 10), AtOneAgent(8, 8, 10), AtOneAgent(91, 91, 95),
+                              AtOneAgent(90, 90, 95), AtOneAgent(9, 10, 9)}}),
+      ElementsAre(ElementsAre(10), ElementsAre(8), ElementsAre(95), ElementsAre(90),
+                  ElementsAre(10)));
 }
 
-TEST(LeasePacingTest, WhatSomebodyWaitsForGoes) {
+TEST(LeasePacingTest, ATrifleThatSomebodyWaitsForGoes) {
   EXPECT_THAT(
       PaceLeases({.capacity = {20}, .tenants = {AtOneAgent(9, 9, 10), AtOneAgent(11, 11, 10)}}),
       ElementsAre(ElementsAre(9), ElementsAre(10)));
@@ -75,7 +77,22 @@ TEST(LeasePacingTest, WhatSomebodyWaitsForGoes) {
   PacingInput input{.capacity = {20, 20}, .tenants = {{.limit = 10}}};
   input.tenants[0].demand = input.tenants[0].allocated = {9, 1};
   input.tenants[0].ordered = input.tenants[0].committed = {10, 0};
+  input.tenants[0].held = {0, 0};
   EXPECT_THAT(PaceLeases(input), ElementsAre(ElementsAre(9, 0)));
+}
+
+TEST(LeasePacingTest, WhatIsHeldStaysWhileNobodyWaitsForIt) {
+  PacingInput input{.capacity = {100}, .tenants = {AtOneAgent(0, 3, 50), AtOneAgent(9, 9, 9)}};
+  EXPECT_THAT(PaceLeases(input), ElementsAre(ElementsAre(40), ElementsAre(9)));
+  input.tenants[0].held = {45};
+  EXPECT_THAT(PaceLeases(input), ElementsAre(ElementsAre(45), ElementsAre(9)));
+  input.tenants[0].held = {49};
+  EXPECT_THAT(PaceLeases(input), ElementsAre(ElementsAre(50), ElementsAre(9))) << "a trifle";
+  input.tenants[0].held = {60};
+  EXPECT_THAT(PaceLeases(input), ElementsAre(ElementsAre(50), ElementsAre(9)))
+      << "an older order has not been followed yet";
+  input.tenants.push_back(AtOneAgent(60, 60, 0));
+  EXPECT_THAT(PaceLeases(input), ElementsAre(ElementsAre(40), ElementsAre(9), ElementsAre(41)));
 }
 
 TEST(LeasePacingTest, ShrinksKeepThePace) {
@@ -89,14 +106,13 @@ TEST(LeasePacingTest, ShrinksKeepThePace) {
 }
 
 TEST(LeasePacingTest, UnusedLeasesThenLowPrioritiesThenLargeOnesShrinkFirst) {
-  PacingInput input{
-      .capacity = {100},
-      .tenants = {AtOneAgent(30, 20, 30), AtOneAgent(40, 16, 40), AtOneAgent(30, 10, 24),
-                  AtOneAgent(2, 2, 6), AtOneAgent(52, 52, 0)}};
+  PacingInput input{.capacity = {100},
+                    .tenants = {AtOneAgent(30, 20, 30), AtOneAgent(40, 16, 40),
+                                AtOneAgent(30, 10, 24), AtOneAgent(2, 2, 6)}};
   input.tenants[0].priority = 1;
   input.tenants[3].priority = 9;
-  EXPECT_THAT(PaceLeases(input), ElementsAre(ElementsAre(30), ElementsAre(34), ElementsAre(24),
-                                             ElementsAre(2), ElementsAre(0)));
+  EXPECT_THAT(PaceLeases(input),
+              ElementsAre(ElementsAre(30), ElementsAre(34), ElementsAre(24), ElementsAre(2)));
 }
 
 TEST(LeasePacingTest, AGuaranteeDoesNotWaitForThePace) {
@@ -165,7 +181,8 @@ class Loop {
                                 .demand = tenant.demand,
                                 .allocated = allocated[t],
                                 .ordered = ordered[t],
-                                .committed = committed[t]});
+                                .committed = committed[t],
+                                .held = used_[t]});
       targets.push_back({.tenant = Id(t), .limit = tenant.limit});
     }
     const Table leases = PaceLeases(pacing);
@@ -214,7 +231,7 @@ class Loop {
       int64_t returning = 0;
       for (size_t t = 0; t < after.size(); ++t) returning += committed[t][a] - after[t][a];
       if (AllIsBorrowed()) {
-        EXPECT_LE(returning, std::max(kLeastPortion, input_.capacity[a] / kPaceDivisor));
+        EXPECT_LE(returning, std::max(kTrifleSlabs, input_.capacity[a] / kPaceDivisor));
       }
     }
   }

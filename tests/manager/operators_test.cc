@@ -42,6 +42,7 @@ TEST(OperatorsTest, WhoCannotBeCreated) {
   EXPECT_TRUE(table.CheckCreate("b").ok());
   EXPECT_EQ(table.CheckCreate("a").code(), absl::StatusCode::kAlreadyExists);
   EXPECT_EQ(table.CheckCreate("config").code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(table.CheckCreate("manager").code(), absl::StatusCode::kAlreadyExists);
   EXPECT_EQ(table.CheckCreate("A b").code(), absl::StatusCode::kInvalidArgument);
   for (uint32_t i = 1; i < limits::kOperators; ++i) {
     const std::string name = "n" + std::to_string(i);

@@ -112,6 +112,11 @@ TEST_F(SqliteStoreTest, AnotherKindOfFileIsRefused) {
   EXPECT_THAT(OpenError(), HasSubstr("no database"));
 }
 
+TEST_F(SqliteStoreTest, AFileThatWasCutToNothingIsNotTakenForANewOne) {
+  std::ofstream(rig_.path()).close();
+  EXPECT_THAT(OpenError(), HasSubstr("is empty, so something has cut it; restore it"));
+}
+
 TEST_F(SqliteStoreTest, ADatabaseOfAnotherProgramIsRefused) {
   RunSql("CREATE TABLE song (title TEXT)");
   EXPECT_THAT(OpenError(), HasSubstr("another program"));
